@@ -1,0 +1,73 @@
+package lsfs
+
+import "github.com/twinsan/twinsan/dedup"
+
+// VolumeID names a volume in the whole cluster. It is never reused; zero is no volume.
+type VolumeID uint64
+
+// Epoch counts the reigns of a volume: it rises at every change of owner or in-sync set.
+type Epoch uint64
+
+// Seq numbers the operations of one volume without gaps, across epochs.
+type Seq uint64
+
+// OpID names one operation of a volume.
+type OpID struct {
+	Epoch Epoch
+	Seq   Seq
+}
+
+// BlockNo counts the 4 KiB blocks of a volume.
+type BlockNo uint64
+
+// BID is a block identity: the only name that maps and caches use for a stored
+// block. It is handed out in write order and local to one pool. Zero is the
+// hole: a block that reads as zeros.
+type BID uint64
+
+// OpKind is the kind of a logged operation. Part of the disk and wire formats, do not change.
+type OpKind uint8
+
+const (
+	// OpWrite replaces Count blocks from Start by Blocks.
+	OpWrite OpKind = 1
+	// OpUnmap makes Count blocks from Start read as zeros and drops their mappings.
+	OpUnmap OpKind = 2
+	// OpEpoch opens an epoch: (ID.Epoch, ID.Seq) is appended to the volume's epoch
+	// log. It takes a sequence number of its own and carries no blocks.
+	OpEpoch OpKind = 3
+	// OpState replaces the volume's small ordered state (persistent reservations
+	// and the like), an opaque value of up to 64 KiB in State.
+	OpState OpKind = 4
+	// OpCopy is OpWrite for one resynchronised range of a replica that is not in
+	// sync: it has no sequence number of its own (ID.Seq is the source's chunk
+	// version, stored as the version of the chunk it lies in) and does not move
+	// the volume's durable sequence.
+	OpCopy OpKind = 5
+)
+
+// Op is one reduced operation of one volume, as it is logged and as it is
+// shipped to replicas. The caller owns it until Append and again after Done.
+//
+// For OpWrite and OpCopy len(Blocks) == Count. A block whose Data is nil and
+// whose Encoding is not Zero is a reference: its fingerprint was pinned before
+// (Volume.Pin), and Pinned holds the block identity at the same index.
+type Op struct {
+	Kind   OpKind
+	Volume VolumeID
+	ID     OpID
+	Start  BlockNo
+	Count  uint32
+	Blocks []dedup.Block
+	Pinned []BID
+	State  []byte
+
+	// Done is called once by the committing goroutine, when the operation is
+	// durable on this node and visible to Read, or has failed. Operations of one
+	// volume are done in the order of Append. It must not block or call Append.
+	Done func(op *Op, err error)
+	// Ctx belongs to the caller.
+	Ctx any
+
+	next *Op // the store's queue
+}
