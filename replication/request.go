@@ -65,6 +65,8 @@ const (
 	ErrUnavailable = volumeError("volume cannot be served through this node")
 	// ErrReadOnly: the volume is write protected.
 	ErrReadOnly = volumeError("volume is read only")
+	// ErrNotOwner: another node owns the volume; ask there.
+	ErrNotOwner = volumeError("another node owns the volume")
 	// ErrDeleted: the volume is gone.
 	ErrDeleted = volumeError("volume was deleted")
 )

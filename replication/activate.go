@@ -1,0 +1,205 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication/wire"
+)
+
+// startActivation begins M3 for the recorded epoch; one that runs for an older
+// epoch ends. Called with mu.
+func (v *Volume) startActivation(at Instant) {
+	if v.activation != nil {
+		v.activation()
+	}
+	ctx, cancel := context.WithCancel(v.node.ctx)
+	v.activation = cancel
+	epoch := v.g.rec.Epoch
+	v.g.promised = max(v.g.promised, epoch)
+	v.node.spawn(func() {
+		defer cancel()
+		if err := v.activate(ctx, epoch, at); err != nil && ctx.Err() == nil {
+			v.log.Error("cannot become owner", "epoch", epoch, "err", err)
+			v.node.cfg.Event(levelError, "activation-failed", fmt.Sprintf("volume %d: this node is recorded as owner and cannot serve: %v", v.id, err))
+		}
+	})
+}
+
+// activate makes every in-sync copy equal to this node's and opens the epoch on
+// all of them; only then does this node serve, reads too (M3). Everything in its
+// log counts as committed: an unacknowledged write is new everywhere or, where
+// this node never had it, absent everywhere.
+func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) error {
+	// L2, tested again here whatever was believed before (M7).
+	for v.node.now() < at {
+		if !pause(ctx, 20*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	c := v.copy()
+	if c == nil {
+		return errors.New("no local copy")
+	}
+	v.mu.Lock()
+	v.forgetFlight()
+	v.dropBlocked()
+	err := v.drain()
+	v.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	m := c.Meta()
+	if m.Promised < epoch {
+		m.Promised = epoch
+		if err := c.SetMeta(ctx, m); err != nil {
+			return err
+		}
+	}
+	for {
+		others, ok := v.inSyncOthers(epoch)
+		if !ok {
+			return nil // the record moved on; its event starts another activation
+		}
+		equal := 0
+		for _, peer := range others {
+			if err := v.equalize(ctx, peer, epoch, m); err == nil {
+				equal++
+			} else {
+				v.log.Info("replica is not equal yet", "peer", peer, "err", err)
+			}
+		}
+		if equal == len(others) {
+			break
+		}
+		if !pause(ctx, 100*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	v.event(func(g *reign) {
+		if g.role != Activating || g.rec.Epoch != epoch || ctx.Err() != nil {
+			return
+		}
+		v.local = m.Durable.Seq
+		v.next = v.local + 1
+		v.followers = nil
+		v.trackFollowers()
+		for _, f := range v.followers {
+			f.acked = v.local
+			f.link = v.node.linkTo(f.id)
+			g.progressed(v.node.now(), f.id)
+		}
+		v.appendEpoch(func(err error) {
+			if err != nil {
+				return
+			}
+			v.event(func(g *reign) {
+				if g.activated(v.node.now(), epoch) {
+					v.log.Info("active", "epoch", epoch, "insync", g.rec.InSync)
+				}
+			})
+			v.retryHeld()
+		})
+	})
+	v.node.Kick()
+	return nil
+}
+
+// forgetFlight drops what an earlier attempt to activate had in flight.
+func (v *Volume) forgetFlight() {
+	for v.flight.len() > 0 {
+		w := v.flight.pop()
+		v.locks.release(&w.hold, v.sequence)
+		w.req, w.then = nil, nil
+		if w.stored {
+			v.node.works.put(w)
+		} else {
+			w.abandon = true
+		}
+	}
+}
+
+// inSyncOthers lists the other members of the in-sync set; false when the reign
+// is not epoch any more.
+func (v *Volume) inSyncOthers(epoch lsfs.Epoch) ([]NodeID, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.g.role != Activating || v.g.rec.Epoch != epoch {
+		return nil, false
+	}
+	return slices.DeleteFunc(slices.Clone(v.g.rec.InSync), func(n NodeID) bool { return n == v.node.self }), true
+}
+
+// equalize gets a replica's promise and makes its content equal to ours.
+func (v *Volume) equalize(ctx context.Context, peer NodeID, epoch lsfs.Epoch, m lsfs.Meta) error {
+	l := v.node.linkTo(peer)
+	if l == nil {
+		return errors.New("no link")
+	}
+	h := wire.Header{Volume: uint64(v.id), Epoch: uint64(epoch)}
+	r, err := l.call(h, wire.Promise, nil, nil, ctx.Done())
+	if err != nil {
+		if errors.Is(err, errStale) {
+			v.node.spawn(v.reread)
+		}
+		return err
+	}
+	pos, err := wire.DecodePosition(r.meta)
+	if err != nil {
+		return err
+	}
+	if pos.Inconsistent {
+		now := v.node.now()
+		v.event(func(g *reign) { g.broken(now, peer) })
+		return errors.New("the replica is inconsistent")
+	}
+	if pos.Durable == m.Durable && lastEpoch(pos.EpochLog) == lastEpoch(m.EpochLog) {
+		return nil
+	}
+	s := &resync{v: v, peer: peer, link: l, epoch: epoch}
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	defer s.cancel()
+	return s.level(pos, m)
+}
+
+func lastEpoch(log []lsfs.OpID) lsfs.OpID {
+	if len(log) == 0 {
+		return lsfs.OpID{}
+	}
+	return log[len(log)-1]
+}
+
+// common is the newest operation that two histories share (Y1): the end of the
+// shorter stay in the newest epoch that both opened at the same number.
+func common(a []lsfs.OpID, aEnd lsfs.OpID, b []lsfs.OpID, bEnd lsfs.OpID) lsfs.OpID {
+	end := func(log []lsfs.OpID, i int, durable lsfs.OpID) lsfs.Seq {
+		if i+1 < len(log) {
+			return log[i+1].Seq - 1
+		}
+		return durable.Seq
+	}
+	for i := len(a) - 1; i >= 0; i-- {
+		for j := len(b) - 1; j >= 0; j-- {
+			if a[i] == b[j] {
+				return lsfs.OpID{Epoch: a[i].Epoch, Seq: min(end(a, i, aEnd), end(b, j, bEnd))}
+			}
+		}
+	}
+	return lsfs.OpID{}
+}
+
+// pause waits for d; false when ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

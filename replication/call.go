@@ -1,0 +1,371 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication/wire"
+)
+
+// serveCall answers a request of the control kind. Those that wait run in a
+// goroutine of their own; their number is bounded by what an owner asks at a time.
+func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
+	method := wire.Method(h.Flags)
+	if method == wire.Fetch {
+		if len(meta) != len(dedup.Fingerprint{}) {
+			return fmt.Errorf("%w: fingerprint of %d bytes", wire.ErrFrame, len(meta))
+		}
+		fp := dedup.Fingerprint(meta)
+		n.spawn(func() { n.serveFetch(l, h, fp) })
+		return nil
+	}
+	v := n.Volume(lsfs.VolumeID(h.Volume))
+	if v == nil {
+		l.replyError(h, errAbsent)
+		return nil
+	}
+	epoch := lsfs.Epoch(h.Epoch)
+	meta, data = append([]byte(nil), meta...), append([]byte(nil), data...)
+	switch method {
+	case wire.Promise:
+		n.spawn(func() {
+			pos, err := v.promise(n.ctx, l, epoch)
+			if err != nil {
+				l.replyError(h, err)
+				return
+			}
+			l.reply(h, wire.StatusOK, wire.AppendPosition(nil, &pos), nil)
+		})
+	case wire.SyncMirror:
+		// The operations that follow in the stream wait until the new position is durable.
+		pos, err := wire.DecodePosition(meta)
+		if err != nil {
+			return err
+		}
+		return v.takeMirror(l, h, pos)
+	case wire.SyncStart, wire.SyncCompare, wire.SyncApply, wire.SyncEnd, wire.Digests:
+		n.spawn(func() {
+			if err := v.allows(epoch, method); err != nil {
+				l.replyError(h, err)
+				return
+			}
+			var out, outData []byte
+			var err error
+			switch method {
+			case wire.SyncStart:
+				out, outData, err = v.syncStart(meta)
+			case wire.SyncCompare:
+				out, err = v.syncCompare(n.ctx, meta)
+			case wire.SyncApply:
+				out, err = v.syncApply(n.ctx, meta, data)
+			case wire.SyncEnd:
+				err = v.syncEnd(meta)
+			case wire.Digests:
+				out, err = v.serveDigests(n.ctx, meta)
+			}
+			if err != nil {
+				v.log.Warn("request of the owner failed", "peer", l.peer, "method", int(method), "err", err)
+				l.replyError(h, err)
+				return
+			}
+			l.reply(h, wire.StatusOK, out, outData)
+		})
+	default:
+		return fmt.Errorf("%w: method %d", wire.ErrFrame, method)
+	}
+	return nil
+}
+
+// allows refuses what comes from an epoch that is over (W2).
+func (v *Volume) allows(epoch lsfs.Epoch, m wire.Method) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case epoch < v.g.promised:
+		return errStale
+	case v.copy() == nil || v.gone != nil:
+		return errAbsent
+	case m != wire.Digests && (v.g.role == Active || v.g.role == Activating || v.g.role == Candidate):
+		return fmt.Errorf("this node is %s itself", v.g.role)
+	}
+	return nil
+}
+
+// serveFetch reads a block for another node's repair.
+func (n *Node) serveFetch(l *link, h wire.Header, fp dedup.Fingerprint) {
+	buf := make([]byte, blockSize)
+	b, err := n.pool.ReadFingerprint(n.ctx, fp, buf)
+	if err != nil {
+		l.replyError(h, err)
+		return
+	}
+	// The answer's meta part has the form of Content's.
+	frame := wire.AppendContent(nil, wire.Header{}, []uint32{0}, []dedup.Block{b})
+	meta := frame[wire.HeaderLen : len(frame)-len(b.Data)]
+	l.reply(h, wire.StatusOK, meta, b.Data)
+}
+
+// syncStart marks the replica inconsistent where its content is about to be
+// mixed (Y2), and lists the chunks in which it has moved since the common point (Y1).
+func (v *Volume) syncStart(meta []byte) (out, list []byte, err error) {
+	if len(meta) < 1 {
+		return nil, nil, wire.ErrFrame
+	}
+	from, err := wire.DecodeOpID(meta[:len(meta)-1])
+	if err != nil {
+		return nil, nil, err
+	}
+	full := meta[len(meta)-1] == syncFull
+	err = v.hush(func(c Copy) error {
+		m := c.Meta()
+		if full {
+			if m.Inconsistent && m.SyncFrom.Seq < from.Seq {
+				from = m.SyncFrom
+			}
+			m.Inconsistent, m.SyncFrom = true, from
+			if err := c.SetMeta(v.node.ctx, m); err != nil {
+				return err
+			}
+			v.mu.Lock()
+			v.g.fit = false
+			v.mu.Unlock()
+		}
+		for _, chunk := range c.ChangedChunks(from.Seq) {
+			list = binary.LittleEndian.AppendUint32(list, chunk)
+		}
+		if len(list) > wire.MaxData {
+			return fmt.Errorf("%d changed chunks do not fit a frame", len(list)/4)
+		}
+		return nil
+	})
+	return nil, list, err
+}
+
+// takeMirror sets the position from which the live stream goes on.
+func (v *Volume) takeMirror(l *link, h wire.Header, pos wire.Position) error {
+	v.mu.Lock()
+	refuse := lsfs.Epoch(h.Epoch) < v.g.promised || v.replica.Load() == nil || v.gone != nil
+	if !refuse {
+		v.ackTo = l
+		v.dropBlocked()
+		for v.frozen && v.gone == nil { // never long: another call of the same owner is at work
+			v.still.Wait()
+		}
+		v.frozen = true
+		v.next = pos.Durable.Seq + 1
+	}
+	v.mu.Unlock()
+	if refuse {
+		l.replyError(h, errStale)
+		return nil
+	}
+	v.node.spawn(func() {
+		v.mu.Lock()
+		err := v.drain()
+		v.mu.Unlock()
+		if c := v.copy(); err == nil && c != nil {
+			m := c.Meta()
+			m.Durable, m.EpochLog = pos.Durable, pos.EpochLog
+			m.Promised = max(m.Promised, lsfs.Epoch(h.Epoch))
+			err = c.SetMeta(v.node.ctx, m)
+		}
+		v.mu.Lock()
+		v.frozen = false
+		if err == nil {
+			v.local = pos.Durable.Seq
+			v.unblock()
+		}
+		v.still.Broadcast()
+		v.mu.Unlock()
+		v.node.pool.Kick()
+		if err != nil {
+			l.replyError(h, err)
+			return
+		}
+		l.reply(h, wire.StatusOK, nil, nil)
+	})
+	return nil
+}
+
+// syncCompare says which blocks of a chunk this node can make neither from what
+// the chunk holds nor from any other block in its pool.
+func (v *Volume) syncCompare(ctx context.Context, meta []byte) ([]byte, error) {
+	sc, err := wire.DecodeSyncChunk(meta, nil)
+	if err != nil {
+		return nil, err
+	}
+	c := v.copy()
+	have, _, err := v.chunkFingerprints(ctx, c, sc.Chunk, len(sc.Fingerprints))
+	if err != nil {
+		return nil, err
+	}
+	var missing []uint32
+	for i := range sc.Fingerprints {
+		fp := &sc.Fingerprints[i]
+		if have[i] == *fp || *fp == (dedup.Fingerprint{}) {
+			continue
+		}
+		if id, held := v.node.pool.Pin(fp); held {
+			v.node.pool.Unpin(id)
+			continue
+		}
+		missing = append(missing, uint32(i))
+	}
+	frame := wire.AppendNeed(nil, wire.Header{}, missing)
+	return frame[wire.HeaderLen:], nil
+}
+
+func (v *Volume) chunkFingerprints(ctx context.Context, c Copy, chunk uint32, want int) ([]dedup.Fingerprint, lsfs.BlockNo, error) {
+	start, end := chunkRange(chunk, c.Blocks())
+	if end <= start || int(end-start) != want {
+		return nil, 0, fmt.Errorf("chunk %d has %d blocks at the owner, and here the volume has %d", chunk, want, c.Blocks())
+	}
+	have := make([]dedup.Fingerprint, want)
+	return have, start, c.Fingerprints(ctx, start, have)
+}
+
+// syncApply makes a chunk equal to the owner's and answers with its digest as it
+// is stored now. The owner's lock keeps live operations out of the chunk.
+func (v *Volume) syncApply(ctx context.Context, meta, data []byte) ([]byte, error) {
+	n := v.node
+	sc, err := wire.DecodeSyncChunk(meta, data)
+	if err != nil {
+		return nil, err
+	}
+	c := v.copy()
+	have, start, err := v.chunkFingerprints(ctx, c, sc.Chunk, len(sc.Fingerprints))
+	if err != nil {
+		return nil, err
+	}
+	sent := map[uint32]*dedup.Block{}
+	for k, i := range sc.Index {
+		b := &sc.Blocks[k]
+		if b.Data == nil || dedup.Sum(b.Data) != b.Sum || b.Fingerprint != sc.Fingerprints[i] {
+			return nil, fmt.Errorf("block %d of chunk %d does not match its sum", i, sc.Chunk)
+		}
+		sent[i] = b
+	}
+	// Runs of blocks that differ become one operation each. The first block always
+	// goes along, so that the chunk's version moves even when nothing differs.
+	for i := 0; i < len(have); {
+		if i > 0 && have[i] == sc.Fingerprints[i] {
+			i++
+			continue
+		}
+		j := i + 1
+		for j < len(have) && have[j] != sc.Fingerprints[j] {
+			j++
+		}
+		w := &work{v: v, from: nil}
+		w.op.Ctx, w.op.Done = w, n.stored
+		w.op.Kind, w.op.Volume, w.op.ID = lsfs.OpCopy, v.id, lsfs.OpID{Epoch: lsfs.Epoch(0), Seq: sc.Version}
+		w.op.Start, w.op.Count = start+lsfs.BlockNo(i), uint32(j-i)
+		for k := i; k < j; k++ {
+			b := dedup.Block{Fingerprint: sc.Fingerprints[k], Encoding: dedup.Raw}
+			var pinned lsfs.BID
+			if sc.Fingerprints[k] == (dedup.Fingerprint{}) {
+				b = dedup.Block{}
+			} else if s := sent[uint32(k)]; s != nil {
+				b = *s
+			} else {
+				var held bool
+				if pinned, held = n.pool.Pin(&sc.Fingerprints[k]); !held {
+					if b, err = n.pool.ReadFingerprint(ctx, sc.Fingerprints[k], make([]byte, blockSize)); err != nil {
+						n.unpin(w)
+						return nil, fmt.Errorf("block %d of chunk %d went away: %w", k, sc.Chunk, err)
+					}
+				}
+			}
+			w.op.Blocks = append(w.op.Blocks, b)
+			w.op.Pinned = append(w.op.Pinned, pinned)
+		}
+		done := make(chan error, 1)
+		w.then = func(err error) { done <- err }
+		v.mu.Lock()
+		v.open++
+		n.pool.Append(&w.op)
+		v.mu.Unlock()
+		n.pool.Kick()
+		select {
+		case err = <-done:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		i = j
+	}
+	if err := c.Fingerprints(ctx, start, have); err != nil {
+		return nil, err
+	}
+	d := chunkDigest(have)
+	return d[:], nil
+}
+
+// syncEnd makes the replica consistent again; after M3 it also takes over the
+// owner's position.
+func (v *Volume) syncEnd(meta []byte) error {
+	if len(meta) < 1 {
+		return wire.ErrFrame
+	}
+	pos, err := wire.DecodePosition(meta[:len(meta)-1])
+	if err != nil {
+		return err
+	}
+	full := meta[len(meta)-1] == syncFull
+	return v.hush(func(c Copy) error {
+		m := c.Meta()
+		m.Inconsistent, m.SyncFrom = false, lsfs.OpID{}
+		if !full {
+			m.Durable, m.EpochLog = pos.Durable, pos.EpochLog
+		}
+		if err := c.SetMeta(v.node.ctx, m); err != nil {
+			return err
+		}
+		v.mu.Lock()
+		v.g.fit = true
+		if !full {
+			v.local = pos.Durable.Seq
+			v.next = v.local + 1
+		}
+		v.mu.Unlock()
+		return nil
+	})
+}
+
+// serveDigests answers with the digests of a run of chunks.
+func (v *Volume) serveDigests(ctx context.Context, meta []byte) ([]byte, error) {
+	if len(meta) != 8 {
+		return nil, wire.ErrFrame
+	}
+	first, count := binary.LittleEndian.Uint32(meta), binary.LittleEndian.Uint32(meta[4:])
+	if count > checkChunks {
+		return nil, errors.New("too many chunks at a time")
+	}
+	return v.digests(ctx, first, count)
+}
+
+func (v *Volume) digests(ctx context.Context, first, count uint32) (out []byte, err error) {
+	c := v.copy()
+	if c == nil {
+		return nil, errAbsent
+	}
+	for chunk := first; chunk < first+count; chunk++ {
+		start, end := chunkRange(chunk, c.Blocks())
+		if end <= start {
+			break
+		}
+		fps := make([]dedup.Fingerprint, end-start)
+		if err := c.Fingerprints(ctx, start, fps); err != nil {
+			return nil, err
+		}
+		d := chunkDigest(fps)
+		out = append(out, d[:]...)
+	}
+	return out, nil
+}

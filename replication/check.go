@@ -1,0 +1,167 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication/wire"
+)
+
+// checkChunks is how many chunks are compared under one lock: 16 MiB.
+const checkChunks = 16
+
+// CheckResult is what a comparison of a volume's replicas found.
+type CheckResult struct {
+	Owner    NodeID
+	Chunks   int
+	Digest   [32]byte // over the owner's chunks
+	Replicas []CheckReplica
+}
+
+// CheckReplica is one other in-sync replica's part.
+type CheckReplica struct {
+	Node      NodeID
+	Equal     bool
+	Different []uint32 // chunks, at most 64 of them
+	Err       error
+}
+
+// Check compares the content of all in-sync replicas with the owner's, chunk by
+// chunk, while I/O goes on: each run of chunks is compared under a shared range
+// lock. It runs on the owner; other nodes answer ErrNotOwner with its id in the result.
+func (v *Volume) Check(ctx context.Context, progress func(done, total int)) (CheckResult, error) {
+	v.mu.Lock()
+	res := CheckResult{Owner: v.g.rec.Owner}
+	active := v.g.role == Active
+	others := slices.DeleteFunc(slices.Clone(v.g.rec.InSync), func(n NodeID) bool { return n == v.node.self })
+	epoch := v.g.rec.Epoch
+	v.mu.Unlock()
+	if !active {
+		return res, fmt.Errorf("%w: ask node %d", ErrNotOwner, res.Owner)
+	}
+	c := v.copy()
+	total := uint32((c.Blocks() + wire.ChunkBlocks - 1) / wire.ChunkBlocks)
+	res.Chunks = int(total)
+	for _, n := range others {
+		res.Replicas = append(res.Replicas, CheckReplica{Node: n, Equal: true})
+	}
+	sum := sha256.New()
+	for first := uint32(0); first < total; first += checkChunks {
+		if err := ctx.Err(); err != nil {
+			return res, err
+		}
+		if err := v.checkRun(ctx, first, min(checkChunks, total-first), epoch, &res, func(d []byte) { sum.Write(d) }); err != nil {
+			return res, err
+		}
+		if progress != nil {
+			progress(int(min(first+checkChunks, total)), int(total))
+		}
+	}
+	sum.Sum(res.Digest[:0])
+	return res, nil
+}
+
+func (v *Volume) checkRun(ctx context.Context, first, count uint32, epoch lsfs.Epoch, res *CheckResult, add func([]byte)) error {
+	start, _ := chunkRange(first, v.copy().Blocks())
+	_, end := chunkRange(first+count-1, v.copy().Blocks())
+	h := &hold{start: start, end: end}
+	if err := v.lockRange(h); err != nil {
+		return ErrNotOwner
+	}
+	defer v.unlockRange(h)
+	own, err := v.digests(ctx, first, count)
+	if err != nil {
+		return err
+	}
+	add(own)
+	meta := binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, first), count)
+	for i := range res.Replicas {
+		r := &res.Replicas[i]
+		l := v.node.linkTo(r.Node)
+		if r.Err != nil {
+			continue
+		}
+		if l == nil {
+			r.Equal, r.Err = false, fmt.Errorf("no link to node %d", r.Node)
+			continue
+		}
+		rep, err := l.call(wire.Header{Volume: uint64(v.id), Epoch: uint64(epoch)}, wire.Digests, meta, nil, ctx.Done())
+		if err != nil {
+			r.Equal, r.Err = false, err
+			continue
+		}
+		if bytes.Equal(rep.meta, own) {
+			continue
+		}
+		r.Equal = false
+		for k := range count {
+			if at := int(k) * 32; len(r.Different) < 64 && (len(rep.meta) < at+32 || !bytes.Equal(rep.meta[at:at+32], own[at:at+32])) {
+				r.Different = append(r.Different, first+k)
+			}
+		}
+	}
+	return nil
+}
+
+// Status is what an operator sees of a volume on this node.
+type Status struct {
+	Volume   lsfs.VolumeID
+	Role     Role
+	Epoch    lsfs.Epoch
+	Owner    NodeID
+	InSync   []NodeID
+	Replicas []ReplicaStatus
+	Serving  bool // owner with a valid lease
+	Sequence lsfs.Seq
+	Held     int // commands waiting for an owner
+	InFlight int
+}
+
+// ReplicaStatus is one replica as this node sees it; Lag, Syncing and the rest
+// only on the owner.
+type ReplicaStatus struct {
+	Node       NodeID
+	InSync     bool
+	Linked     bool
+	Lag        uint64 // operations not acknowledged yet
+	Syncing    bool
+	Done       int64 // chunks
+	Total      int64
+	SentBytes  int64
+	SyncedFor  time.Duration
+	Consistent bool // of the local replica
+}
+
+// Status reports the volume's state as this node sees it.
+func (v *Volume) Status() Status {
+	serving := v.mayServe()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := Status{
+		Volume: v.id, Role: v.g.role, Epoch: v.g.rec.Epoch, Owner: v.g.rec.Owner, InSync: slices.Clone(v.g.rec.InSync),
+		Serving: serving, Held: len(v.held), InFlight: v.flight.len(),
+	}
+	if v.next > 0 {
+		s.Sequence = v.next - 1
+	}
+	for _, r := range v.g.rec.Replicas {
+		rs := ReplicaStatus{Node: r.Node, InSync: v.g.rec.Has(r.Node), Linked: r.Node == v.node.self || v.node.linkTo(r.Node) != nil}
+		if r.Node == v.node.self {
+			rs.Consistent = v.g.fit
+		}
+		if f := v.follower(r.Node); f != nil && v.next > f.acked+1 {
+			rs.Lag = uint64(v.next - 1 - f.acked)
+		}
+		if sy := v.syncing[r.Node]; sy != nil {
+			rs.Syncing, rs.Done, rs.Total, rs.SentBytes, rs.SyncedFor = true, sy.done.Load(), sy.total.Load(), sy.sent.Load(), time.Since(sy.started)
+		}
+		s.Replicas = append(s.Replicas, rs)
+	}
+	return s
+}

@@ -1,0 +1,371 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs"
+)
+
+// Config is what a node's replication is made of.
+type Config struct {
+	Self        NodeID
+	Incarnation Incarnation
+	Pool        Pool
+	Key         dedup.Key
+	Control     Control
+	Transport   Transport
+	Logger      *slog.Logger
+	Timing      Timing // zero: DefaultTiming
+	// Budget bounds the bytes of operations in flight on this node, own and
+	// received together; beyond it commands are answered BUSY. Default 512 MiB.
+	Budget int64
+	// Event records a durable fact for the operator.
+	Event func(severity slog.Level, code, text string)
+	// Flush is called after a batch of requests was completed (scsi Hooks.Flush).
+	Flush func()
+	// DropSessions closes every session that uses the volume, 0 for all, with RST (Z1, Z5).
+	DropSessions func(v lsfs.VolumeID, reason string)
+	// Fatal is told that the local store failed: the process withdraws by ending.
+	Fatal func(error)
+	// Clock reads CLOCK_BOOTTIME; nil takes the system's.
+	Clock func() Instant
+}
+
+// Node is the replication of one node: its volumes and its links to the others.
+type Node struct {
+	cfg      Config
+	self     NodeID
+	pool     Pool
+	log      *slog.Logger
+	timing   Timing
+	works    workPool
+	reducers reducers
+
+	ctx    context.Context
+	stop   context.CancelFunc
+	group  sync.WaitGroup
+	lastUp atomic.Int64 // Instant of the newest tick, to detect pauses
+	failed atomic.Bool
+
+	volumes atomic.Pointer[map[lsfs.VolumeID]*Volume] // copy on write under mu
+	peers   atomic.Pointer[map[NodeID]*peer]
+
+	mu      sync.Mutex
+	inbound atomic.Pointer[[]*link] // copy on write under mu
+
+	// Between the Done calls of one commit and OnCommit: touched by the committing goroutine only.
+	touched []*Volume
+	retired []*work
+
+	forwards forwarding
+	served   sync.Pool     // of *served
+	room     atomic.Uint64 // free room of the own pool, bytes
+	resyncs  chan struct{} // bounds resyncs that run at the same time
+}
+
+// NewNode starts replication. The caller has read the cluster state through a
+// quorum since this process started (B1) and calls Update with it.
+func NewNode(cfg Config) *Node {
+	if cfg.Timing == (Timing{}) {
+		cfg.Timing = DefaultTiming
+	}
+	if cfg.Budget == 0 {
+		cfg.Budget = 512 << 20
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = bootTime
+	}
+	n := &Node{
+		cfg: cfg, self: cfg.Self, pool: cfg.Pool, log: cfg.Logger, timing: cfg.Timing,
+		resyncs: make(chan struct{}, 2),
+	}
+	n.works.budget = cfg.Budget
+	n.reducers.key = cfg.Key
+	n.served.New = newServed
+	n.inbound.Store(&[]*link{})
+	n.volumes.Store(&map[lsfs.VolumeID]*Volume{})
+	n.peers.Store(&map[NodeID]*peer{})
+	n.ctx, n.stop = context.WithCancel(context.Background())
+	n.lastUp.Store(int64(n.now()))
+	n.pool.OnCommit(n.committed)
+	n.updateRoom()
+	n.spawn(n.ticker)
+	return n
+}
+
+func bootTime() Instant {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic("CLOCK_BOOTTIME: " + err.Error()) // Linux has it since 2.6.39
+	}
+	return Instant(ts.Nano())
+}
+
+func (n *Node) now() Instant { return n.cfg.Clock() }
+
+func (n *Node) spawn(f func()) {
+	n.group.Add(1)
+	go func() {
+		defer n.group.Done()
+		f()
+	}()
+}
+
+// Close stops serving, ends every link and waits for all goroutines. Requests
+// that are still open end with ErrUnavailable. The store stays open.
+func (n *Node) Close() {
+	n.stop()
+	n.mu.Lock()
+	for _, l := range *n.inbound.Load() {
+		l.fail(net.ErrClosed)
+	}
+	n.mu.Unlock()
+	for _, p := range *n.peers.Load() {
+		if l := p.link.Load(); l != nil {
+			l.fail(net.ErrClosed)
+		}
+	}
+	for _, v := range *n.volumes.Load() {
+		v.shut(ErrUnavailable)
+	}
+	n.group.Wait()
+}
+
+// Volume finds a volume by its id; nil when the cluster has none.
+func (n *Node) Volume(id lsfs.VolumeID) *Volume { return (*n.volumes.Load())[id] }
+
+// Volumes lists all volumes of the cluster, with or without a copy here.
+func (n *Node) Volumes() []*Volume { return slices.Collect(maps.Values(*n.volumes.Load())) }
+
+// Update takes the recorded state, in the order of the raft log: every volume
+// and every other data node. It creates, resizes and deletes local copies, which
+// may take I/O, and returns when it has.
+func (n *Node) Update(records []Record, nodes []NodeID) {
+	n.mu.Lock()
+	peers := maps.Clone(*n.peers.Load())
+	for _, id := range nodes {
+		if id != n.self && peers[id] == nil {
+			p := newPeer(n, id)
+			peers[id] = p
+			n.spawn(p.run)
+		}
+	}
+	for id, p := range peers {
+		if !slices.Contains(nodes, id) {
+			p.stop()
+			delete(peers, id)
+		}
+	}
+	n.peers.Store(&peers)
+
+	volumes := maps.Clone(*n.volumes.Load())
+	seen := map[lsfs.VolumeID]bool{}
+	var gone []*Volume
+	for _, rec := range records {
+		if rec.Deleted {
+			continue
+		}
+		seen[rec.Volume] = true
+		if volumes[rec.Volume] == nil {
+			volumes[rec.Volume] = newVolume(n, rec)
+		}
+	}
+	for id, v := range volumes {
+		if !seen[id] {
+			delete(volumes, id)
+			gone = append(gone, v)
+		}
+	}
+	n.volumes.Store(&volumes)
+	n.mu.Unlock()
+
+	for _, v := range gone {
+		v.shut(ErrDeleted)
+	}
+	for _, rec := range records {
+		if !rec.Deleted {
+			volumes[rec.Volume].update(rec)
+		}
+	}
+	// A copy without a recorded replica here belongs to a volume that was deleted
+	// or moved away; the record is the authority.
+	for _, id := range n.pool.Copies() {
+		if v := volumes[id]; v == nil || !v.placedHere() {
+			if err := n.pool.DeleteCopy(n.ctx, id); err != nil {
+				n.log.Error("cannot delete local copy", "volume", id, "err", err)
+			}
+		}
+	}
+}
+
+// Kick sends and commits what Submit queued.
+func (n *Node) Kick() {
+	n.flushPeers()
+	n.pool.Kick()
+}
+
+func (n *Node) flushPeers() {
+	for _, p := range *n.peers.Load() {
+		if l := p.link.Load(); l != nil {
+			l.flush()
+		}
+	}
+}
+
+// flush sends the answers of requests that were completed in a batch: to our own
+// initiators and to the nodes that forwarded some.
+func (n *Node) flush() {
+	for _, l := range *n.inbound.Load() {
+		l.flush()
+	}
+	n.cfg.Flush()
+}
+
+// addInbound and removeInbound keep the list of links that others opened. A new
+// one from a node ends the older ones from it: their commands are dead (Z1).
+func (n *Node) addInbound(l *link) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ctx.Err() != nil {
+		return false
+	}
+	links := []*link{l}
+	for _, old := range *n.inbound.Load() {
+		if old.peer == l.peer {
+			old.fail(errReplaced)
+		} else {
+			links = append(links, old)
+		}
+	}
+	n.inbound.Store(&links)
+	return true
+}
+
+func (n *Node) removeInbound(l *link) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	links := slices.DeleteFunc(slices.Clone(*n.inbound.Load()), func(o *link) bool { return o == l })
+	n.inbound.Store(&links)
+}
+
+// stored is the Done of every operation: durable here, or failed.
+func (n *Node) stored(op *lsfs.Op, err error) {
+	w := op.Ctx.(*work)
+	if err != nil {
+		n.storeFailed(err)
+		return // w is never settled: nothing of it may be acknowledged
+	}
+	v := w.v
+	if !v.touched {
+		v.touched = true
+		n.touched = append(n.touched, v)
+	}
+	v.stored(w)
+}
+
+// committed runs after the Done calls of a commit: acknowledges to the initiator
+// or to the owner, once per volume.
+func (n *Node) committed() {
+	for _, v := range n.touched {
+		v.touched = false
+		n.retired = v.durable(n.retired)
+	}
+	n.touched = n.touched[:0]
+	n.finish(n.retired)
+	clear(n.retired)
+	n.retired = n.retired[:0]
+	for _, l := range *n.inbound.Load() {
+		l.flush()
+	}
+	n.flushPeers()
+}
+
+// finish completes the requests of committed works and gives the works back.
+func (n *Node) finish(works []*work) {
+	if len(works) == 0 {
+		return
+	}
+	for _, w := range works {
+		if r := w.req; r != nil {
+			w.req = nil
+			r.Err = nil
+			r.Done(r)
+		} else if w.then != nil {
+			w.then(nil)
+		}
+		n.works.put(w)
+	}
+	n.cfg.Flush()
+}
+
+// storeFailed withdraws this node: nothing more is acknowledged or granted (DURABLE).
+func (n *Node) storeFailed(err error) {
+	if n.failed.Swap(true) {
+		return
+	}
+	n.log.Error("the store failed, this node withdraws", "err", err)
+	n.cfg.Fatal(err)
+}
+
+// ticker is the protocol's clock: beacons, timeouts, and the detection of pauses.
+func (n *Node) ticker() {
+	step := n.timing.Beacon / 2
+	t := time.NewTicker(step)
+	defer t.Stop()
+	beacon := false
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-t.C:
+		}
+		now := n.now()
+		if gap := time.Duration(now - Instant(n.lastUp.Swap(int64(now)))); gap > n.timing.Pause {
+			n.paused(gap)
+		}
+		n.updateRoom()
+		for _, v := range *n.volumes.Load() {
+			v.tick(now)
+		}
+		if beacon = !beacon; beacon && !n.failed.Load() {
+			n.sendBeacons()
+		}
+		n.flushPeers()
+	}
+}
+
+// paused drops everything that may hold commands from before a pause (Z1): the
+// sessions, and the links on which forwarded commands may wait unread.
+func (n *Node) paused(gap time.Duration) {
+	n.log.Warn("this process was paused, sessions are dropped", "gap", gap)
+	n.cfg.DropSessions(0, "the node was paused for "+gap.Round(time.Millisecond).String())
+	for _, l := range *n.inbound.Load() {
+		l.fail(errPaused)
+	}
+}
+
+var (
+	errPaused   = errors.New("this process was paused")
+	errReplaced = errors.New("the peer opened a newer link")
+)
+
+// updateRoom publishes how many bytes new data may still take here.
+func (n *Node) updateRoom() {
+	r := n.pool.Room()
+	free := uint64(0)
+	if r.Usable > r.Live {
+		free = uint64(r.Usable - r.Live)
+	}
+	n.room.Store(free)
+}

@@ -1,0 +1,278 @@
+package replication
+
+import (
+	"slices"
+
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication/wire"
+)
+
+// sequence gives w the next number and starts it on its way to every copy (W1).
+// Its range is locked. Called with mu.
+func (v *Volume) sequence(w *work) {
+	w.op.Volume = v.id
+	w.op.ID = lsfs.OpID{Epoch: v.g.rec.Epoch, Seq: v.next}
+	w.op.Done = v.node.stored
+	w.v = v
+	v.next++
+	v.flight.push(w)
+	for _, f := range v.followers {
+		if f.link != nil {
+			f.link.lock()
+			f.link.out = wire.AppendPrepare(f.link.out, &w.op)
+			f.link.unlock()
+		}
+	}
+	v.open++
+	v.node.pool.Append(&w.op)
+}
+
+// appendEpoch records the present epoch in the log of every copy: it names the
+// first sequence number of the reign. then is called when all of them have it.
+func (v *Volume) appendEpoch(then func(error)) {
+	w := v.node.works.get(0)
+	if w == nil {
+		w = &work{} // the budget is for clients; a change of epoch must go on
+		w.op.Ctx = w
+	}
+	w.op.Kind, w.op.Start, w.op.Count = lsfs.OpEpoch, 0, 0
+	w.then = then
+	w.hold = hold{exclusive: true, work: w} // an empty range
+	v.locks.acquire(&w.hold)
+	v.sequence(w)
+	v.g.promised = max(v.g.promised, v.g.rec.Epoch)
+}
+
+// stored notes that w is durable here. It runs between a commit and its
+// OnCommit, on the committing goroutine.
+func (v *Volume) stored(w *work) {
+	v.mu.Lock()
+	v.open--
+	w.stored = true
+	if w.op.Kind != lsfs.OpCopy {
+		v.local = w.op.ID.Seq
+	}
+	owned := w.from == nil && w.op.Kind != lsfs.OpCopy && !w.abandon
+	if v.open == 0 {
+		v.still.Broadcast()
+	}
+	v.mu.Unlock()
+	if !owned {
+		v.node.retired = append(v.node.retired, w)
+	}
+}
+
+// durable acknowledges what the commit just made durable: the owner retires
+// what all copies have, a replica tells its owner.
+func (v *Volume) durable(list []*work) []*work {
+	v.mu.Lock()
+	if v.g.role == Active || v.g.role == Activating {
+		list = v.retireLocked(list)
+	} else if l := v.ackTo; l != nil {
+		l.lock()
+		l.out = wire.AppendFrame(l.out, wire.Header{Type: wire.Ack, Volume: uint64(v.id), Epoch: uint64(v.g.promised), Seq: uint64(v.local)}, nil, nil)
+		l.unlock()
+	}
+	v.mu.Unlock()
+	return list
+}
+
+// acknowledged takes a replica's cumulative acknowledgement (W3).
+func (v *Volume) acknowledged(peer NodeID, epoch lsfs.Epoch, seq lsfs.Seq) {
+	var list []*work
+	v.mu.Lock()
+	if f := v.follower(peer); f != nil && f.link != nil && seq > f.acked && seq < v.next {
+		f.acked = seq
+		v.g.progressed(v.node.now(), peer)
+		list = v.retireLocked(nil)
+	}
+	v.mu.Unlock()
+	v.node.finish(list)
+}
+
+func (v *Volume) retire() {
+	v.mu.Lock()
+	list := v.retireLocked(nil)
+	v.mu.Unlock()
+	v.node.finish(list)
+}
+
+// retireLocked takes out of flight what is durable here and at every replica that
+// counts (W4), lets go of its range, and appends it to list. DURABLE is kept here.
+func (v *Volume) retireLocked(list []*work) []*work {
+	if v.g.role != Active && v.g.role != Activating {
+		return list
+	}
+	committed := v.local
+	for _, f := range v.followers {
+		if v.g.needsAck(f.id) {
+			committed = min(committed, f.acked)
+		}
+	}
+	for v.flight.len() > 0 && v.flight.at(0).op.ID.Seq <= committed {
+		w := v.flight.pop()
+		v.locks.release(&w.hold, v.sequence)
+		list = append(list, w)
+	}
+	return list
+}
+
+func (v *Volume) follower(id NodeID) *follower {
+	for _, f := range v.followers {
+		if f.id == id {
+			return f
+		}
+	}
+	return nil
+}
+
+// trackFollowers makes the followers those that count for W4 and those that are
+// being made equal.
+func (v *Volume) trackFollowers() {
+	v.followers = slices.DeleteFunc(v.followers, func(f *follower) bool {
+		return !v.g.needsAck(f.id) && !f.mirror
+	})
+	for _, id := range v.g.rec.InSync {
+		if id == v.node.self {
+			continue
+		}
+		f := v.follower(id)
+		if f == nil {
+			v.followers = append(v.followers, &follower{id: id})
+		} else {
+			f.mirror = false
+		}
+	}
+}
+
+// linkUp resumes the stream to a replica that counts from where it stands.
+func (v *Volume) linkUp(p *peer, l *link, at wire.Position, here bool) {
+	now := v.node.now()
+	v.event(func(g *reign) {
+		f := v.follower(p.id)
+		if f == nil || g.role != Active && g.role != Activating {
+			return
+		}
+		if f.mirror {
+			return // its resync starts over
+		}
+		if !here || at.Durable.Seq < f.acked {
+			// B4: it had acknowledged more than it has. It is out, and filled again.
+			v.node.cfg.Event(levelError, "replica-amnesia", "a replica came back without operations it had acknowledged; it is filled again")
+			g.broken(now, p.id)
+			return
+		}
+		f.acked = at.Durable.Seq
+		v.resend(f, l)
+	})
+	v.retire()
+	v.retryHeld()
+}
+
+// resend sends everything in flight above what f has, and leaves the stream open.
+func (v *Volume) resend(f *follower, l *link) {
+	f.link = l
+	l.lock()
+	for i := range v.flight.len() {
+		if w := v.flight.at(i); w.op.ID.Seq > f.acked {
+			l.out = wire.AppendPrepare(l.out, &w.op)
+		}
+	}
+	l.unlock()
+}
+
+func (v *Volume) linkDown(p *peer) {
+	v.mu.Lock()
+	if f := v.follower(p.id); f != nil {
+		f.link = nil
+	}
+	if s := v.syncing[p.id]; s != nil {
+		s.cancel()
+	}
+	v.mu.Unlock()
+}
+
+// gap answers a replica that expected another number.
+func (v *Volume) gap(p *peer, l *link, expected lsfs.Seq) {
+	now := v.node.now()
+	v.event(func(g *reign) {
+		f := v.follower(p.id)
+		if f == nil || f.link != l {
+			return
+		}
+		if expected == 0 || expected <= f.acked {
+			g.broken(now, p.id)
+			return
+		}
+		f.acked = expected - 1
+		v.resend(f, l)
+	})
+	l.flush()
+}
+
+// demote forgets everything in flight: its outcome is for the next owner to
+// decide, and the initiators learn of it by their sessions being reset (Z1).
+// Called with mu; the returned function runs without.
+func (v *Volume) demote(reason string) func() {
+	var failed []*Request
+	var thens []func(error)
+	var free []*work
+	if v.activation != nil {
+		v.activation()
+		v.activation = nil
+	}
+	for _, s := range v.syncing {
+		s.cancel()
+	}
+	for v.flight.len() > 0 {
+		w := v.flight.pop()
+		v.locks.holders.remove(&w.hold)
+		v.locks.count(&w.hold, -1)
+		if w.req != nil {
+			failed = append(failed, w.req)
+		} else if w.then != nil {
+			thens = append(thens, w.then)
+		}
+		w.req, w.then = nil, nil
+		if w.stored {
+			free = append(free, w)
+		} else {
+			w.abandon = true
+		}
+	}
+	for h := v.locks.waiters.head; h != nil; {
+		next := h.next
+		if w := h.work; w != nil {
+			v.locks.waiters.remove(h)
+			if w.req != nil {
+				failed = append(failed, w.req)
+			} else if w.then != nil {
+				thens = append(thens, w.then)
+			}
+			v.node.unpin(w)
+			free = append(free, w)
+		}
+		h = next
+	}
+	// What waits with a channel looks at the role when it is woken.
+	v.locks.rescan(v.sequence)
+	v.followers = nil
+	v.active.Store(false)
+	v.still.Broadcast()
+	return func() {
+		if reason != "" {
+			v.log.Warn("ownership lost, sessions are dropped", "reason", reason)
+			v.node.cfg.DropSessions(v.id, reason)
+		}
+		for _, r := range failed {
+			v.end(r, ErrUnavailable)
+		}
+		for _, f := range thens {
+			f(ErrUnavailable)
+		}
+		for _, w := range free {
+			v.node.works.put(w)
+		}
+		v.node.flush()
+	}
+}

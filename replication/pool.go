@@ -1,0 +1,77 @@
+package replication
+
+import (
+	"context"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs"
+)
+
+// Pool is what replication needs of this node's store. *lsfs.Store is one
+// through Local.
+type Pool interface {
+	// Append queues an operation for the next commit; Kick starts it. Operations of
+	// one volume are durable in the order of Append; op.Done says when.
+	Append(op *lsfs.Op)
+	Kick()
+	// OnCommit sets the hook that runs after the Done calls of each commit.
+	OnCommit(func())
+	// Pin finds a stored block by its fingerprint and keeps it until an operation
+	// that refers to it is appended and done, or Unpin.
+	Pin(fp *dedup.Fingerprint) (lsfs.BID, bool)
+	Unpin(id lsfs.BID)
+	// ReadFingerprint reads the stored form of a block; Data lies in buf.
+	ReadFingerprint(ctx context.Context, fp dedup.Fingerprint, buf []byte) (dedup.Block, error)
+	Room() lsfs.Room
+
+	Copy(id lsfs.VolumeID) Copy // nil when this node has none
+	CreateCopy(ctx context.Context, id lsfs.VolumeID, blocks uint64, replica ReplicaID) (Copy, error)
+	DeleteCopy(ctx context.Context, id lsfs.VolumeID) error
+	Copies() []lsfs.VolumeID
+}
+
+// Copy is this node's replica of a volume in the pool.
+type Copy interface {
+	Blocks() uint64
+	Resize(ctx context.Context, blocks uint64) error
+	// TryRead serves from memory only; Read may do I/O. off counts bytes, in sectors.
+	TryRead(off uint64, dst []byte) bool
+	Read(ctx context.Context, off uint64, dst []byte) error
+	// ReadReduced reads stored forms with their fingerprints; Data lies in buf.
+	ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error
+	// Fingerprints reads fingerprints, the zero value for holes.
+	Fingerprints(ctx context.Context, start lsfs.BlockNo, dst []dedup.Fingerprint) error
+	// Meta and SetMeta read and change where the replica stands; durable on return.
+	Meta() lsfs.Meta
+	SetMeta(ctx context.Context, m lsfs.Meta) error
+	// ChangedChunks lists chunks with a version above since; ChunkVersion is one's version.
+	ChangedChunks(since lsfs.Seq) []uint32
+	ChunkVersion(chunk uint32) lsfs.Seq
+	// Repair rewrites a damaged block by an intact copy from another replica.
+	Repair(ctx context.Context, block lsfs.BlockNo, intact dedup.Block) error
+}
+
+// Local makes a node's store a Pool.
+func Local(s *lsfs.Store) Pool { return localPool{s} }
+
+type localPool struct{ *lsfs.Store }
+
+func (p localPool) Copy(id lsfs.VolumeID) Copy {
+	if v := p.Volume(id); v != nil {
+		return v
+	}
+	return nil
+}
+
+func (p localPool) CreateCopy(ctx context.Context, id lsfs.VolumeID, blocks uint64, replica ReplicaID) (Copy, error) {
+	v, err := p.CreateVolume(ctx, id, blocks, replica)
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+func (p localPool) DeleteCopy(ctx context.Context, id lsfs.VolumeID) error {
+	return p.DeleteVolume(ctx, id)
+}
+func (p localPool) Copies() []lsfs.VolumeID { return p.Volumes() }

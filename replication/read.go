@@ -1,0 +1,127 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication/wire"
+)
+
+// TryRead serves a read from memory (see the device server's Volume). A write
+// in flight on the range sends the caller to Submit: what is not committed is
+// never shown (R2), so the filter is asked before and after the copy.
+func (v *Volume) TryRead(off uint64, dst []byte) bool {
+	if !v.active.Load() {
+		return false
+	}
+	start, end := lsfs.BlockNo(off/blockSize), lsfs.BlockNo((off+uint64(len(dst))+blockSize-1)/blockSize)
+	c := v.replica.Load()
+	if c == nil || !v.locks.clear(start, end) || !c.TryRead(off, dst) || !v.locks.clear(start, end) {
+		return false
+	}
+	return v.mayServe()
+}
+
+// readSlow reads with I/O, under a shared lock: writes in flight on the range
+// commit first, later ones wait (R2).
+func (v *Volume) readSlow(r *Request, elsewhere func()) {
+	h := &hold{start: lsfs.BlockNo(r.Off / blockSize), end: lsfs.BlockNo((r.Off + r.Len + blockSize - 1) / blockSize)}
+	err := v.lockRange(h)
+	if err == nil {
+		err = v.fetch(r.Off, r.Data)
+		v.unlockRange(h)
+	}
+	if err == nil && !v.mayServe() {
+		err = v.waitLease() // R1
+	}
+	if errors.Is(err, errElsewhere) {
+		elsewhere()
+	} else {
+		v.end(r, translate(err))
+	}
+	v.node.flush()
+}
+
+// waitLease waits for a lease that ran out and may be renewed, at most Drop.
+func (v *Volume) waitLease() error {
+	t := time.NewTicker(v.node.timing.Beacon / 4)
+	defer t.Stop()
+	deadline := v.node.now().After(v.node.timing.Drop)
+	for v.active.Load() {
+		if v.mayServe() {
+			return nil
+		}
+		if v.node.now() > deadline {
+			return ErrUnavailable
+		}
+		select {
+		case <-t.C:
+		case <-v.node.ctx.Done():
+			return ErrUnavailable
+		}
+	}
+	return errElsewhere
+}
+
+// fetch reads from the local copy, and repairs a damaged block from another
+// replica on the way.
+func (v *Volume) fetch(off uint64, dst []byte) error {
+	c := v.copy()
+	if c == nil {
+		return errElsewhere
+	}
+	for attempt := 0; ; attempt++ {
+		err := c.Read(v.node.ctx, off, dst)
+		var bad *lsfs.CorruptError
+		if err == nil || !errors.As(err, &bad) || attempt == len(dst)/blockSize+2 {
+			return err
+		}
+		if err := v.repair(c, bad); err != nil {
+			v.log.Error("block cannot be repaired", "block", bad.Block, "err", err)
+			return ErrMedium
+		}
+	}
+}
+
+// repair fetches a block by its fingerprint from any other replica: equal
+// fingerprints are equal content, so even a stale one is a safe donor.
+func (v *Volume) repair(c Copy, bad *lsfs.CorruptError) error {
+	v.mu.Lock()
+	replicas := slices.Clone(v.g.rec.Replicas)
+	v.mu.Unlock()
+	err := errors.New("no other replica is in reach")
+	for _, r := range replicas {
+		if r.Node == v.node.self {
+			continue
+		}
+		l := v.node.linkTo(r.Node)
+		if l == nil {
+			continue
+		}
+		var rep reply
+		if rep, err = l.call(wire.Header{Volume: uint64(v.id)}, wire.Fetch, bad.Fingerprint[:], nil, v.node.ctx.Done()); err != nil {
+			continue
+		}
+		_, blocks, derr := wire.DecodeContent(rep.meta, rep.data)
+		if derr != nil || len(blocks) != 1 {
+			err = fmt.Errorf("node %d sent no block: %w", r.Node, derr)
+			continue
+		}
+		if err = c.Repair(v.node.ctx, bad.Block, blocks[0]); err == nil {
+			v.node.cfg.Event(levelWarn, "block-repaired", fmt.Sprintf("volume %d: a damaged block (%v) was replaced by the intact copy of node %d", v.id, bad, r.Node))
+			return nil
+		}
+	}
+	return err
+}
+
+// linkTo is the link that this node dialled to another, or nil.
+func (n *Node) linkTo(id NodeID) *link {
+	if p := (*n.peers.Load())[id]; p != nil {
+		return p.link.Load()
+	}
+	return nil
+}

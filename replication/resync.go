@@ -1,0 +1,350 @@
+package replication
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication/wire"
+)
+
+// resync makes one replica equal to the owner's copy (rules Y), driven by the owner.
+//
+// The dirty chunks are those with a version above the common point on either
+// side. Each is compared and copied under a shared range lock: writes in flight
+// commit first, new ones wait for the milliseconds that it takes, and once
+// copied the chunk stays equal because the replica takes the live stream.
+type resync struct {
+	v      *Volume
+	peer   NodeID
+	link   *link
+	epoch  lsfs.Epoch
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	total, done atomic.Int64 // chunks
+	sent        atomic.Int64 // bytes of stored blocks
+	started     time.Time
+}
+
+// Modes of SyncStart and SyncEnd, after the OpID in their meta part.
+const (
+	syncLevel = 0 // inside M3: the replica stays in sync, it only loses or gains unacknowledged operations
+	syncFull  = 1 // the replica is out of sync: inconsistent until the end
+)
+
+const parallelChunks = 4
+
+// startResyncs starts what is missing: one resync for every replica that is out
+// of sync and in reach. Called with mu.
+func (v *Volume) startResyncs() {
+	if v.g.role != Active || v.gone != nil || v.g.proposal.open {
+		return
+	}
+	for _, r := range v.g.rec.Replicas {
+		if v.g.rec.Has(r.Node) || v.syncing[r.Node] != nil {
+			continue
+		}
+		l := v.node.linkTo(r.Node)
+		if l == nil {
+			continue
+		}
+		s := &resync{v: v, peer: r.Node, link: l, epoch: v.g.rec.Epoch, started: time.Now()}
+		s.ctx, s.cancel = context.WithCancel(v.node.ctx)
+		v.syncing[r.Node] = s
+		v.node.spawn(func() { s.run(r) })
+	}
+}
+
+// run is one whole attempt. What it leaves behind when it fails is found again
+// from the versions of the chunks: nothing is remembered elsewhere.
+func (s *resync) run(r Replica) {
+	v, n := s.v, s.v.node
+	select {
+	case n.resyncs <- struct{}{}:
+		defer func() { <-n.resyncs }()
+	case <-s.ctx.Done():
+	}
+	err := s.ctx.Err()
+	if err == nil {
+		err = s.whole(r)
+	}
+	s.cancel()
+	if err != nil {
+		v.log.Info("resync ended early", "peer", s.peer, "err", err)
+		pause(n.ctx, 500*time.Millisecond)
+	}
+	v.mu.Lock()
+	delete(v.syncing, s.peer)
+	if f := v.follower(s.peer); f != nil && f.mirror && !v.g.needsAck(s.peer) {
+		f.mirror, f.link = false, nil
+		v.trackFollowers()
+	}
+	v.mu.Unlock()
+}
+
+func (s *resync) call(method wire.Method, meta, data []byte) (reply, error) {
+	return s.link.call(wire.Header{Volume: uint64(s.v.id), Epoch: uint64(s.epoch)}, method, meta, data, s.ctx.Done())
+}
+
+func (s *resync) whole(r Replica) error {
+	v := s.v
+	c := v.copy()
+	rep, err := s.call(wire.Promise, nil, nil)
+	if err != nil {
+		return err
+	}
+	pos, err := wire.DecodePosition(rep.meta)
+	if err != nil {
+		return err
+	}
+	if ReplicaID(pos.Replica) != r.ID {
+		return fmt.Errorf("node %d holds another replica than the recorded one", s.peer)
+	}
+	m := c.Meta()
+	from := common(m.EpochLog, m.Durable, pos.EpochLog, pos.Durable)
+	if pos.Inconsistent && pos.SyncFrom.Seq < from.Seq {
+		from = pos.SyncFrom
+	}
+	theirs, err := s.start(from, syncFull)
+	if err != nil {
+		return err
+	}
+	if err := s.mirror(); err != nil {
+		return err
+	}
+	chunks := union(c.ChangedChunks(from.Seq), theirs, c.Blocks())
+	v.log.Info("resync starts", "peer", s.peer, "from", from.Seq, "chunks", len(chunks))
+	v.node.cfg.Event(levelInfo, "resync-started", fmt.Sprintf("volume %d: node %d is filled from operation %d on: %d MiB to compare", v.id, s.peer, from.Seq, len(chunks)))
+	if err := s.copyChunks(c, chunks, true); err != nil {
+		return err
+	}
+	if _, err := s.call(wire.SyncEnd, append(wire.AppendPosition(nil, &wire.Position{Volume: uint64(v.id)}), syncFull), nil); err != nil {
+		return err
+	}
+	// M4: only a replica that keeps up, without a gap, is proposed.
+	for {
+		v.mu.Lock()
+		f := v.follower(s.peer)
+		level := f != nil && f.link == s.link && f.acked+64 >= v.next
+		v.mu.Unlock()
+		if f == nil || s.ctx.Err() != nil {
+			return errors.New("the stream to the replica broke")
+		}
+		if level {
+			break
+		}
+		if !pause(s.ctx, 5*time.Millisecond) {
+			return s.ctx.Err()
+		}
+	}
+	proposed := false
+	inc := Incarnation(0)
+	if p := (*v.node.peers.Load())[s.peer]; p != nil {
+		inc = Incarnation(p.inc.Load())
+	}
+	v.event(func(g *reign) { proposed = g.grow(v.node.now(), s.peer, r.ID, inc) })
+	if !proposed {
+		return errors.New("the in-sync set is changing")
+	}
+	for {
+		v.mu.Lock()
+		open, in := v.g.proposal.open, v.g.rec.Has(s.peer)
+		v.mu.Unlock()
+		if in {
+			v.node.cfg.Event(levelInfo, "resync-done", fmt.Sprintf("volume %d: node %d is in sync again: %d chunks compared, %d bytes sent in %s", v.id, s.peer, s.total.Load(), s.sent.Load(), time.Since(s.started).Round(time.Millisecond)))
+			return nil
+		}
+		if !open {
+			return errors.New("the replica was not taken into the in-sync set")
+		}
+		if !pause(s.ctx, 5*time.Millisecond) {
+			return s.ctx.Err()
+		}
+	}
+}
+
+// level makes an in-sync replica equal while nobody is served (M3).
+func (s *resync) level(pos wire.Position, m lsfs.Meta) error {
+	c := s.v.copy()
+	from := common(m.EpochLog, m.Durable, pos.EpochLog, pos.Durable)
+	theirs, err := s.start(from, syncLevel)
+	if err != nil {
+		return err
+	}
+	chunks := union(c.ChangedChunks(from.Seq), theirs, c.Blocks())
+	s.v.log.Info("replica is levelled", "peer", s.peer, "from", from.Seq, "ours", m.Durable.Seq, "theirs", pos.Durable.Seq, "chunks", len(chunks))
+	if err := s.copyChunks(c, chunks, false); err != nil {
+		return err
+	}
+	end := wire.Position{Volume: uint64(s.v.id), Durable: m.Durable, EpochLog: m.EpochLog}
+	_, err = s.call(wire.SyncEnd, append(wire.AppendPosition(nil, &end), syncLevel), nil)
+	return err
+}
+
+func (s *resync) start(from lsfs.OpID, mode byte) ([]uint32, error) {
+	rep, err := s.call(wire.SyncStart, append(wire.AppendOpID(nil, from), mode), nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(rep.data)%4 != 0 {
+		return nil, fmt.Errorf("%w: list of chunks", wire.ErrFrame)
+	}
+	chunks := make([]uint32, len(rep.data)/4)
+	for i := range chunks {
+		chunks[i] = binary.LittleEndian.Uint32(rep.data[i*4:])
+	}
+	return chunks, nil
+}
+
+// mirror opens the live stream to the replica at the present number (Y3) and
+// waits until everything before it is in our own copy, so that the versions of
+// the chunks tell of it.
+func (s *resync) mirror() error {
+	v := s.v
+	if err := s.stored(); err != nil { // the record of this epoch among them
+		return err
+	}
+	v.mu.Lock()
+	if v.g.role != Active || v.g.rec.Epoch != s.epoch {
+		v.mu.Unlock()
+		return errors.New("the reign ended")
+	}
+	pos := wire.Position{Volume: uint64(v.id), Durable: lsfs.OpID{Epoch: s.epoch, Seq: v.next - 1}, EpochLog: v.copy().Meta().EpochLog}
+	f := v.follower(s.peer)
+	if f == nil {
+		f = &follower{id: s.peer}
+		v.followers = append(v.followers, f)
+	}
+	f.mirror, f.acked, f.link = true, v.next-1, s.link
+	// Under the mutex: the call stands in the stream before the first mirrored operation.
+	c := s.link.begin(wire.Header{Volume: uint64(v.id), Epoch: uint64(s.epoch)}, wire.SyncMirror, wire.AppendPosition(nil, &pos), nil)
+	v.mu.Unlock()
+	s.link.flush()
+	if _, err := s.link.wait(c, s.ctx.Done()); err != nil {
+		return err
+	}
+	return s.stored()
+}
+
+// stored waits until everything sequenced so far is durable here.
+func (s *resync) stored() error {
+	v := s.v
+	v.mu.Lock()
+	last := v.next - 1
+	v.mu.Unlock()
+	for {
+		v.mu.Lock()
+		done, active := v.local >= last, v.g.role == Active
+		v.mu.Unlock()
+		if done {
+			return nil
+		}
+		if !active {
+			return errors.New("the reign ended")
+		}
+		v.node.Kick()
+		if !pause(s.ctx, time.Millisecond) {
+			return s.ctx.Err()
+		}
+	}
+}
+
+// union merges two lists of chunks and drops those beyond the end.
+func union(a, b []uint32, blocks uint64) []uint32 {
+	all := append(slices.Clone(a), b...)
+	slices.Sort(all)
+	all = slices.Compact(all)
+	last := uint32((blocks + wire.ChunkBlocks - 1) / wire.ChunkBlocks)
+	return slices.DeleteFunc(all, func(c uint32) bool { return c >= last })
+}
+
+func (s *resync) copyChunks(c Copy, chunks []uint32, locked bool) error {
+	s.total.Store(int64(len(chunks)))
+	g, ctx := errgroup.WithContext(s.ctx)
+	g.SetLimit(parallelChunks)
+	for _, chunk := range chunks {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			err := s.copyChunk(c, chunk, locked)
+			if err == nil {
+				s.done.Add(1)
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// chunkRange is the range of blocks of a chunk in a copy of that many blocks.
+func chunkRange(chunk uint32, blocks uint64) (start, end lsfs.BlockNo) {
+	start = lsfs.BlockNo(chunk) * wire.ChunkBlocks
+	return start, min(start+wire.ChunkBlocks, lsfs.BlockNo(blocks))
+}
+
+// copyChunk makes one chunk equal: fingerprints first, then the contents that
+// the replica lacks, then its digest as the proof (Y5).
+func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
+	v := s.v
+	start, end := chunkRange(chunk, c.Blocks())
+	if locked {
+		h := &hold{start: start, end: end}
+		if err := v.lockRange(h); err != nil {
+			return err
+		}
+		defer v.unlockRange(h)
+	}
+	sc := wire.SyncChunk{Chunk: chunk, Version: c.ChunkVersion(chunk), Fingerprints: make([]dedup.Fingerprint, end-start)}
+	if err := c.Fingerprints(s.ctx, start, sc.Fingerprints); err != nil {
+		return err
+	}
+	rep, err := s.call(wire.SyncCompare, wire.AppendSyncChunk(nil, &sc), nil)
+	if err != nil {
+		return err
+	}
+	if sc.Index, err = wire.DecodeNeed(rep.meta); err != nil {
+		return err
+	}
+	buf := make([]byte, len(sc.Index)*blockSize)
+	for k, i := range sc.Index {
+		if int(i) >= len(sc.Fingerprints) {
+			return fmt.Errorf("%w: index %d", wire.ErrFrame, i)
+		}
+		var b [1]dedup.Block
+		if err := c.ReadReduced(s.ctx, start+lsfs.BlockNo(i), b[:], buf[k*blockSize:(k+1)*blockSize]); err != nil {
+			return err
+		}
+		sc.Blocks = append(sc.Blocks, b[0])
+		s.sent.Add(int64(len(b[0].Data)))
+	}
+	rep, err = s.call(wire.SyncApply, wire.AppendSyncChunk(nil, &sc), wire.AppendBlockData(nil, sc.Blocks))
+	if err != nil {
+		return err
+	}
+	if want := chunkDigest(sc.Fingerprints); string(rep.meta) != string(want[:]) {
+		return fmt.Errorf("chunk %d differs after it was copied to node %d", chunk, s.peer)
+	}
+	return nil
+}
+
+// chunkDigest is the digest of a chunk's content: SHA-256 over its fingerprints.
+func chunkDigest(fps []dedup.Fingerprint) [32]byte {
+	h := sha256.New()
+	for i := range fps {
+		h.Write(fps[i][:])
+	}
+	var d [32]byte
+	h.Sum(d[:0])
+	return d
+}

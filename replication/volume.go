@@ -1,0 +1,375 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication/wire"
+)
+
+const (
+	blockSize  = dedup.BlockSize
+	sectorSize = 512
+
+	levelInfo  = slog.LevelInfo
+	levelWarn  = slog.LevelWarn
+	levelError = slog.LevelError
+)
+
+// Volume is one volume on this node: owner, replica, or mere door to the owner.
+// It satisfies the device server's Volume interface.
+//
+// The mutex guards the membership (reign), the sequence and everything in
+// flight; it is held for bookkeeping only, never across I/O. What the read path
+// needs is atomic. Lock order: Volume.mu, then link.mu or the store's queue.
+type Volume struct {
+	node *Node
+	id   lsfs.VolumeID
+	log  *slog.Logger
+
+	active   atomic.Bool  // role is Active
+	lease    atomic.Int64 // Instant until which it may serve (R1, L1)
+	size     atomic.Uint64
+	dup      atomic.Bool
+	compress atomic.Bool
+	replica  atomic.Pointer[localCopy]
+	locks    rangeLock // its filter is read without mu
+
+	touched bool // the committing goroutine's
+
+	mu         sync.Mutex
+	still      *sync.Cond // of mu: open fell to zero, or the role changed
+	g          *reign
+	next       lsfs.Seq // owner: the next to give; replica: the next to take
+	local      lsfs.Seq // durable here
+	open       int      // works appended to the store and not yet stored
+	flight     queue    // owner: sequenced and not committed, in order
+	followers  []*follower
+	held       []heldRequest
+	blocked    []*work // replica: received in order, waiting for content or for a change of state
+	frozen     bool    // replica: nothing is appended for now
+	ackTo      *link   // replica: where the owner's operations come from
+	gone       error   // deleted or shut
+	activation context.CancelFunc
+	syncing    map[NodeID]*resync
+}
+
+type localCopy struct{ Copy }
+
+// follower is what the owner keeps of one other replica.
+type follower struct {
+	id     NodeID
+	acked  lsfs.Seq // durable there up to
+	link   *link    // nil while it does not take the stream
+	mirror bool     // takes the stream although it is not in sync (Y3)
+}
+
+// heldRequest waits for an owner (Q4).
+type heldRequest struct {
+	r     *Request
+	until Instant
+}
+
+const maxHeld = 4096
+
+// queue is a first-in first-out queue of works that keeps its array.
+type queue struct {
+	items []*work
+	head  int
+}
+
+func (q *queue) len() int       { return len(q.items) - q.head }
+func (q *queue) at(i int) *work { return q.items[q.head+i] }
+
+func (q *queue) push(w *work) {
+	if q.head > 64 && q.head*2 > len(q.items) {
+		n := copy(q.items, q.items[q.head:])
+		clear(q.items[n:])
+		q.items, q.head = q.items[:n], 0
+	}
+	q.items = append(q.items, w)
+}
+
+func (q *queue) pop() *work {
+	w := q.items[q.head]
+	q.items[q.head] = nil
+	q.head++
+	if q.head == len(q.items) {
+		q.items, q.head = q.items[:0], 0
+	}
+	return w
+}
+
+func newVolume(n *Node, rec Record) *Volume {
+	v := &Volume{node: n, id: rec.Volume, log: n.log.With("volume", rec.Volume), g: newReign(n.self, n.timing, n.now()), syncing: map[NodeID]*resync{}}
+	v.still = sync.NewCond(&v.mu)
+	v.size.Store(rec.SizeBytes)
+	return v
+}
+
+// SizeBytes is the recorded capacity.
+func (v *Volume) SizeBytes() uint64 { return v.size.Load() }
+
+// ID is the volume's name in the cluster.
+func (v *Volume) ID() lsfs.VolumeID { return v.id }
+
+func (v *Volume) copy() Copy {
+	if c := v.replica.Load(); c != nil {
+		return c.Copy
+	}
+	return nil
+}
+
+// placedHere says whether a replica of the volume is recorded on this node.
+func (v *Volume) placedHere() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.g.known && v.placement() != nil
+}
+
+// placement is the recorded replica of this node, or nil.
+func (v *Volume) placement() *Replica {
+	for i := range v.g.rec.Replicas {
+		if v.g.rec.Replicas[i].Node == v.node.self {
+			return &v.g.rec.Replicas[i]
+		}
+	}
+	return nil
+}
+
+// update takes the recorded state and makes the local copy follow it.
+func (v *Volume) update(rec Record) {
+	v.dup.Store(rec.Dedup)
+	v.compress.Store(rec.Compress)
+	fit := v.prepareCopy(rec)
+	now := v.node.now()
+	v.event(func(g *reign) { g.record(now, rec, fit) })
+	if rec.SizeBytes > v.size.Load() {
+		v.size.Store(rec.SizeBytes) // grown everywhere that matters before it is offered
+	}
+}
+
+// prepareCopy creates, resizes or opens the local copy, and says whether it is
+// the recorded replica and consistent.
+func (v *Volume) prepareCopy(rec Record) bool {
+	i := slices.IndexFunc(rec.Replicas, func(r Replica) bool { return r.Node == v.node.self })
+	if i < 0 {
+		return false
+	}
+	id := rec.Replicas[i].ID
+	c := v.node.pool.Copy(v.id)
+	blocks := rec.SizeBytes / blockSize
+	inSync := rec.Has(v.node.self)
+	if c != nil && ReplicaID(c.Meta().Replica) != id && !inSync {
+		// Another life of this replica: its content means nothing any more.
+		v.replica.Store(nil)
+		if err := v.node.pool.DeleteCopy(v.node.ctx, v.id); err != nil {
+			v.log.Error("cannot delete the old copy", "err", err)
+			return false
+		}
+		c = nil
+	}
+	if c == nil {
+		if inSync && rec.Epoch > 1 {
+			// B4: the record says that we hold the data, and we do not.
+			v.node.cfg.Event(levelError, "replica-lost", fmt.Sprintf("volume %d: this node should hold a copy and has none (was its pool replaced?); it will be filled again from another node", v.id))
+			return false
+		}
+		var err error
+		if c, err = v.node.pool.CreateCopy(v.node.ctx, v.id, blocks, id); err != nil {
+			v.log.Error("cannot create the local copy", "err", err)
+			return false
+		}
+	}
+	if c.Blocks() < blocks {
+		if err := c.Resize(v.node.ctx, blocks); err != nil {
+			v.log.Error("cannot grow the local copy", "err", err)
+			return false
+		}
+	}
+	meta := c.Meta()
+	if v.copy() == nil {
+		v.mu.Lock()
+		v.local = meta.Durable.Seq
+		v.next = v.local + 1
+		v.g.promised = max(v.g.promised, meta.Promised)
+		v.mu.Unlock()
+		v.replica.Store(&localCopy{c})
+	}
+	return ReplicaID(meta.Replica) == id && !meta.Inconsistent
+}
+
+// event feeds the membership machine and performs what it asks for.
+func (v *Volume) event(f func(g *reign)) {
+	var after []func()
+	v.mu.Lock()
+	f(v.g)
+	for actions := v.g.take(); len(actions) > 0; actions = v.g.take() {
+		for _, a := range actions {
+			after = v.perform(a, after)
+		}
+	}
+	v.publish()
+	v.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
+}
+
+// publish sets what is read without the mutex.
+func (v *Volume) publish() {
+	active := v.g.role == Active && v.gone == nil
+	if v.active.Swap(active) != active {
+		v.still.Broadcast()
+	}
+	v.lease.Store(int64(v.g.lease()))
+}
+
+// perform does one action under the mutex and returns what is to be done after it.
+func (v *Volume) perform(a action, after []func()) []func() {
+	n := v.node
+	switch a.kind {
+	case actPropose:
+		change := a.change
+		n.spawn(func() { v.propose(change) })
+	case actActivate:
+		v.log.Info("becoming owner", "epoch", v.g.rec.Epoch)
+		v.startActivation(a.at)
+	case actEpoch:
+		v.log.Info("in-sync set changed", "epoch", v.g.rec.Epoch, "insync", v.g.rec.InSync)
+		v.trackFollowers()
+		v.appendEpoch(nil)
+		after = append(after, v.retire, n.Kick)
+	case actDemote:
+		after = append(after, v.demote(a.reason))
+		after = append(after, v.retryHeld)
+	case actRole:
+		v.log.Info("role changed", "role", v.g.role.String(), "epoch", v.g.rec.Epoch, "owner", v.g.rec.Owner)
+		after = append(after, v.retryHeld)
+		if l := v.ackTo; l != nil && v.g.role == Standby {
+			// What came while this node was no standby was not taken: ask for it.
+			l.lock()
+			l.out = wire.AppendFrame(l.out, wire.Header{Type: wire.Gap, Volume: uint64(v.id), Epoch: uint64(v.g.promised), Seq: uint64(v.next)}, nil, nil)
+			l.unlock()
+			after = append(after, l.flush)
+		}
+	}
+	return after
+}
+
+// propose submits a change and feeds its result back.
+func (v *Volume) propose(c Change) {
+	ctx, cancel := context.WithTimeout(v.node.ctx, 5*time.Second)
+	defer cancel()
+	rec, err := v.node.cfg.Control.Propose(ctx, c)
+	now := v.node.now()
+	v.log.Info("proposed", "reason", c.Reason, "epoch", c.Expect+1, "err", err)
+	v.event(func(g *reign) { g.proposed(now, c, rec, err) })
+	if err == nil {
+		v.node.cfg.Event(levelWarn, "volume-epoch", fmt.Sprintf("volume %d, epoch %d: owner node %d, in sync %v: %s", v.id, rec.Epoch, rec.Owner, rec.InSync, c.Reason))
+	}
+}
+
+// reread asks the cluster for the record after a peer refused our epoch.
+func (v *Volume) reread() {
+	ctx, cancel := context.WithTimeout(v.node.ctx, 5*time.Second)
+	defer cancel()
+	if rec, err := v.node.cfg.Control.Record(ctx, v.id); err == nil {
+		now := v.node.now()
+		v.event(func(g *reign) { g.record(now, rec, g.fit) })
+	}
+}
+
+// tick lets time pass for this volume.
+func (v *Volume) tick(now Instant) {
+	var expired []*Request
+	retry := false
+	v.event(func(g *reign) {
+		for _, f := range v.followers {
+			if f.acked+1 >= v.next {
+				g.progressed(now, f.id)
+			}
+		}
+		g.tick(now)
+		keep := v.held[:0]
+		for _, h := range v.held {
+			if now >= h.until {
+				expired = append(expired, h.r)
+			} else {
+				keep = append(keep, h)
+			}
+		}
+		v.held = keep
+		retry = len(v.held) > 0
+		v.startResyncs()
+	})
+	for _, r := range expired {
+		v.end(r, ErrUnavailable)
+	}
+	if len(expired) > 0 {
+		v.node.flush()
+	}
+	if retry {
+		v.retryHeld()
+	}
+}
+
+// granted takes a lease from peer; grant gives one to it.
+func (v *Volume) granted(now Instant, peer NodeID, sent Instant) {
+	v.mu.Lock()
+	v.g.granted(now, peer, sent)
+	v.publish()
+	v.mu.Unlock()
+}
+
+func (v *Volume) grant(now Instant, peer NodeID, epoch lsfs.Epoch, fresh bool) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.g.beacon(now, peer, epoch, fresh)
+}
+
+// reigns says whether this node is the recorded owner and asks for leases.
+func (v *Volume) reigns() (lsfs.Epoch, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.g.rec.Epoch, v.gone == nil && (v.g.role == Active || v.g.role == Activating)
+}
+
+// mayServe is the lease test (R1): made after the data was fetched, right before the reply.
+func (v *Volume) mayServe() bool {
+	return v.active.Load() && int64(v.node.now()) < v.lease.Load()
+}
+
+// shut ends everything of a volume that is deleted or whose node closes.
+func (v *Volume) shut(err volumeError) {
+	v.mu.Lock()
+	v.gone = err
+	if v.activation != nil {
+		v.activation()
+	}
+	fail := v.demote("")
+	held := v.held
+	v.held = nil
+	v.publish()
+	v.still.Broadcast()
+	v.mu.Unlock()
+	fail()
+	for _, h := range held {
+		v.end(h.r, err)
+	}
+	v.node.flush()
+}
+
+// end completes a request that was never sequenced.
+func (v *Volume) end(r *Request, err error) {
+	r.Err = err
+	r.Scratch = nil
+	r.Done(r)
+}

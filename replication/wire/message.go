@@ -1,0 +1,336 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs"
+)
+
+// Method names what a Call asks for, in the frame's Flags. Part of the wire format.
+type Method uint8
+
+const (
+	// Promise asks a replica to promise Epoch (W2, M3); reply: Position.
+	Promise Method = 1
+	// SyncStart: the replica's content is to be made equal to the owner's from a
+	// common point on; meta: common OpID. Reply: its changed chunks since.
+	SyncStart Method = 2
+	// SyncMirror: live operations follow from Seq+1 on; meta: the owner's epoch
+	// log. It is handled in stream order with Prepares. No data in the reply.
+	SyncMirror Method = 3
+	// SyncCompare: meta: SyncChunk without data. Reply: index of blocks whose content is needed.
+	SyncCompare Method = 4
+	// SyncApply: meta: SyncChunk with contents. Reply: digest of the chunk as it is now.
+	SyncApply Method = 5
+	// SyncEnd: everything is equal; the replica is consistent again. Meta: Position to take over.
+	SyncEnd Method = 6
+	// Digests asks for the digests of chunks; meta: first u32, count u32. Reply: count digests of 32 bytes.
+	Digests Method = 7
+	// Fetch asks for a block by fingerprint (repair); meta: fingerprint. Reply: Content of one block.
+	Fetch Method = 8
+)
+
+// Status of a Reply, in the frame's Flags.
+const (
+	StatusOK     = 0 // meta as the method says
+	StatusError  = 1 // meta is a text
+	StatusStale  = 2 // refused: Epoch holds the promised epoch
+	StatusAbsent = 3 // no such replica, volume or block here
+)
+
+// Greeting is the meta part of Hello and HelloAck.
+type Greeting struct {
+	MinVersion, Version uint16
+	Node                uint32
+	Incarnation         uint64
+	Replicas            []Position // HelloAck only
+}
+
+// Position is where a replica stands.
+type Position struct {
+	Volume       uint64
+	Replica      [16]byte
+	Promised     lsfs.Epoch
+	Durable      lsfs.OpID
+	SyncFrom     lsfs.OpID
+	Inconsistent bool
+	EpochLog     []lsfs.OpID
+}
+
+// MaxEpochLog bounds the history that a Position carries: the newest entries.
+const MaxEpochLog = 1024
+
+const maxReplicas = 8192
+
+// AppendGreeting appends g.
+func AppendGreeting(dst []byte, g *Greeting) []byte {
+	dst = binary.LittleEndian.AppendUint16(dst, g.MinVersion)
+	dst = binary.LittleEndian.AppendUint16(dst, g.Version)
+	dst = binary.LittleEndian.AppendUint32(dst, g.Node)
+	dst = binary.LittleEndian.AppendUint64(dst, g.Incarnation)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(g.Replicas)))
+	for i := range g.Replicas {
+		dst = AppendPosition(dst, &g.Replicas[i])
+	}
+	return dst
+}
+
+// DecodeGreeting is the inverse of AppendGreeting.
+func DecodeGreeting(b []byte) (Greeting, error) {
+	r := reader{b: b}
+	g := Greeting{MinVersion: r.u16(), Version: r.u16(), Node: r.u32(), Incarnation: r.u64()}
+	n := r.u32()
+	if n > maxReplicas {
+		return g, fmt.Errorf("%w: %d replicas", ErrFrame, n)
+	}
+	for ; n > 0 && r.err == nil; n-- {
+		g.Replicas = append(g.Replicas, r.position())
+	}
+	return g, r.end()
+}
+
+// AppendPosition appends p, with at most MaxEpochLog newest entries of its history.
+func AppendPosition(dst []byte, p *Position) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, p.Volume)
+	dst = append(dst, p.Replica[:]...)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(p.Promised))
+	dst = appendOpID(dst, p.Durable)
+	dst = appendOpID(dst, p.SyncFrom)
+	var inconsistent byte
+	if p.Inconsistent {
+		inconsistent = 1
+	}
+	dst = append(dst, inconsistent)
+	log := p.EpochLog
+	if len(log) > MaxEpochLog {
+		log = log[len(log)-MaxEpochLog:]
+	}
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(log)))
+	for _, id := range log {
+		dst = appendOpID(dst, id)
+	}
+	return dst
+}
+
+// DecodePosition is the inverse of AppendPosition.
+func DecodePosition(b []byte) (Position, error) {
+	r := reader{b: b}
+	p := r.position()
+	return p, r.end()
+}
+
+func appendOpID(dst []byte, id lsfs.OpID) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(id.Epoch))
+	return binary.LittleEndian.AppendUint64(dst, uint64(id.Seq))
+}
+
+// AppendOpID appends an operation's name.
+func AppendOpID(dst []byte, id lsfs.OpID) []byte { return appendOpID(dst, id) }
+
+// DecodeOpID is the inverse of AppendOpID.
+func DecodeOpID(b []byte) (lsfs.OpID, error) {
+	r := reader{b: b}
+	id := r.opID()
+	return id, r.end()
+}
+
+// Lease is one volume in a Beacon, or one grant in a BeaconAck.
+type Lease struct {
+	Volume uint64
+	Epoch  lsfs.Epoch
+}
+
+// BeaconBody is the meta part of Beacon and BeaconAck. In a Beacon, Sent is the
+// sender's clock, which comes back unchanged in the BeaconAck with the leases
+// that are granted; Echo is the newest nonce that the sender of this frame has
+// seen from the other side (L3). Room is the free room of the sender's pool in bytes.
+type BeaconBody struct {
+	Nonce  uint64
+	Sent   int64
+	Echo   uint64
+	Room   uint64
+	Leases []Lease
+}
+
+// AppendBeacon appends b.
+func AppendBeacon(dst []byte, b *BeaconBody) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, b.Nonce)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(b.Sent))
+	dst = binary.LittleEndian.AppendUint64(dst, b.Echo)
+	dst = binary.LittleEndian.AppendUint64(dst, b.Room)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(b.Leases)))
+	for _, l := range b.Leases {
+		dst = binary.LittleEndian.AppendUint64(dst, l.Volume)
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(l.Epoch))
+	}
+	return dst
+}
+
+// DecodeBeacon is the inverse of AppendBeacon. It reuses into's Leases.
+func DecodeBeacon(b []byte, into *BeaconBody) error {
+	r := reader{b: b}
+	into.Nonce, into.Sent, into.Echo, into.Room = r.u64(), int64(r.u64()), r.u64(), r.u64()
+	n := r.u32()
+	into.Leases = into.Leases[:0]
+	if n > maxReplicas {
+		return fmt.Errorf("%w: %d leases", ErrFrame, n)
+	}
+	for ; n > 0 && r.err == nil; n-- {
+		into.Leases = append(into.Leases, Lease{r.u64(), lsfs.Epoch(r.u64())})
+	}
+	return r.end()
+}
+
+// SyncChunk is the meta part of SyncCompare and SyncApply: the fingerprints of a
+// chunk's blocks (the zero value for a hole) and, for SyncApply, the contents
+// that the replica asked for, by index.
+type SyncChunk struct {
+	Chunk        uint32
+	Version      lsfs.Seq
+	Fingerprints []dedup.Fingerprint
+	Index        []uint32
+	Blocks       []dedup.Block
+}
+
+// ChunkBlocks is the number of blocks in a chunk, 1 MiB.
+const ChunkBlocks = 256
+
+// AppendSyncChunk appends the meta part; AppendBlockData of c.Blocks is the data part.
+func AppendSyncChunk(dst []byte, c *SyncChunk) []byte {
+	dst = binary.LittleEndian.AppendUint32(dst, c.Chunk)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(c.Version))
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(c.Fingerprints)))
+	for i := range c.Fingerprints {
+		dst = append(dst, c.Fingerprints[i][:]...)
+	}
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(c.Index)))
+	for _, i := range c.Index {
+		dst = binary.LittleEndian.AppendUint32(dst, i)
+	}
+	return appendBlocks(dst, c.Blocks)
+}
+
+// AppendBlockData appends the stored bytes of blocks, one after the other.
+func AppendBlockData(dst []byte, blocks []dedup.Block) []byte { return appendBlockData(dst, blocks) }
+
+// DecodeSyncChunk is the inverse of AppendSyncChunk; block data aliases data.
+func DecodeSyncChunk(meta, data []byte) (c SyncChunk, err error) {
+	r := reader{b: meta}
+	c.Chunk, c.Version = r.u32(), lsfs.Seq(r.u64())
+	n := r.u32()
+	if n > ChunkBlocks {
+		return c, fmt.Errorf("%w: %d fingerprints in a chunk", ErrFrame, n)
+	}
+	for ; n > 0 && r.err == nil; n-- {
+		var fp dedup.Fingerprint
+		copy(fp[:], r.take(32))
+		c.Fingerprints = append(c.Fingerprints, fp)
+	}
+	if r.err != nil {
+		return c, r.err
+	}
+	index, rest, err := decodeIndex(r.b)
+	if err != nil {
+		return c, err
+	}
+	for _, i := range index {
+		if int(i) >= len(c.Fingerprints) {
+			return c, fmt.Errorf("%w: index %d in a chunk of %d", ErrFrame, i, len(c.Fingerprints))
+		}
+	}
+	c.Index = index
+	if len(rest) == 0 {
+		if len(data) != 0 {
+			return c, fmt.Errorf("%w: data without blocks", ErrFrame)
+		}
+		return c, nil
+	}
+	c.Blocks, err = decodeBlocks(nil, rest, data, len(index))
+	return c, err
+}
+
+// ForwardBody is the meta part of Forward: a client's request. The frame's epoch
+// is the reign under which the sender accepted the command (Z2). Sum is the
+// CRC32C of the data part.
+type ForwardBody struct {
+	Op  uint8
+	FUA bool
+	Off uint64
+	Len uint64
+	Sum uint32
+}
+
+const forwardLen = 24
+
+// AppendForward appends b.
+func AppendForward(dst []byte, b *ForwardBody) []byte {
+	var m [forwardLen]byte
+	m[0] = b.Op
+	if b.FUA {
+		m[1] = 1
+	}
+	binary.LittleEndian.PutUint32(m[4:], b.Sum)
+	binary.LittleEndian.PutUint64(m[8:], b.Off)
+	binary.LittleEndian.PutUint64(m[16:], b.Len)
+	return append(dst, m[:]...)
+}
+
+// DecodeForward is the inverse of AppendForward.
+func DecodeForward(meta []byte) (b ForwardBody, err error) {
+	if len(meta) != forwardLen {
+		return b, fmt.Errorf("%w: forwarded request of %d bytes", ErrFrame, len(meta))
+	}
+	return ForwardBody{
+		Op: meta[0], FUA: meta[1] == 1, Sum: binary.LittleEndian.Uint32(meta[4:]),
+		Off: binary.LittleEndian.Uint64(meta[8:]), Len: binary.LittleEndian.Uint64(meta[16:]),
+	}, nil
+}
+
+// reader is a cursor that latches the first error.
+type reader struct {
+	b   []byte
+	err error
+}
+
+func (r *reader) take(n int) []byte {
+	if r.err != nil || len(r.b) < n {
+		r.err = fmt.Errorf("%w: message cut short", ErrFrame)
+		return make([]byte, n)
+	}
+	p := r.b[:n]
+	r.b = r.b[n:]
+	return p
+}
+
+func (r *reader) u16() uint16 { return binary.LittleEndian.Uint16(r.take(2)) }
+func (r *reader) u32() uint32 { return binary.LittleEndian.Uint32(r.take(4)) }
+func (r *reader) u64() uint64 { return binary.LittleEndian.Uint64(r.take(8)) }
+func (r *reader) opID() lsfs.OpID {
+	return lsfs.OpID{Epoch: lsfs.Epoch(r.u64()), Seq: lsfs.Seq(r.u64())}
+}
+
+func (r *reader) position() (p Position) {
+	p.Volume = r.u64()
+	copy(p.Replica[:], r.take(16))
+	p.Promised = lsfs.Epoch(r.u64())
+	p.Durable, p.SyncFrom = r.opID(), r.opID()
+	p.Inconsistent = r.take(1)[0] == 1
+	n := r.u32()
+	if n > MaxEpochLog {
+		r.err = fmt.Errorf("%w: %d epochs", ErrFrame, n)
+		return p
+	}
+	for ; n > 0 && r.err == nil; n-- {
+		p.EpochLog = append(p.EpochLog, r.opID())
+	}
+	return p
+}
+
+func (r *reader) end() error {
+	if r.err == nil && len(r.b) != 0 {
+		r.err = fmt.Errorf("%w: %d bytes left over", ErrFrame, len(r.b))
+	}
+	return r.err
+}

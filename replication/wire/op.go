@@ -1,0 +1,218 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs"
+)
+
+// The meta part of a Prepare:
+//
+//	 0  u8  kind           1  u8 0   2  u16 0
+//	 4  u32 count of blocks the operation covers
+//	 8  u64 first block
+//	16  u32 number of block descriptors (0 or count)
+//	20  u32 length of the state in the data part
+//	24  descriptors of 40 bytes: fingerprint 32, sum u32, stored length u16,
+//	    encoding u8, flags u8 (1: by reference, no data follows)
+//
+// The data part is the state or the stored blocks, one after the other.
+const (
+	opLen      = 24
+	blockLen   = 40
+	flagRef    = 1
+	maxBlocks  = 4096    // 16 MiB: twice the longest client request
+	maxUnmap   = 1 << 28 // blocks of one unmap: 1 TiB
+	maxContent = maxBlocks
+)
+
+// AppendPrepare appends a Prepare frame with the whole operation.
+func AppendPrepare(dst []byte, op *lsfs.Op) []byte {
+	at := len(dst)
+	dst = Begin(dst)
+	var m [opLen]byte
+	m[0] = byte(op.Kind)
+	binary.LittleEndian.PutUint32(m[4:], op.Count)
+	binary.LittleEndian.PutUint64(m[8:], uint64(op.Start))
+	binary.LittleEndian.PutUint32(m[16:], uint32(len(op.Blocks)))
+	binary.LittleEndian.PutUint32(m[20:], uint32(len(op.State)))
+	dst = append(dst, m[:]...)
+	dst = appendBlocks(dst, op.Blocks)
+	metaLen := len(dst) - at - HeaderLen
+	dst = append(dst, op.State...)
+	dst = appendBlockData(dst, op.Blocks)
+	return End(dst, at, Header{Type: Prepare, Volume: uint64(op.Volume), Epoch: uint64(op.ID.Epoch), Seq: uint64(op.ID.Seq)}, metaLen)
+}
+
+func appendBlocks(dst []byte, blocks []dedup.Block) []byte {
+	for i := range blocks {
+		b := &blocks[i]
+		var d [blockLen]byte
+		copy(d[:32], b.Fingerprint[:])
+		binary.LittleEndian.PutUint32(d[32:], b.Sum)
+		binary.LittleEndian.PutUint16(d[36:], uint16(len(b.Data)))
+		d[38] = byte(b.Encoding)
+		if b.Data == nil && b.Encoding != dedup.Zero {
+			d[39] = flagRef
+		}
+		dst = append(dst, d[:]...)
+	}
+	return dst
+}
+
+func appendBlockData(dst []byte, blocks []dedup.Block) []byte {
+	for i := range blocks {
+		dst = append(dst, blocks[i].Data...)
+	}
+	return dst
+}
+
+// DecodePrepare fills op from a Prepare frame. Block data and state alias data;
+// op.Blocks is reused when it has room.
+func DecodePrepare(h Header, meta, data []byte, op *lsfs.Op) error {
+	if len(meta) < opLen {
+		return fmt.Errorf("%w: operation of %d bytes", ErrFrame, len(meta))
+	}
+	n := binary.LittleEndian.Uint32(meta[16:])
+	stateLen := binary.LittleEndian.Uint32(meta[20:])
+	op.Kind = lsfs.OpKind(meta[0])
+	op.Volume = lsfs.VolumeID(h.Volume)
+	op.ID = lsfs.OpID{Epoch: lsfs.Epoch(h.Epoch), Seq: lsfs.Seq(h.Seq)}
+	op.Count = binary.LittleEndian.Uint32(meta[4:])
+	op.Start = lsfs.BlockNo(binary.LittleEndian.Uint64(meta[8:]))
+	op.Blocks, op.State = op.Blocks[:0], nil
+	switch op.Kind {
+	case lsfs.OpWrite:
+		if n != op.Count || n == 0 || n > maxBlocks || stateLen != 0 {
+			return fmt.Errorf("%w: write of %d blocks with %d descriptors", ErrFrame, op.Count, n)
+		}
+	case lsfs.OpUnmap:
+		if n != 0 || stateLen != 0 || op.Count == 0 || op.Count > maxUnmap {
+			return fmt.Errorf("%w: unmap of %d blocks with %d descriptors", ErrFrame, op.Count, n)
+		}
+	case lsfs.OpEpoch:
+		if n != 0 || stateLen != 0 || op.Count != 0 {
+			return fmt.Errorf("%w: epoch with blocks", ErrFrame)
+		}
+	case lsfs.OpState:
+		if n != 0 || op.Count != 0 || stateLen > 64<<10 {
+			return fmt.Errorf("%w: state of %d bytes", ErrFrame, stateLen)
+		}
+	default:
+		return fmt.Errorf("%w: operation kind %d", ErrFrame, op.Kind)
+	}
+	if uint64(stateLen) > uint64(len(data)) {
+		return fmt.Errorf("%w: state of %d bytes in %d", ErrFrame, stateLen, len(data))
+	}
+	if op.Start > 1<<52 {
+		return fmt.Errorf("%w: first block %d", ErrFrame, op.Start)
+	}
+	if stateLen > 0 {
+		op.State, data = data[:stateLen], data[stateLen:]
+	}
+	var err error
+	op.Blocks, err = decodeBlocks(op.Blocks, meta[opLen:], data, int(n))
+	return err
+}
+
+// decodeBlocks reads n descriptors from meta, which holds nothing else, and
+// points them into data, which they use up exactly.
+func decodeBlocks(dst []dedup.Block, meta, data []byte, n int) ([]dedup.Block, error) {
+	if len(meta) != n*blockLen {
+		return dst, fmt.Errorf("%w: %d bytes for %d block descriptors", ErrFrame, len(meta), n)
+	}
+	for ; n > 0; n-- {
+		d := meta[:blockLen]
+		meta = meta[blockLen:]
+		var b dedup.Block
+		copy(b.Fingerprint[:], d)
+		b.Sum = binary.LittleEndian.Uint32(d[32:])
+		b.Encoding = dedup.Encoding(d[38])
+		size := int(binary.LittleEndian.Uint16(d[36:]))
+		ref := d[39] == flagRef
+		switch {
+		case d[39] > flagRef || b.Encoding > dedup.S2:
+			return dst, fmt.Errorf("%w: block encoding %d, flags %d", ErrFrame, d[38], d[39])
+		case b.Encoding == dedup.Zero && (size != 0 || ref),
+			ref && size != 0,
+			!ref && b.Encoding == dedup.Raw && size != dedup.BlockSize,
+			!ref && b.Encoding == dedup.S2 && (size == 0 || size >= dedup.BlockSize):
+			return dst, fmt.Errorf("%w: stored length %d with encoding %d", ErrFrame, size, d[38])
+		case size > len(data):
+			return dst, fmt.Errorf("%w: block data cut short", ErrFrame)
+		}
+		if size > 0 {
+			b.Data, data = data[:size:size], data[size:]
+		}
+		dst = append(dst, b)
+	}
+	if len(data) != 0 {
+		return dst, fmt.Errorf("%w: %d bytes left over", ErrFrame, len(data))
+	}
+	return dst, nil
+}
+
+// AppendContent appends a Content frame: the blocks at the given indexes of the
+// operation that the header's volume and seq name.
+func AppendContent(dst []byte, h Header, index []uint32, blocks []dedup.Block) []byte {
+	at := len(dst)
+	dst = Begin(dst)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(index)))
+	for _, i := range index {
+		dst = binary.LittleEndian.AppendUint32(dst, i)
+	}
+	dst = appendBlocks(dst, blocks)
+	metaLen := len(dst) - at - HeaderLen
+	dst = appendBlockData(dst, blocks)
+	h.Type = Content
+	return End(dst, at, h, metaLen)
+}
+
+// DecodeContent is the inverse of AppendContent; block data aliases data.
+func DecodeContent(meta, data []byte) (index []uint32, blocks []dedup.Block, err error) {
+	index, rest, err := decodeIndex(meta)
+	if err != nil {
+		return nil, nil, err
+	}
+	blocks, err = decodeBlocks(nil, rest, data, len(index))
+	return index, blocks, err
+}
+
+// AppendNeed appends a Need frame: the indexes of blocks whose content is missing.
+func AppendNeed(dst []byte, h Header, index []uint32) []byte {
+	at := len(dst)
+	dst = Begin(dst)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(index)))
+	for _, i := range index {
+		dst = binary.LittleEndian.AppendUint32(dst, i)
+	}
+	h.Type = Need
+	return End(dst, at, h, len(dst)-at-HeaderLen)
+}
+
+// DecodeNeed is the inverse of AppendNeed.
+func DecodeNeed(meta []byte) ([]uint32, error) {
+	index, rest, err := decodeIndex(meta)
+	if err == nil && len(rest) != 0 {
+		err = fmt.Errorf("%w: %d bytes left over", ErrFrame, len(rest))
+	}
+	return index, err
+}
+
+func decodeIndex(meta []byte) ([]uint32, []byte, error) {
+	if len(meta) < 4 {
+		return nil, nil, fmt.Errorf("%w: index of %d bytes", ErrFrame, len(meta))
+	}
+	n := binary.LittleEndian.Uint32(meta)
+	meta = meta[4:]
+	if n > maxContent || int(n)*4 > len(meta) {
+		return nil, nil, fmt.Errorf("%w: %d indexes in %d bytes", ErrFrame, n, len(meta))
+	}
+	index := make([]uint32, n)
+	for i := range index {
+		index[i] = binary.LittleEndian.Uint32(meta[i*4:])
+	}
+	return index, meta[n*4:], nil
+}
