@@ -98,7 +98,7 @@ func (v *Volume) allows(epoch lsfs.Epoch, m wire.Method) error {
 // serveFetch reads a block for another node's repair.
 func (n *Node) serveFetch(l *link, h wire.Header, fp dedup.Fingerprint) {
 	buf := make([]byte, blockSize)
-	b, err := n.pool.ReadFingerprint(n.ctx, fp, buf)
+	b, err := n.pool.ReadFingerprint(n.ctx, &fp, buf)
 	if err != nil {
 		l.replyError(h, err)
 		return
@@ -134,7 +134,11 @@ func (v *Volume) syncStart(meta []byte) (out, list []byte, err error) {
 			v.g.fit = false
 			v.mu.Unlock()
 		}
-		for _, chunk := range c.ChangedChunks(from.Seq) {
+		changed, err := c.ChangedChunks(v.node.ctx, from.Seq)
+		if err != nil {
+			return err
+		}
+		for _, chunk := range changed {
 			list = binary.LittleEndian.AppendUint32(list, chunk)
 		}
 		if len(list) > wire.MaxData {
@@ -257,7 +261,7 @@ func (v *Volume) syncApply(ctx context.Context, meta, data []byte) ([]byte, erro
 			continue
 		}
 		j := i + 1
-		for j < len(have) && have[j] != sc.Fingerprints[j] {
+		for j < len(have) && j-i < partBytes/blockSize && have[j] != sc.Fingerprints[j] {
 			j++
 		}
 		w := &work{v: v, from: nil}
@@ -274,7 +278,7 @@ func (v *Volume) syncApply(ctx context.Context, meta, data []byte) ([]byte, erro
 			} else {
 				var held bool
 				if pinned, held = n.pool.Pin(&sc.Fingerprints[k]); !held {
-					if b, err = n.pool.ReadFingerprint(ctx, sc.Fingerprints[k], make([]byte, blockSize)); err != nil {
+					if b, err = n.pool.ReadFingerprint(ctx, &sc.Fingerprints[k], make([]byte, blockSize)); err != nil {
 						n.unpin(w)
 						return nil, fmt.Errorf("block %d of chunk %d went away: %w", k, sc.Chunk, err)
 					}

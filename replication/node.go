@@ -70,7 +70,6 @@ type Node struct {
 
 	forwards forwarding
 	served   sync.Pool     // of *served
-	room     atomic.Uint64 // free room of the own pool, bytes
 	resyncs  chan struct{} // bounds resyncs that run at the same time
 }
 
@@ -99,7 +98,6 @@ func NewNode(cfg Config) *Node {
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.lastUp.Store(int64(n.now()))
 	n.pool.OnCommit(n.committed)
-	n.updateRoom()
 	n.spawn(n.ticker)
 	return n
 }
@@ -148,8 +146,8 @@ func (n *Node) Volume(id lsfs.VolumeID) *Volume { return (*n.volumes.Load())[id]
 // Volumes lists all volumes of the cluster, with or without a copy here.
 func (n *Node) Volumes() []*Volume { return slices.Collect(maps.Values(*n.volumes.Load())) }
 
-// Update takes the recorded state, in the order of the raft log: every volume
-// and every other data node. It creates, resizes and deletes local copies, which
+// Update takes the recorded state, in the order of the raft log: every volume,
+// the deleted ones with Deleted set, and every data node. It creates, resizes and deletes local copies, which
 // may take I/O, and returns when it has.
 func (n *Node) Update(records []Record, nodes []NodeID) {
 	n.mu.Lock()
@@ -198,12 +196,14 @@ func (n *Node) Update(records []Record, nodes []NodeID) {
 			volumes[rec.Volume].update(rec)
 		}
 	}
-	// A copy without a recorded replica here belongs to a volume that was deleted
-	// or moved away; the record is the authority.
-	for _, id := range n.pool.Copies() {
-		if v := volumes[id]; v == nil || !v.placedHere() {
-			if err := n.pool.DeleteCopy(n.ctx, id); err != nil {
-				n.log.Error("cannot delete local copy", "volume", id, "err", err)
+	// A copy goes only when the record says so: deleted, or placed elsewhere. A copy
+	// that no record speaks of stays (a cluster state that is older than the pool
+	// must never cost data).
+	for _, rec := range records {
+		placed := slices.ContainsFunc(rec.Replicas, func(r Replica) bool { return r.Node == n.self })
+		if (rec.Deleted || !placed) && n.pool.Copy(rec.Volume) != nil {
+			if err := n.pool.DeleteCopy(n.ctx, rec.Volume); err != nil {
+				n.log.Error("cannot delete local copy", "volume", rec.Volume, "err", err)
 			}
 		}
 	}
@@ -262,11 +262,15 @@ func (n *Node) removeInbound(l *link) {
 // stored is the Done of every operation: durable here, or failed.
 func (n *Node) stored(op *lsfs.Op, err error) {
 	w := op.Ctx.(*work)
+	v := w.v
+	if errors.Is(err, lsfs.ErrNoVolume) || errors.Is(err, lsfs.ErrClosed) {
+		v.lost(w) // deleted or closing: its requests were ended before
+		return
+	}
 	if err != nil {
 		n.storeFailed(err)
 		return // w is never settled: nothing of it may be acknowledged
 	}
-	v := w.v
 	if !v.touched {
 		v.touched = true
 		n.touched = append(n.touched, v)
@@ -334,7 +338,6 @@ func (n *Node) ticker() {
 		if gap := time.Duration(now - Instant(n.lastUp.Swap(int64(now)))); gap > n.timing.Pause {
 			n.paused(gap)
 		}
-		n.updateRoom()
 		for _, v := range *n.volumes.Load() {
 			v.tick(now)
 		}
@@ -360,12 +363,8 @@ var (
 	errReplaced = errors.New("the peer opened a newer link")
 )
 
-// updateRoom publishes how many bytes new data may still take here.
-func (n *Node) updateRoom() {
+// freeRoom is how many bytes new data may still take in the own pool.
+func (n *Node) freeRoom() uint64 {
 	r := n.pool.Room()
-	free := uint64(0)
-	if r.Usable > r.Live {
-		free = uint64(r.Usable - r.Live)
-	}
-	n.room.Store(free)
+	return uint64(max(r.Usable-r.Live, 0))
 }

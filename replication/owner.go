@@ -62,6 +62,20 @@ func (v *Volume) stored(w *work) {
 	}
 }
 
+// lost takes back a work whose volume went away under it.
+func (v *Volume) lost(w *work) {
+	v.mu.Lock()
+	v.open--
+	w.stored = true
+	if v.open == 0 {
+		v.still.Broadcast()
+	}
+	v.mu.Unlock()
+	if w.abandon || w.from != nil || w.op.Kind == lsfs.OpCopy {
+		v.node.retired = append(v.node.retired, w)
+	}
+}
+
 // durable acknowledges what the commit just made durable: the owner retires
 // what all copies have, a replica tells its owner.
 func (v *Volume) durable(list []*work) []*work {
@@ -112,6 +126,7 @@ func (v *Volume) retireLocked(list []*work) []*work {
 	for v.flight.len() > 0 && v.flight.at(0).op.ID.Seq <= committed {
 		w := v.flight.pop()
 		v.locks.release(&w.hold, v.sequence)
+		v.retiredAt = never
 		list = append(list, w)
 	}
 	return list
@@ -202,6 +217,12 @@ func (v *Volume) gap(p *peer, l *link, expected lsfs.Seq) {
 		}
 		if expected == 0 || expected <= f.acked {
 			g.broken(now, p.id)
+			return
+		}
+		if f.mirror && (v.flight.len() == 0 || v.flight.at(0).op.ID.Seq > expected) {
+			if s := v.syncing[p.id]; s != nil {
+				s.cancel() // what it misses has retired: its resync starts over
+			}
 			return
 		}
 		f.acked = expected - 1

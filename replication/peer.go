@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync/atomic"
 	"syscall"
@@ -19,7 +20,7 @@ type peer struct {
 	node   *Node
 	id     NodeID
 	link   atomic.Pointer[link] // nil while down
-	room   atomic.Uint64        // free room of its pool as last reported, bytes
+	room   atomic.Int64         // free room of its pool as last reported, less what was sent since, bytes
 	inc    atomic.Uint64        // its incarnation as last greeted
 	quit   chan struct{}
 	nonce  uint64 // ticker goroutine's
@@ -29,7 +30,7 @@ type peer struct {
 
 func newPeer(n *Node, id NodeID) *peer {
 	p := &peer{node: n, id: id, quit: make(chan struct{})}
-	p.room.Store(^uint64(0))
+	p.room.Store(math.MaxInt64)
 	return p
 }
 
@@ -164,6 +165,7 @@ func (p *peer) down(l *link, err error) {
 	if !p.link.CompareAndSwap(l, nil) {
 		return
 	}
+	p.room.Store(math.MaxInt64) // what it has counts again when it is back
 	p.node.log.Warn("link down", "peer", p.id, "err", err)
 	for _, v := range *p.node.volumes.Load() {
 		v.linkDown(p)
@@ -221,7 +223,7 @@ func (n *Node) sendBeacons() {
 			continue
 		}
 		p.nonce++
-		b.Nonce, b.Echo, b.Room = p.nonce, p.echoed.Load(), n.room.Load()
+		b.Nonce, b.Echo, b.Room = p.nonce, p.echoed.Load(), n.freeRoom()
 		b.Sent = int64(n.now())
 		l.lock()
 		l.out = wire.AppendFrame(l.out, wire.Header{Type: wire.Beacon}, wire.AppendBeacon(nil, &b), nil)
@@ -235,7 +237,7 @@ func (p *peer) granted(l *link, meta []byte) error {
 	if err := wire.DecodeBeacon(meta, b); err != nil {
 		return err
 	}
-	p.room.Store(b.Room)
+	p.room.Store(int64(min(b.Room, math.MaxInt64)))
 	p.echoed.Store(max(p.echoed.Load(), b.Nonce))
 	now := p.node.now()
 	for _, g := range b.Leases {
@@ -258,7 +260,7 @@ func (n *Node) grant(l *link, meta []byte) error {
 	}
 	now := n.now()
 	fresh := b.Nonce <= b.Echo+echoWindow
-	answer.Nonce, answer.Sent, answer.Room = b.Nonce, b.Sent, n.room.Load()
+	answer.Nonce, answer.Sent, answer.Room = b.Nonce, b.Sent, n.freeRoom()
 	answer.Leases = answer.Leases[:0]
 	if !n.failed.Load() {
 		for _, lease := range b.Leases {

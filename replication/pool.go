@@ -21,7 +21,7 @@ type Pool interface {
 	Pin(fp *dedup.Fingerprint) (lsfs.BID, bool)
 	Unpin(id lsfs.BID)
 	// ReadFingerprint reads the stored form of a block; Data lies in buf.
-	ReadFingerprint(ctx context.Context, fp dedup.Fingerprint, buf []byte) (dedup.Block, error)
+	ReadFingerprint(ctx context.Context, fp *dedup.Fingerprint, buf []byte) (dedup.Block, error)
 	Room() lsfs.Room
 
 	Copy(id lsfs.VolumeID) Copy // nil when this node has none
@@ -34,6 +34,8 @@ type Pool interface {
 type Copy interface {
 	Blocks() uint64
 	Resize(ctx context.Context, blocks uint64) error
+	// Admit says whether a write of these blocks finds room; it does no I/O.
+	Admit(start lsfs.BlockNo, blocks []dedup.Block) bool
 	// TryRead serves from memory only; Read may do I/O. off counts bytes, in sectors.
 	TryRead(off uint64, dst []byte) bool
 	Read(ctx context.Context, off uint64, dst []byte) error
@@ -44,9 +46,9 @@ type Copy interface {
 	// Meta and SetMeta read and change where the replica stands; durable on return.
 	Meta() lsfs.Meta
 	SetMeta(ctx context.Context, m lsfs.Meta) error
-	// ChangedChunks lists chunks with a version above since; ChunkVersion is one's version.
-	ChangedChunks(since lsfs.Seq) []uint32
-	ChunkVersion(chunk uint32) lsfs.Seq
+	// ChangedChunks lists chunks with a version above since; ChunkVersions reads versions from first on.
+	ChangedChunks(ctx context.Context, since lsfs.Seq) ([]uint32, error)
+	ChunkVersions(ctx context.Context, first uint32, dst []lsfs.Seq) error
 	// Repair rewrites a damaged block by an intact copy from another replica.
 	Repair(ctx context.Context, block lsfs.BlockNo, intact dedup.Block) error
 }

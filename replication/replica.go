@@ -302,7 +302,7 @@ func (v *Volume) sendContent(l *link, h wire.Header, index []uint32) {
 	buf := make([]byte, len(fps)*blockSize)
 	blocks := make([]dedup.Block, len(fps))
 	for i := range fps {
-		b, err := n.pool.ReadFingerprint(n.ctx, fps[i], buf[i*blockSize:(i+1)*blockSize])
+		b, err := n.pool.ReadFingerprint(n.ctx, &fps[i], buf[i*blockSize:(i+1)*blockSize])
 		if err != nil {
 			// The block is pinned or stored here, so this is damage. The replica is
 			// dropped for want of progress, the read path repairs or reports.

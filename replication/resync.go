@@ -122,7 +122,11 @@ func (s *resync) whole(r Replica) error {
 	if err := s.mirror(); err != nil {
 		return err
 	}
-	chunks := union(c.ChangedChunks(from.Seq), theirs, c.Blocks())
+	ours, err := c.ChangedChunks(s.ctx, from.Seq)
+	if err != nil {
+		return err
+	}
+	chunks := union(ours, theirs, c.Blocks())
 	v.log.Info("resync starts", "peer", s.peer, "from", from.Seq, "chunks", len(chunks))
 	v.node.cfg.Event(levelInfo, "resync-started", fmt.Sprintf("volume %d: node %d is filled from operation %d on: %d MiB to compare", v.id, s.peer, from.Seq, len(chunks)))
 	if err := s.copyChunks(c, chunks, true); err != nil {
@@ -181,7 +185,11 @@ func (s *resync) level(pos wire.Position, m lsfs.Meta) error {
 	if err != nil {
 		return err
 	}
-	chunks := union(c.ChangedChunks(from.Seq), theirs, c.Blocks())
+	ours, err := c.ChangedChunks(s.ctx, from.Seq)
+	if err != nil {
+		return err
+	}
+	chunks := union(ours, theirs, c.Blocks())
 	s.v.log.Info("replica is levelled", "peer", s.peer, "from", from.Seq, "ours", m.Durable.Seq, "theirs", pos.Durable.Seq, "chunks", len(chunks))
 	if err := s.copyChunks(c, chunks, false); err != nil {
 		return err
@@ -305,7 +313,11 @@ func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
 		}
 		defer v.unlockRange(h)
 	}
-	sc := wire.SyncChunk{Chunk: chunk, Version: c.ChunkVersion(chunk), Fingerprints: make([]dedup.Fingerprint, end-start)}
+	var version [1]lsfs.Seq
+	if err := c.ChunkVersions(s.ctx, chunk, version[:]); err != nil {
+		return err
+	}
+	sc := wire.SyncChunk{Chunk: chunk, Version: version[0], Fingerprints: make([]dedup.Fingerprint, end-start)}
 	if err := c.Fingerprints(s.ctx, start, sc.Fingerprints); err != nil {
 		return err
 	}

@@ -40,7 +40,8 @@ type Volume struct {
 	dup      atomic.Bool
 	compress atomic.Bool
 	replica  atomic.Pointer[localCopy]
-	locks    rangeLock // its filter is read without mu
+	replicas atomic.Pointer[[]Replica] // as recorded
+	locks    rangeLock                 // its filter is read without mu
 
 	touched bool // the committing goroutine's
 
@@ -57,6 +58,7 @@ type Volume struct {
 	frozen     bool    // replica: nothing is appended for now
 	ackTo      *link   // replica: where the owner's operations come from
 	gone       error   // deleted or shut
+	retiredAt  Instant // newest retirement, or nothing was in flight
 	activation context.CancelFunc
 	syncing    map[NodeID]*resync
 }
@@ -111,6 +113,7 @@ func newVolume(n *Node, rec Record) *Volume {
 	v := &Volume{node: n, id: rec.Volume, log: n.log.With("volume", rec.Volume), g: newReign(n.self, n.timing, n.now()), syncing: map[NodeID]*resync{}}
 	v.still = sync.NewCond(&v.mu)
 	v.size.Store(rec.SizeBytes)
+	v.replicas.Store(&rec.Replicas)
 	return v
 }
 
@@ -127,27 +130,11 @@ func (v *Volume) copy() Copy {
 	return nil
 }
 
-// placedHere says whether a replica of the volume is recorded on this node.
-func (v *Volume) placedHere() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.g.known && v.placement() != nil
-}
-
-// placement is the recorded replica of this node, or nil.
-func (v *Volume) placement() *Replica {
-	for i := range v.g.rec.Replicas {
-		if v.g.rec.Replicas[i].Node == v.node.self {
-			return &v.g.rec.Replicas[i]
-		}
-	}
-	return nil
-}
-
 // update takes the recorded state and makes the local copy follow it.
 func (v *Volume) update(rec Record) {
 	v.dup.Store(rec.Dedup)
 	v.compress.Store(rec.Compress)
+	v.replicas.Store(&rec.Replicas)
 	fit := v.prepareCopy(rec)
 	now := v.node.now()
 	v.event(func(g *reign) { g.record(now, rec, fit) })
@@ -290,7 +277,7 @@ func (v *Volume) reread() {
 // tick lets time pass for this volume.
 func (v *Volume) tick(now Instant) {
 	var expired []*Request
-	retry := false
+	retry, stuck := false, false
 	v.event(func(g *reign) {
 		for _, f := range v.followers {
 			if f.acked+1 >= v.next {
@@ -308,6 +295,13 @@ func (v *Volume) tick(now Instant) {
 		}
 		v.held = keep
 		retry = len(v.held) > 0
+		if v.flight.len() == 0 || v.retiredAt == never {
+			v.retiredAt = now
+		} else if now > v.retiredAt.After(v.node.timing.Hold) {
+			// No quorum and no answer: the path fails, so that the initiator decides (Q4).
+			v.retiredAt = now
+			stuck = true
+		}
 		v.startResyncs()
 	})
 	for _, r := range expired {
@@ -318,6 +312,10 @@ func (v *Volume) tick(now Instant) {
 	}
 	if retry {
 		v.retryHeld()
+	}
+	if stuck {
+		v.log.Error("writes wait for a replica or a quorum, sessions are dropped")
+		v.node.cfg.DropSessions(v.id, "writes cannot be replicated and the cluster has no quorum to go on without the replica")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync/atomic"
 
 	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs"
@@ -52,27 +53,83 @@ func own(r *Request) {
 	}
 }
 
-// writeBlocks is the write path: reduce, lock, sequence. Nothing waits and
-// nothing is allocated.
+// partBytes bounds the client data of one logged operation: small enough for
+// every pool, and a long write is on its way while its rest is still reduced.
+const partBytes = 256 << 10
+
+// writeBlocks is the write path: reduce, lock, sequence. Nothing waits, and a
+// write of one part allocates nothing.
 func (v *Volume) writeBlocks(r *Request, elsewhere func()) {
-	n := v.node
-	w := n.works.get(len(r.Data) + blockSize)
-	if w == nil {
-		v.end(r, ErrBusy)
+	if len(r.Data) <= partBytes {
+		v.writePart(r.Off, r.Data, r, nil, elsewhere)
 		return
 	}
-	start := lsfs.BlockNo(r.Off / blockSize)
-	n.reduce(w, start, r.Data, v.dup.Load(), v.compress.Load())
-	if !v.hasRoom(len(w.buf)) {
-		// Near the end of the pool only what frees as much as it takes goes on.
+	own(r) // an attempt elsewhere may come after Submit has returned
+	whole := &parts{v: v, r: r, elsewhere: elsewhere}
+	whole.left.Store(int32((len(r.Data) + partBytes - 1) / partBytes))
+	off := r.Off
+	for data := r.Data; len(data) > 0; {
+		part := data[:min(len(data), partBytes)]
+		v.writePart(off, part, nil, whole.done, func() { whole.done(errElsewhere) })
+		off += uint64(len(part))
+		data = data[len(part):]
+	}
+}
+
+// parts joins the ends of the parts of one long write. Repeating it elsewhere
+// when some parts took effect is what the initiator would do: no 4 KiB block is
+// written with anything but the request's own data.
+type parts struct {
+	v         *Volume
+	r         *Request
+	left      atomic.Int32
+	err       atomic.Pointer[error]
+	elsewhere func()
+}
+
+func (p *parts) done(err error) {
+	if err != nil {
+		p.err.CompareAndSwap(nil, &err)
+	}
+	if p.left.Add(-1) > 0 {
+		return
+	}
+	switch e := p.err.Load(); {
+	case e == nil:
+		p.v.end(p.r, nil)
+	case errors.Is(*e, errElsewhere):
+		p.elsewhere()
+	default:
+		p.v.end(p.r, translate(*e))
+	}
+}
+
+// writePart writes whole blocks that fit one operation and ends r, or calls then.
+func (v *Volume) writePart(off uint64, data []byte, r *Request, then func(error), elsewhere func()) {
+	n := v.node
+	w := n.works.get(len(data) + blockSize)
+	if w == nil {
+		finishPart(v, r, then, ErrBusy)
+		return
+	}
+	start := lsfs.BlockNo(off / blockSize)
+	n.reduce(w, start, data, v.dup.Load(), v.compress.Load())
+	w.req, w.then = r, then
+	if !v.hasRoom(w) {
 		n.unpin(w)
 		n.works.put(w)
-		own(r)
-		n.spawn(func() { v.writeScarce(r, elsewhere) })
+		finishPart(v, r, then, ErrNoSpace)
 		return
 	}
-	w.req = r
 	v.enqueue(w, elsewhere)
+}
+
+func finishPart(v *Volume, r *Request, then func(error), err error) {
+	if r != nil {
+		v.end(r, err)
+	} else {
+		then(err)
+	}
 }
 
 // enqueue locks w's range and sequences it, now or when the range is free.
@@ -93,55 +150,39 @@ func (v *Volume) enqueue(w *work, elsewhere func()) {
 	v.mu.Unlock()
 }
 
-// roomMargin is kept free in every pool beyond what is in flight.
+// roomMargin is kept free in every other pool beyond what is in flight: its
+// room is known as of its last answer to a beacon.
 const roomMargin = 8 << 20
 
-// hasRoom says whether every in-sync pool can take new data of that many bytes.
-func (v *Volume) hasRoom(newBytes int) bool {
-	need := uint64(newBytes) + uint64(v.node.works.used.Load()) + roomMargin
-	if v.node.room.Load() < need {
+// hasRoom says whether every pool can take w's new data. Where room is short,
+// what frees as much as it takes goes on: overwrites, zeros and duplicates.
+func (v *Volume) hasRoom(w *work) bool {
+	if len(w.buf) == 0 {
+		return true
+	}
+	c := v.replica.Load()
+	if c == nil || !c.Admit(w.op.Start, w.op.Blocks) {
 		return false
 	}
-	for _, p := range *v.node.peers.Load() {
-		if p.room.Load() < need {
-			return false
+	peers := *v.node.peers.Load()
+	need := int64(len(w.buf)) + v.node.works.used.Load() + roomMargin
+	for _, r := range *v.replicas.Load() {
+		p := peers[r.Node]
+		if p == nil || p.room.Add(-int64(len(w.buf))) >= need {
+			continue
+		}
+		// The copies are equal, so an overwrite here is one there.
+		var have [1]dedup.Fingerprint
+		for i := range w.op.Blocks {
+			if w.op.Blocks[i].Data == nil {
+				continue
+			}
+			if c.Fingerprints(v.node.ctx, w.op.Start+lsfs.BlockNo(i), have[:]) != nil || have[0] == (dedup.Fingerprint{}) {
+				return false
+			}
 		}
 	}
 	return true
-}
-
-// writeScarce is a write to a pool that is nearly full: it goes on where every
-// block is an overwrite of an owned block, zero or a duplicate.
-func (v *Volume) writeScarce(r *Request, elsewhere func()) {
-	c := v.copy()
-	n := v.node
-	w := n.works.get(len(r.Data) + blockSize)
-	if c == nil || w == nil {
-		v.end(r, ErrBusy)
-		n.flush()
-		return
-	}
-	start := lsfs.BlockNo(r.Off / blockSize)
-	n.reduce(w, start, r.Data, v.dup.Load(), v.compress.Load())
-	if len(w.buf) > 0 {
-		have := make([]dedup.Fingerprint, len(r.Data)/blockSize)
-		err := c.Fingerprints(n.ctx, start, have)
-		for i := range have {
-			if err == nil && have[i] == (dedup.Fingerprint{}) && w.op.Blocks[i].Data != nil {
-				err = ErrNoSpace
-			}
-		}
-		if err != nil {
-			n.unpin(w)
-			n.works.put(w)
-			v.end(r, ErrNoSpace)
-			n.flush()
-			return
-		}
-	}
-	w.req = r
-	v.enqueue(w, elsewhere)
-	n.Kick()
 }
 
 // errElsewhere ends a slow operation on a node that is not the owner (any more)
@@ -254,13 +295,13 @@ func (v *Volume) execute(w *work) error {
 // write commits whole blocks inside a locked range.
 func (v *Volume) write(start lsfs.BlockNo, data []byte) error {
 	for len(data) > 0 {
-		part := data[:min(len(data), 8<<20)]
+		part := data[:min(len(data), partBytes)]
 		w := v.node.works.get(len(part) + blockSize)
 		if w == nil {
 			return ErrBusy
 		}
 		v.node.reduce(w, start, part, v.dup.Load(), v.compress.Load())
-		if len(w.buf) > 0 && !v.hasRoom(len(w.buf)) {
+		if !v.hasRoom(w) {
 			v.node.unpin(w)
 			v.node.works.put(w)
 			return ErrNoSpace
