@@ -70,4 +70,8 @@ type Op struct {
 	Ctx any
 
 	next *Op // the store's queue
+	err  error
+	task *task // what a private kind does
+	recordBytes,
+	payloadBytes uint32
 }

@@ -1,0 +1,381 @@
+package lsfs
+
+import (
+	"fmt"
+
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+// unmapSlice bounds the blocks that are unmapped under one hold of the lock, and
+// the size above which an unmap is applied in slices: 8 pages of the map, and
+// at worst 16 MiB of identity pages.
+const unmapSlice = 8 * format.WordsPerPage
+
+// apply makes one logged record true. It is the only way in which the store
+// changes, live and in replay, so the two cannot drift. from is the number of
+// blocks of a huge unmap that are done already. cut is called between slices.
+//
+// All pages are made resident first and are held until the round ends, so
+// nothing can fail once something has changed. held says that this was done.
+func (s *Store) apply(r format.Record, held bool, from uint64, cut func(done uint64) error) error {
+	switch r.Kind {
+	case format.RecordUnmap, format.RecordTrim:
+		return s.applyUnmap(r, from, cut)
+	case format.RecordPages, format.RecordDirs, format.RecordRoot:
+		return nil
+	}
+	if !held {
+		if err := s.require(r); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch r.Kind {
+	case format.RecordWrite, format.RecordCopy:
+		return s.applyWrite(r)
+	case format.RecordMove:
+		s.applyMove(r)
+		return nil
+	}
+	return s.applyVolume(r)
+}
+
+// require makes the pages that a record needs resident and holds them.
+func (s *Store) require(r format.Record) error {
+	for {
+		s.missing = s.missing[:0]
+		s.mu.RLock()
+		err := s.scan(r)
+		s.mu.RUnlock()
+		if err != nil || len(s.missing) == 0 {
+			return err
+		}
+		for _, id := range s.missing {
+			if err := s.fault(id, true); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// scan holds the resident pages of a record and collects the missing ones.
+func (s *Store) scan(r format.Record) error {
+	switch r.Kind {
+	case format.RecordWrite, format.RecordCopy:
+		h := r.Op()
+		v, err := s.target(h)
+		if err != nil {
+			return err
+		}
+		s.scanRange(v, h.Start, h.Start+uint64(h.Count))
+		s.scanVersions(v, h)
+		var last uint64
+		for i := range int(h.Count) {
+			if b := r.BlockBID(i); b != 0 && (b/format.EntriesPerPage != last || i == 0) {
+				s.scanIdentity(BID(b))
+				last = b / format.EntriesPerPage
+			}
+		}
+	case format.RecordMove:
+		var m format.Move
+		for i := range r.Count() {
+			r.Move(i, &m)
+			s.scanIdentity(BID(m.BID))
+		}
+	}
+	return nil
+}
+
+func (s *Store) need(missing uint32) {
+	if len(s.missing) < cap(s.missing) {
+		s.missing = append(s.missing, missing)
+	}
+}
+
+// scanPath holds the path to index i of a tree.
+func (s *Store) scanPath(t tree, shift uint, i uint64) (data []byte, span uint, ok bool) {
+	if t.top == 0 {
+		return nil, 64, true
+	}
+	span = shift + 9*uint(t.height-1)
+	if i>>span != 0 {
+		s.pg.hold(t.top)
+		if s.pg.data(t.top) == nil {
+			s.need(t.top)
+			return nil, 0, false
+		}
+		return nil, 64, true
+	}
+	id := t.top
+	for {
+		if data = s.pg.data(id); data == nil {
+			s.need(id)
+			return nil, 0, false
+		}
+		s.pg.hold(id)
+		if span == shift {
+			return data, shift, true
+		}
+		span -= 9
+		w := format.Word(data, int(i>>span)&(format.WordsPerPage-1))
+		if w == 0 {
+			return nil, span, true
+		}
+		id = uint32(w)
+	}
+}
+
+func (s *Store) scanIdentity(b BID) { s.scanPath(s.identities, entryShift, uint64(b)) }
+
+// scanRange holds the map pages of a range and the identity pages of what is mapped there.
+func (s *Store) scanRange(v *Volume, start, end uint64) {
+	var last BID
+	for i := start; i < end; {
+		data, span, ok := s.scanPath(v.mapTree, wordShift, i)
+		stop := min(end, nextSpan(i, max(span, wordShift)))
+		if ok && data != nil {
+			for ; i < stop; i++ {
+				b := BID(format.Word(data, int(i)&(format.WordsPerPage-1)))
+				if b != 0 && (b/format.EntriesPerPage != last/format.EntriesPerPage || last == 0) {
+					s.scanIdentity(b)
+					last = b
+				}
+			}
+		}
+		i = stop
+	}
+}
+
+// nextSpan is the first index behind the aligned run of 1<<span around i.
+func nextSpan(i uint64, span uint) uint64 {
+	if span >= 64 {
+		return ^uint64(0)
+	}
+	return (i>>span + 1) << span
+}
+
+func (s *Store) scanVersions(v *Volume, h format.OpHead) {
+	if h.Count == 0 {
+		return
+	}
+	for c := h.Start >> chunkShift; c <= (h.Start+uint64(h.Count)-1)>>chunkShift; c = nextSpan(c, wordShift) {
+		s.scanPath(v.versions, wordShift, c)
+	}
+}
+
+// target finds the volume of an operation and checks its range. Replay reads
+// records from a disk: what no writer wrote is refused, not believed.
+func (s *Store) target(h format.OpHead) (*Volume, error) {
+	v := s.volumes[VolumeID(h.Volume)]
+	if v == nil {
+		return nil, fmt.Errorf("record of volume %d: %w", h.Volume, ErrNoVolume)
+	}
+	if n := v.size.Load(); n < h.Start || n-h.Start < uint64(h.Count) {
+		return nil, fmt.Errorf("record of volume %d at %d+%d: %w", h.Volume, h.Start, h.Count, ErrRange)
+	}
+	return v, nil
+}
+
+func (s *Store) applyWrite(r format.Record) error {
+	h := r.Op()
+	v, err := s.target(h)
+	if err != nil {
+		return err
+	}
+	var e format.BlockEntry
+	for i := range int(h.Count) {
+		r.Block(i, &e)
+		if e.BID == 0 {
+			continue
+		}
+		if !s.segs.valid(e.Addr, uint32(e.Len)) {
+			return fmt.Errorf("record of volume %d names address %x: %w", h.Volume, uint64(e.Addr), format.ErrInvalid)
+		}
+		if e.Ref {
+			s.ref(BID(e.BID), &e)
+		} else {
+			s.born(BID(e.BID), &e)
+		}
+	}
+	for i := range int(h.Count) {
+		w := r.BlockBID(i)
+		old := s.pg.setWord(&v.mapTree, h.Start+uint64(i), w)
+		if w != 0 {
+			v.mapped++
+		}
+		if old != 0 {
+			v.mapped--
+			s.unref(BID(old))
+		}
+	}
+	s.stamp(v, h.Start, h.Start+uint64(h.Count), h.Seq)
+	if r.Kind == format.RecordWrite {
+		v.meta.Durable = OpID{Epoch(h.Epoch), Seq(h.Seq)}
+	}
+	return nil
+}
+
+// stamp sets the version of the chunks that [start, end) touches.
+func (s *Store) stamp(v *Volume, start, end, seq uint64) {
+	if start == end {
+		return
+	}
+	for c := start >> chunkShift; c <= (end-1)>>chunkShift; c++ {
+		s.pg.setWord(&v.versions, c, seq)
+	}
+}
+
+// applyUnmap drops the mappings of a range in slices. An unmap that fits one
+// slice is applied at once; a larger one lets readers and checkpoints in between.
+func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) error) error {
+	var h format.OpHead
+	var v *Volume
+	s.mu.RLock()
+	if r.Kind == format.RecordTrim {
+		h = format.OpHead{Volume: r.Arg(0), Start: r.Arg(1), Count: uint32(r.Arg(2) - r.Arg(1))}
+		if n := r.Arg(2) - r.Arg(1); n <= unmapSlice {
+			v = s.volumes[VolumeID(h.Volume)]
+		}
+	} else {
+		h = r.Op()
+		v, _ = s.target(h)
+	}
+	s.mu.RUnlock()
+	if v == nil {
+		return fmt.Errorf("unmap in volume %d at %d+%d: %w", h.Volume, h.Start, h.Count, ErrRange)
+	}
+	end := h.Start + uint64(h.Count)
+	for i := h.Start + from; ; {
+		stop := min(end, (i/unmapSlice+1)*unmapSlice)
+		if uint64(h.Count) > unmapSlice {
+			s.nextRound()
+		}
+		for {
+			s.missing = s.missing[:0]
+			s.mu.RLock()
+			s.scanRange(v, i, stop)
+			s.scanVersions(v, format.OpHead{Start: i, Count: uint32(stop - i)})
+			s.mu.RUnlock()
+			if len(s.missing) == 0 {
+				break
+			}
+			for _, id := range s.missing {
+				if err := s.fault(id, true); err != nil {
+					return err
+				}
+			}
+		}
+		s.mu.Lock()
+		for at := i; at < stop; {
+			data, _, _, span := s.pg.lookup(v.mapTree, wordShift, at)
+			if data == nil {
+				at = min(stop, nextSpan(at, span))
+				continue
+			}
+			for leafEnd := min(stop, nextSpan(at, wordShift)); at < leafEnd; at++ {
+				if old := s.pg.setWord(&v.mapTree, at, 0); old != 0 {
+					v.mapped--
+					s.unref(BID(old))
+				}
+			}
+		}
+		if r.Kind == format.RecordUnmap {
+			s.stamp(v, i, stop, h.Seq)
+		} else {
+			for c := (i + ChunkBlocks - 1) >> chunkShift; c<<chunkShift < stop; c++ {
+				s.pg.setWord(&v.versions, c, 0)
+			}
+		}
+		i = stop
+		if i == end {
+			if r.Kind == format.RecordUnmap {
+				v.meta.Durable = OpID{Epoch(h.Epoch), Seq(h.Seq)}
+			} else {
+				v.tailEnd = min(v.tailEnd, max(h.Start, v.size.Load()))
+			}
+			s.mu.Unlock()
+			return nil
+		}
+		s.mu.Unlock()
+		if cut != nil {
+			if err := cut(i - h.Start); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// applyMove gives identities new places, if they still stand where they were expected.
+func (s *Store) applyMove(r format.Record) {
+	var m format.Move
+	for i := range r.Count() {
+		r.Move(i, &m)
+		at, leaf, _ := s.entryOf(BID(m.BID))
+		if at == nil || format.EntryAddr(at) != m.Old || !s.segs.valid(m.New, uint32(m.Len)) {
+			continue
+		}
+		at = format.EntryAt(s.pg.touch(leaf), int(m.BID%format.EntriesPerPage))
+		var e format.Entry
+		format.ParseEntry(at, &e)
+		s.segs.addLive(e.Addr, -int32(e.Len))
+		e.Addr, e.Sum, e.Len, e.Encoding = m.New, m.Sum, m.Len, m.Encoding
+		format.PutEntry(at, &e)
+		s.segs.addLive(e.Addr, int32(e.Len))
+	}
+}
+
+func (s *Store) applyVolume(r format.Record) error {
+	if r.Kind == format.RecordCreate {
+		id := VolumeID(r.Arg(0))
+		if s.volumes[id] != nil {
+			return fmt.Errorf("create volume %d: %w", id, ErrExists)
+		}
+		v := &Volume{s: s, id: id, tailEnd: r.Arg(1), meta: Meta{Replica: r.Replica()}}
+		v.size.Store(r.Arg(1))
+		v.settle()
+		s.volumes[id] = v
+		return nil
+	}
+	v := s.volumes[VolumeID(r.Arg(0))]
+	if v == nil {
+		return fmt.Errorf("record of volume %d: %w", r.Arg(0), ErrNoVolume)
+	}
+	switch r.Kind {
+	case format.RecordEpoch:
+		h := r.Op()
+		id := OpID{Epoch(h.Epoch), Seq(h.Seq)}
+		log := v.meta.EpochLog
+		if len(log) >= format.EpochLogMax {
+			log = log[1:]
+		}
+		v.meta.EpochLog = append(log[:len(log):len(log)], id)
+		v.meta.Durable = id
+	case format.RecordState:
+		h := r.Op()
+		v.meta.State = append([]byte(nil), r.State()...)
+		v.meta.Durable = OpID{Epoch(h.Epoch), Seq(h.Seq)}
+	case format.RecordDelete:
+		v.deleting = true
+		v.tailEnd = max(v.tailEnd, v.size.Load())
+		v.size.Store(0)
+	case format.RecordGone:
+		if v.mapTree.top != 0 || v.versions.top != 0 {
+			invariant("REFS", "volume %d is gone but has pages", v.id)
+		}
+		delete(s.volumes, v.id)
+	case format.RecordResize:
+		n := r.Arg(1)
+		v.tailEnd = max(v.tailEnd, v.size.Load(), n)
+		v.size.Store(n)
+	case format.RecordMeta:
+		var m format.Meta
+		if err := r.Meta(&m); err != nil {
+			return err
+		}
+		v.meta = metaOf(&m)
+	default:
+		return fmt.Errorf("record kind %d: %w", r.Kind, format.ErrInvalid)
+	}
+	return nil
+}

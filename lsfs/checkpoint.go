@@ -1,0 +1,488 @@
+package lsfs
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twinsan/twinsan/lsfs/device"
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+// checkpointer writes checkpoints. A checkpoint is a consistent cut between two
+// commits (or two slices of a huge unmap), taken by the holder of the committing
+// role, and written by a goroutine of its own while operations go on:
+//
+//	cut      dirty pages become pages of the cut; volumes, live bytes and the log's
+//	         position are copied
+//	pages    1 MiB commits; whoever changes a page of the cut first saves it
+//	dirs     the changed pages of the page directory
+//	root     the copied state and the places of the directory pages
+//	super    the places of the root, on all devices
+//	done     what the checkpoint before named is released, quarantine moves on
+type checkpointer struct {
+	bytes   atomic.Int64 // of log since the last cut
+	changed atomic.Bool  // by operations since the last cut
+	pending atomic.Int64 // pages of the cut that are not written
+
+	mu      sync.Mutex
+	cond    sync.Cond
+	wanted  uint64 // a cut with this number is asked for
+	cuts    uint64 // number of the last cut
+	done    uint64 // number of the last durable one
+	running bool
+	closed  bool
+
+	limitBytes int64
+	limitDirty func() bool
+	start      chan struct{}
+
+	// The cut that is being written; belongs to the checkpoint goroutine while running.
+	number   uint64
+	list     []uint32 // pages dirty or dead at the cut
+	drops    []uint32
+	root     []byte
+	pages    uint32 // ids at the cut
+	buf      []byte // aligned staging
+	taken    []uint32
+	released []uint32 // segments that lose a page when the checkpoint is durable
+
+	// Guarded by Store.mu.
+	dirAt    []format.Extent // where the directory pages stand
+	dirDirty []bool
+	rootAt   []format.Extent
+}
+
+const pagesPerCommit = 240 // with header and record just under 1 MiB
+
+func (c *checkpointer) due() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.running && !c.closed && (c.cuts < c.wanted || c.limitBytes <= c.bytes.Load() || c.limitDirty())
+}
+
+// numbers returns those of the last cut and of the last durable checkpoint.
+func (c *checkpointer) numbers() (cuts, done uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cuts, c.done
+}
+
+// admit runs at the head of each piece of work: it takes a cut that is due, and
+// waits when so many pages are dirty that the next batch might not fit.
+func (s *Store) admit() error {
+	if s.ckpt.due() {
+		s.cut(s.log.position(), 0)
+	}
+	return s.relieve(func() { s.cut(s.log.position(), 0) })
+}
+
+// relieve waits for checkpoints while too much of the metadata frames is dirty.
+func (s *Store) relieve(cut func()) error {
+	for s.dirtyHard <= s.pg.nDirty.Load()+s.ckpt.pending.Load() {
+		if err := s.failure(); err != nil {
+			return err
+		}
+		c := &s.ckpt
+		c.mu.Lock()
+		for c.running {
+			c.cond.Wait()
+		}
+		c.mu.Unlock()
+		if s.pg.nDirty.Load() < s.dirtySoft {
+			return nil
+		}
+		cut()
+	}
+	return nil
+}
+
+// cutInside lets a checkpoint in between two slices of the unmap that is being
+// applied, alone in its commit.
+func (s *Store) cutInside(done uint64) error {
+	cut := func() { s.cut(s.batch.before, done) }
+	if s.ckpt.due() {
+		cut()
+	}
+	return s.relieve(cut)
+}
+
+// cut begins a checkpoint of the state as it is. The caller has the committing
+// role, no checkpoint is running. progress is the part of the commit after pos
+// that is applied already.
+func (s *Store) cut(pos format.Position, progress uint64) {
+	c := &s.ckpt
+	s.log.turn.Lock()
+	defer s.log.turn.Unlock()
+	c.mu.Lock()
+	c.cuts++
+	c.running = true
+	c.number = c.cuts
+	c.mu.Unlock()
+	c.bytes.Store(0)
+	c.changed.Store(false)
+
+	s.mu.Lock()
+	pg := s.pg
+	c.list, pg.dirty = pg.dirty, c.list[:0]
+	c.drops = c.drops[:0]
+	live := c.list[:0]
+	for _, id := range c.list {
+		p := pg.page(id)
+		if p.flags&pageDead != 0 {
+			p.flags = 0
+			c.drops = append(c.drops, id)
+			pg.ids = append(pg.ids, id)
+			continue
+		}
+		p.flags = p.flags&^pageDirty | pageCut
+		live = append(live, id)
+	}
+	c.list = live
+	c.pending.Store(int64(len(live)))
+	pg.nDirty.Store(0)
+	c.pages = pg.n
+
+	t := s.segs
+	r := format.Root{
+		Checkpoint: c.number, Position: pos, Progress: progress,
+		NextBID: uint64(s.nextBID), Stored: uint64(s.stored.Load()), Identities: format.Tree{Top: s.identities.top, Height: s.identities.height},
+		Dormant: s.pins.dormant(nil), Live: make([]uint32, len(t.all)), Free: make([]byte, (len(t.all)+7)/8),
+	}
+	for i := range t.all {
+		seg := &t.all[i]
+		r.Live[i] = seg.live
+		if seg.state == segmentSealed && seg.live == 0 && seg.pages == 0 {
+			seg.state, seg.cut = segmentQuarantine, c.number
+		}
+		// Free once this checkpoint is durable, which is all that a start needs to know.
+		if seg.state == segmentFree || seg.state == segmentQuarantine && seg.cut < c.number {
+			r.Free[i/8] |= 1 << (i % 8)
+		}
+	}
+	for _, v := range s.volumes {
+		r.Volumes = append(r.Volumes, v.stored())
+	}
+	c.root = format.AppendRoot(c.root[:0], &r)
+	s.mu.Unlock()
+	c.start <- struct{}{}
+}
+
+// checkpointLoop writes the checkpoints that are cut, and asks for one when the interval is over.
+func (s *Store) checkpointLoop() {
+	defer s.running.Done()
+	c := &s.ckpt
+	tick := time.NewTicker(s.cfg.CheckpointInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case _, ok := <-c.start:
+			if !ok {
+				return
+			}
+			err := s.failure()
+			if err == nil {
+				err = s.writeCheckpoint()
+			}
+			if err != nil {
+				s.poison(fmt.Errorf("checkpoint %d: %w", c.number, err))
+			} else {
+				s.stats.checkpoints.Add(1)
+			}
+			c.mu.Lock()
+			c.running = false
+			if err == nil {
+				c.done = c.number
+			}
+			c.cond.Broadcast()
+			c.mu.Unlock()
+			s.wake()
+		case <-tick.C:
+			if c.changed.Load() {
+				c.mu.Lock()
+				c.wanted = max(c.wanted, c.cuts+1)
+				c.mu.Unlock()
+				s.wake()
+			}
+		}
+	}
+}
+
+// wake makes the committer look again.
+func (s *Store) wake() {
+	s.queue.mu.Lock()
+	s.queue.wake.Broadcast()
+	s.queue.mu.Unlock()
+}
+
+// checkpoint returns when a checkpoint that was cut after the call is durable.
+func (s *Store) checkpoint() error {
+	c := &s.ckpt
+	c.mu.Lock()
+	target := c.cuts + 1
+	c.wanted = max(c.wanted, target)
+	c.mu.Unlock()
+	s.wake()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.done < target {
+		if err := s.failure(); err != nil {
+			return err
+		}
+		if c.closed {
+			return ErrClosed
+		}
+		c.cond.Wait()
+	}
+	return nil
+}
+
+func (s *Store) writeCheckpoint() error {
+	c := &s.ckpt
+	c.released = c.released[:0]
+	if err := s.writePages(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	for _, id := range c.drops {
+		s.setDir(id, format.DirEntry{})
+	}
+	dirs := int((c.pages + format.DirEntriesPerPage - 1) / format.DirEntriesPerPage)
+	for len(c.dirAt) < dirs {
+		c.dirAt = append(c.dirAt, format.Extent{})
+		c.dirDirty = append(c.dirDirty, true)
+	}
+	s.mu.Unlock()
+	if err := s.writeDirs(dirs); err != nil {
+		return err
+	}
+	c.root = format.AppendDirectory(c.root, c.pages, c.dirAt[:dirs])
+	extents, last, err := s.writeRoot()
+	if err != nil {
+		return err
+	}
+	sb := s.pool
+	sb.Sequence++
+	sb.Checkpoint, sb.Root, sb.Durable = c.number, extents, last
+	if err := writeSuperblocks(s.segs.devices, sb); err != nil {
+		return err
+	}
+	s.pool = sb
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range c.rootAt {
+		s.segs.addRoot(x, -1)
+	}
+	c.rootAt = extents
+	for _, seg := range c.released {
+		s.segs.addPages(seg, -format.PageSize)
+	}
+	s.releaseQuarantine()
+	return nil
+}
+
+// releaseQuarantine frees segments that entered quarantine at a cut before the
+// one that is durable now.
+// LIVE: neither this checkpoint nor the one before names them, replay of either
+// begins behind them, and no reader is inside.
+func (s *Store) releaseQuarantine() {
+	c := &s.ckpt
+	for i := range s.segs.all {
+		seg := &s.segs.all[i]
+		if seg.state != segmentQuarantine || c.number <= seg.cut || seg.readers.Load() != 0 {
+			continue
+		}
+		if seg.live != 0 || seg.pages != 0 {
+			invariant("LIVE", "segment %d in quarantine has %d live bytes", i, seg.live+seg.pages)
+		}
+		s.segs.setFree(uint32(i))
+		if s.cfg.Discard {
+			d, off := s.segs.locate(format.MakeAddr(uint32(i), 0))
+			// A hint: a device that cannot has lost nothing.
+			_ = d.Discard(off, int64(s.segs.bytes))
+		}
+	}
+}
+
+// setDir gives a page a new place and releases the old one when the checkpoint
+// is durable. The caller holds Store.mu.
+func (s *Store) setDir(id uint32, e format.DirEntry) {
+	c := &s.ckpt
+	d := s.pg.entry(id)
+	if d.Addr != 0 {
+		c.released = append(c.released, d.Addr.Segment())
+	}
+	*d = e
+	if j := int(id / format.DirEntriesPerPage); j < len(c.dirDirty) {
+		c.dirDirty[j] = true
+	}
+}
+
+// stagePages is how many pages go into one commit.
+func (s *Store) stagePages() int {
+	return min(pagesPerCommit, int(s.segs.bytes/format.PageSize)-2)
+}
+
+// fitPages is stagePages or what the open segment has room for, if that is worth a commit.
+func (s *Store) fitPages() int {
+	if n := int(s.log.left.Load()/format.PageSize) - 1; n >= 4 {
+		return min(n, s.stagePages())
+	}
+	return s.stagePages()
+}
+
+func (s *Store) writePages() error {
+	c := &s.ckpt
+	pg := s.pg
+	for at := 0; at < len(c.list); at += len(c.taken) {
+		c.taken = append(c.taken[:0], c.list[at:min(at+s.fitPages(), len(c.list))]...)
+		s.mu.Lock()
+		for i, id := range c.taken {
+			p := pg.page(id)
+			to := c.buf[(i+1)*format.PageSize : (i+2)*format.PageSize]
+			switch {
+			case p.old != 0:
+				copy(to, pg.mem(p.old))
+				pg.release(p.old)
+				p.old = 0
+			case p.flags&pageCut != 0:
+				copy(to, pg.mem(p.frame))
+				p.flags = p.flags&^pageCut | pageStaged
+			default:
+				invariant("REFS", "page %d of the cut is gone", id)
+			}
+		}
+		s.mu.Unlock()
+		base, err := s.writeStaged(format.RecordPages, c.taken)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		for i, id := range c.taken {
+			p := pg.page(id)
+			p.flags &^= pageStaged
+			to := c.buf[(i+1)*format.PageSize : (i+2)*format.PageSize]
+			s.setDir(id, format.DirEntry{Addr: base + format.Addr(i*format.PageSize), Sum: format.Checksum(to), Refs: 1, Kind: p.kind})
+			s.segs.addPages(base.Segment(), format.PageSize)
+		}
+		s.mu.Unlock()
+		c.pending.Add(-int64(len(c.taken)))
+		s.stats.checkpointPages.Add(int64(len(c.taken)))
+	}
+	return nil
+}
+
+// writeStaged commits the pages in the staging buffer, from its second page on,
+// and returns where the first one stands.
+func (s *Store) writeStaged(kind format.RecordKind, ids []uint32) (format.Addr, error) {
+	c := &s.ckpt
+	n := len(ids)
+	rec := c.buf[format.CommitHeaderSize:]
+	format.PutList(rec, kind, n)
+	for i, id := range ids {
+		format.PutPageEntry(rec, i, id, format.Checksum(c.buf[(i+1)*format.PageSize:(i+2)*format.PageSize]))
+	}
+	size := format.ListFixed + n*format.PageEntrySize
+	clear(c.buf[format.CommitHeaderSize+size : format.PageSize])
+	base, err := s.begin((n + 1) * format.PageSize)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.commit(c.buf, 1, size, format.PageSize, n*format.PageSize); err != nil {
+		return 0, err
+	}
+	return base + format.PageSize, nil
+}
+
+func (s *Store) writeDirs(dirs int) error {
+	c := &s.ckpt
+	for j := 0; j < dirs; {
+		c.taken = c.taken[:0]
+		limit := s.fitPages()
+		s.mu.RLock()
+		for ; j < dirs && len(c.taken) < limit; j++ {
+			if !c.dirDirty[j] {
+				continue
+			}
+			c.taken = append(c.taken, uint32(j))
+			first := j * format.DirEntriesPerPage
+			entries := s.pg.dir[first/pagesPerPart][first%pagesPerPart:][:format.DirEntriesPerPage]
+			format.PutDirPage(c.buf[len(c.taken)*format.PageSize:][:format.PageSize], entries)
+		}
+		s.mu.RUnlock()
+		if len(c.taken) == 0 {
+			break
+		}
+		base, err := s.writeStaged(format.RecordDirs, c.taken)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		for i, d := range c.taken {
+			if old := c.dirAt[d]; old.Addr != 0 {
+				c.released = append(c.released, old.Addr.Segment())
+			}
+			page := c.buf[(i+1)*format.PageSize : (i+2)*format.PageSize]
+			c.dirAt[d] = format.Extent{Addr: base + format.Addr(i*format.PageSize), Len: format.PageSize, Sum: format.Checksum(page)}
+			c.dirDirty[d] = false
+			s.segs.addPages(base.Segment(), format.PageSize)
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// writeRoot stores the root in parts and returns their places and the sequence
+// of the last commit that holds one.
+func (s *Store) writeRoot() (extents []format.Extent, last uint64, err error) {
+	c := &s.ckpt
+	part := s.stagePages() * format.PageSize
+	parts := (len(c.root) + part - 1) / part
+	if format.RootExtentsMax < parts {
+		return nil, 0, fmt.Errorf("root of %d bytes does not fit: %w", len(c.root), format.ErrInvalid)
+	}
+	for i := range parts {
+		p := c.root[i*part : min((i+1)*part, len(c.root))]
+		copy(c.buf[format.PageSize:], p)
+		format.PutRootRecord(c.buf[format.CommitHeaderSize:], i, parts)
+		clear(c.buf[format.CommitHeaderSize+format.ListFixed : format.PageSize])
+		base, err := s.begin(format.PageSize + roundUp(len(p)))
+		if err != nil {
+			return nil, 0, err
+		}
+		last = s.log.seq + 1
+		if err := s.commit(c.buf, 1, format.ListFixed, format.PageSize, len(p)); err != nil {
+			return nil, 0, err
+		}
+		x := format.Extent{Addr: base + format.PageSize, Len: uint32(len(p)), Sum: format.Checksum(p)}
+		extents = append(extents, x)
+		s.mu.Lock()
+		s.segs.addRoot(x, 1)
+		s.mu.Unlock()
+	}
+	return extents, last, nil
+}
+
+// writeSuperblocks writes the four copies on each device in two pairs, so that a
+// crash leaves one pair whole.
+func writeSuperblocks(devices []device.Device, sb format.Superblock) error {
+	page := device.AlignedBuffer(format.PageSize)
+	defer device.FreeAligned(page)
+	for i, d := range devices {
+		sb.Index, sb.Device = i, sb.Members[i].Device
+		sb.Put(page)
+		for n, off := range format.SuperblockOffsets {
+			if err := d.WriteAt(page, off); err != nil {
+				return fmt.Errorf("write superblock: %w", err)
+			}
+			if n%2 == 1 {
+				if err := d.Flush(); err != nil {
+					return fmt.Errorf("flush superblock: %w", err)
+				}
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,485 @@
+package lsfs
+
+import (
+	"fmt"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+// batch is the commit under construction. It belongs to the committing role.
+//
+// The staging buffer takes shape in this order: records, with everything but
+// addresses; then, with the log's turn, addresses and payload; then the header.
+type batch struct {
+	buf    []byte // aligned staging: header, records, payload
+	end    int    // end of the records
+	n      int    // records
+	ops    []*Op
+	fresh  []fresh // identities made by this batch, in order
+	first  BID     // identity of fresh[0]
+	pinned []BID   // by the second probe
+	bytes  int64   // stored bytes of fresh
+	before format.Position
+}
+
+type fresh struct {
+	addr format.Addr
+	*dedup.Block
+}
+
+func (b *batch) reset(next BID) {
+	b.end, b.n, b.first, b.bytes = format.CommitHeaderSize, 0, next, 0
+	clear(b.fresh)
+	b.fresh, b.pinned = b.fresh[:0], b.pinned[:0]
+}
+
+// runOnce does one piece of work with the committing role: a cut that is due,
+// a task, or a batch of operations. It says whether there may be more.
+func (s *Store) runOnce() bool {
+	q := &s.queue
+	if s.failure() == nil {
+		if err := s.admit(); err != nil {
+			s.poison(err)
+		}
+	}
+	q.mu.Lock()
+	if len(q.dormant) > 0 {
+		s.batch.pinned = append(s.batch.pinned[:0], q.dormant...)
+		q.dormant = q.dormant[:0]
+		q.mu.Unlock()
+		s.reapAll(s.batch.pinned)
+		return true
+	}
+	if len(q.tasks) > 0 {
+		t := q.tasks[0]
+		q.tasks = append(q.tasks[:0], q.tasks[1:]...)
+		q.mu.Unlock()
+		t.done <- s.runTask(t)
+		return true
+	}
+	refuse := false
+	if s.short() && s.failure() == nil {
+		if q.head == nil || !s.cleaner.stuck.Load() {
+			q.mu.Unlock()
+			s.cleaner.kick()
+			return false
+		}
+		refuse = true
+	}
+	s.take()
+	q.mu.Unlock()
+	if len(s.batch.ops) == 0 {
+		return false
+	}
+	s.runBatch(refuse)
+	return true
+}
+
+// nextRound lets go of the pages that the last batch held.
+func (s *Store) nextRound() {
+	s.mu.Lock()
+	s.pg.round++
+	s.mu.Unlock()
+}
+
+func (s *Store) reapAll(bids []BID) {
+	s.nextRound()
+	for _, b := range bids {
+		for {
+			s.mu.Lock()
+			_, _, missing := s.entryOf(b)
+			if missing == 0 {
+				s.reapDormant(b)
+				s.mu.Unlock()
+				break
+			}
+			s.mu.Unlock()
+			if err := s.fault(missing, true); err != nil {
+				// The identity stays as a leak that the next start gives back.
+				break
+			}
+		}
+	}
+}
+
+// runBatch logs and applies the operations that take put into the batch.
+func (s *Store) runBatch(refuse bool) {
+	b := &s.batch
+	if b.ops[0].Kind == opTask {
+		op := b.ops[0]
+		op.err = s.runTask(op.task)
+		s.finish()
+		return
+	}
+	s.nextRound()
+	b.reset(s.nextBID)
+	for _, op := range b.ops {
+		s.waiting.Add(-int64(op.payloadBytes))
+		if op.err == nil {
+			op.err = s.failure()
+		}
+		if op.err == nil {
+			op.err = s.stage(op, refuse)
+		}
+		if op.err != nil {
+			s.rewind(op)
+		}
+	}
+	if b.n > 0 {
+		err := s.write()
+		if err == nil {
+			err = s.applyBatch()
+		}
+		for _, op := range b.ops {
+			if op.err == nil {
+				op.err = err
+			}
+		}
+	}
+	for _, bid := range b.pinned {
+		s.Unpin(bid)
+	}
+	s.finish()
+}
+
+// finish reports the batch: in the order of Append, then the hook once.
+func (s *Store) finish() {
+	b := &s.batch
+	for i, op := range b.ops {
+		err := op.err
+		if err == nil {
+			// The references are counted now; a failed operation's pins stay its caller's.
+			for _, bid := range op.Pinned {
+				if bid != 0 {
+					s.Unpin(bid)
+				}
+			}
+		}
+		b.ops[i] = nil
+		op.Done(op, err)
+	}
+	b.ops = b.ops[:0]
+	if s.onCommit != nil {
+		s.onCommit()
+	}
+}
+
+// stage checks an operation against its volume and appends its record.
+func (s *Store) stage(op *Op, refuse bool) error {
+	b := &s.batch
+	s.mu.RLock()
+	v := s.volumes[op.Volume]
+	ok := v != nil && !v.deleting
+	var blocks uint64
+	if ok {
+		blocks = v.size.Load()
+	}
+	s.mu.RUnlock()
+	if !ok {
+		return fmt.Errorf("volume %d: %w", op.Volume, ErrNoVolume)
+	}
+	if op.Kind != OpCopy && op.ID.Seq != v.built+1 {
+		return fmt.Errorf("volume %d: seq %d, expected %d: %w", op.Volume, op.ID.Seq, v.built+1, ErrGap)
+	}
+	head := format.OpHead{Volume: uint64(op.Volume), Epoch: uint64(op.ID.Epoch), Seq: uint64(op.ID.Seq), Start: uint64(op.Start), Count: op.Count}
+	switch op.Kind {
+	case OpWrite, OpCopy, OpUnmap:
+		if blocks < head.Start || blocks-head.Start < uint64(op.Count) {
+			return fmt.Errorf("volume %d block %d+%d of %d: %w", op.Volume, op.Start, op.Count, blocks, ErrRange)
+		}
+	case OpState:
+		head.Start, head.Count = 0, uint32(len(op.State))
+	default:
+		head.Start, head.Count = 0, 0
+	}
+	n := int(op.recordBytes)
+	at := b.buf[b.end : b.end+n]
+	format.PutOp(at, format.RecordKind(op.Kind), &head, n)
+	freshWas, bytesWas := len(b.fresh), b.bytes
+	var err error
+	switch op.Kind {
+	case OpState:
+		copy(at[format.OpFixed:], op.State)
+	case OpWrite, OpCopy:
+		err = s.stageBlocks(op, at[format.OpFixed:])
+	}
+	if err == nil && !(op.Kind == OpUnmap && op.Count > unmapSlice) {
+		var r format.Record
+		if r, _, err = format.NextRecord(at); err == nil {
+			err = s.require(r)
+		}
+	}
+	if err == nil && (op.Kind == OpWrite || op.Kind == OpCopy) {
+		grow := b.bytes - bytesWas
+		if add := b.bytes + int64(len(b.fresh))*identityCost; refuse && grow > 0 || s.usable+s.slack < s.charged()+add && !s.fits(v, op, add) {
+			s.stats.spaceRefused.Add(1)
+			err = fmt.Errorf("volume %d: %d bytes of new data: %w", op.Volume, grow, ErrNoSpace)
+		}
+	}
+	if err != nil {
+		for i := freshWas; i < len(b.fresh); i++ {
+			s.index.Remove(&b.fresh[i].Fingerprint, uint64(b.first)+uint64(i))
+		}
+		clear(b.fresh[freshWas:])
+		b.fresh, b.bytes = b.fresh[:freshWas], bytesWas
+		return err
+	}
+	b.end += n
+	b.n++
+	if op.Kind != OpCopy {
+		v.built = op.ID.Seq
+	}
+	return nil
+}
+
+// rewind makes the sequence after the last staged operation the next that Append
+// takes, once an operation has failed: what is queued behind it fails with ErrGap.
+func (s *Store) rewind(op *Op) {
+	if op.Kind == OpCopy || op.Kind == opTask {
+		return
+	}
+	if v := s.Volume(op.Volume); v != nil {
+		s.queue.mu.Lock()
+		v.expect = v.built + 1
+		s.queue.mu.Unlock()
+	}
+}
+
+// stageBlocks encodes the block entries of a write, all but the addresses of new blocks.
+func (s *Store) stageBlocks(op *Op, at []byte) error {
+	b := &s.batch
+	for i := range op.Blocks {
+		blk := &op.Blocks[i]
+		to := at[i*format.BlockEntrySize:]
+		if blk.Encoding == dedup.Zero {
+			clear(to[:format.BlockEntrySize])
+			s.stats.blocksZero.Add(1)
+			continue
+		}
+		bid, held := BID(0), false
+		if blk.Data == nil {
+			bid = op.Pinned[i]
+		} else {
+			// CHECKED: what is logged is what was reduced, on whichever node that was.
+			if sum := dedup.Sum(blk.Data); sum != blk.Sum {
+				return fmt.Errorf("volume %d block %d: checksum %08x, expected %08x: %w", op.Volume, uint64(op.Start)+uint64(i), sum, blk.Sum, ErrInvalidOp)
+			}
+			bid, held = s.probe(&blk.Fingerprint)
+		}
+		if bid == 0 {
+			bid = b.first + BID(len(b.fresh))
+			b.fresh = append(b.fresh, fresh{Block: blk})
+			b.bytes += int64(len(blk.Data))
+			s.index.Insert(&blk.Fingerprint, uint64(bid))
+			s.stats.blocksNew.Add(1)
+			s.stats.storedBytes.Add(int64(len(blk.Data)))
+			format.PutBlock(to, &format.BlockEntry{Fingerprint: blk.Fingerprint, BID: uint64(bid), Sum: blk.Sum, Len: uint16(len(blk.Data)), Encoding: blk.Encoding})
+			continue
+		}
+		s.stats.blocksRef.Add(1)
+		if b.first <= bid {
+			// An equal block of this batch: write fills in its place. It is pinned like any
+			// other: an operation between the two may take its only reference away.
+			s.pins.add(bid)
+			b.pinned = append(b.pinned, bid)
+			format.PutBlock(to, &format.BlockEntry{Fingerprint: blk.Fingerprint, BID: uint64(bid), Ref: true})
+			continue
+		}
+		if held {
+			b.pinned = append(b.pinned, bid)
+		}
+		if err := s.stageRef(bid, &blk.Fingerprint, to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// probe looks for a new block among what is stored and what this batch stores. A
+// stored one is pinned.
+func (s *Store) probe(fp *dedup.Fingerprint) (bid BID, held bool) {
+	b := &s.batch
+	var refs [dedup.Ways]uint64
+	for _, ref := range refs[:s.index.Candidates(fp, &refs)] {
+		bid := BID(ref)
+		if b.first <= bid {
+			if i := int(bid - b.first); i < len(b.fresh) && b.fresh[i].Fingerprint == *fp {
+				return bid, false
+			}
+			continue
+		}
+		s.mu.RLock()
+		e, _, _ := s.entryOf(bid)
+		ok := e != nil && dedup.Fingerprint(e[:32]) == *fp && format.EntryRefs(e) < refsMax
+		if ok {
+			s.pins.add(bid)
+		}
+		s.mu.RUnlock()
+		if ok {
+			return bid, true
+		}
+	}
+	return 0, false
+}
+
+// stageRef encodes a reference to a pinned identity, with all that replay needs.
+func (s *Store) stageRef(bid BID, fp *dedup.Fingerprint, to []byte) error {
+	for {
+		s.mu.RLock()
+		at, _, missing := s.entryOf(bid)
+		var e format.Entry
+		if at != nil {
+			format.ParseEntry(at, &e)
+		}
+		s.mu.RUnlock()
+		switch {
+		case at != nil && e.Fingerprint == *fp:
+			format.PutBlock(to, &format.BlockEntry{Fingerprint: e.Fingerprint, Addr: e.Addr, BID: uint64(bid), Sum: e.Sum, Len: e.Len, Encoding: e.Encoding, Ref: true})
+			return nil
+		case missing != 0:
+			if err := s.fault(missing, true); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("identity %d is not the block that was pinned: %w", bid, ErrInvalidOp)
+		}
+	}
+}
+
+// identityCost is what the metadata of a stored block comes to in the long run:
+// under random overwrites a page of 64 identities keeps some until nearly all
+// are dead, so that there are 4.7 times the pages that a freshly written pool
+// needs (the 64th harmonic number), at 64 bytes each; and a place in the map.
+const identityCost = 320
+
+// charged is what counts against the usable size: stored bytes, and metadata as
+// it is or as it will become. So overwriting a full pool never needs more than is there.
+func (s *Store) charged() int64 {
+	return s.segs.data.Load() + max(s.pg.nAlive.Load()*format.PageSize, s.stored.Load()*identityCost)
+}
+
+// fits says whether a write leaves the pool within its usable size when what it
+// overwrites is counted off. The pages are held.
+func (s *Store) fits(v *Volume, op *Op, add int64) bool {
+	s.mu.RLock()
+	freed := s.freedBy(v, op.Start, op.Count)
+	s.mu.RUnlock()
+	return s.charged()+add-freed <= s.usable+s.slack
+}
+
+// freedBy sums the stored bytes that only the given range refers to, under Store.mu.
+// What is not resident counts as a whole block.
+func (s *Store) freedBy(v *Volume, start BlockNo, count uint32) (freed int64) {
+	for i := uint64(start); i < uint64(start)+uint64(count); i++ {
+		data, _, missing, _ := s.pg.lookup(v.mapTree, wordShift, i)
+		if data == nil {
+			if missing != 0 {
+				freed += dedup.BlockSize + identityCost
+			}
+			continue
+		}
+		if w := format.Word(data, int(i)&(format.WordsPerPage-1)); w != 0 {
+			e, _, missing := s.entryOf(BID(w))
+			switch {
+			case missing != 0:
+				freed += dedup.BlockSize + identityCost
+			case e != nil && format.EntryRefs(e) == 1:
+				freed += int64(format.EntryLen(e)) + identityCost
+			}
+		}
+	}
+	return freed
+}
+
+// Admit says whether a write would find room, for a caller that must know before
+// it gives the write a sequence number. It does no I/O. A write that was admitted
+// and is appended at once is not refused for want of space.
+func (v *Volume) Admit(start BlockNo, blocks []dedup.Block) bool {
+	s := v.s
+	var add int64
+	for i := range blocks {
+		if n := len(blocks[i].Data); n > 0 {
+			add += int64(n) + identityCost
+		}
+	}
+	over := s.charged() + s.waiting.Load() + add - s.usable
+	if add == 0 || over <= 0 {
+		return true
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return over <= s.freedBy(v, start, uint32(len(blocks)))
+}
+
+// write gives the staged records their addresses and makes the commit durable.
+func (s *Store) write() error {
+	b := &s.batch
+	payloadOff := b.end
+	base, err := s.begin(roundUp(payloadOff + int(b.bytes)))
+	if err != nil {
+		return err
+	}
+	b.before = s.log.position()
+	off := payloadOff
+	for i := range b.fresh {
+		f := &b.fresh[i]
+		f.addr = base + format.Addr(off)
+		off += copy(b.buf[off:], f.Data)
+	}
+	next := 0
+	for at := format.CommitHeaderSize; at < b.end; {
+		r, rest, err := format.NextRecord(b.buf[at:b.end])
+		if err != nil {
+			invariant("CHECKED", "staged record: %v", err)
+		}
+		if r.Kind == format.RecordWrite || r.Kind == format.RecordCopy {
+			var e format.BlockEntry
+			for i := range int(r.Op().Count) {
+				if BID(r.BlockBID(i)) < b.first {
+					continue
+				}
+				r.Block(i, &e)
+				if !e.Ref {
+					e.Addr = b.fresh[next].addr
+					next++
+				} else {
+					// The first block of that identity is in this batch, before this one.
+					f := &b.fresh[BID(e.BID)-b.first]
+					e.Addr, e.Sum, e.Len, e.Encoding = f.addr, f.Sum, uint16(len(f.Data)), f.Encoding
+				}
+				r.PutBlock(i, &e)
+			}
+		}
+		at = b.end - len(rest)
+	}
+	if err := s.commit(b.buf, b.n, b.end-format.CommitHeaderSize, payloadOff, off-payloadOff); err != nil {
+		return err
+	}
+	s.stats.batch.add(uint64(b.n))
+	s.stats.ops.Add(int64(b.n))
+	s.ckpt.changed.Store(true)
+	return nil
+}
+
+// applyBatch makes the durable commit visible. It runs the records that are on
+// the device through the same function as replay.
+func (s *Store) applyBatch() error {
+	b := &s.batch
+	rest := b.buf[format.CommitHeaderSize:b.end]
+	for len(rest) > 0 {
+		r, more, err := format.NextRecord(rest)
+		if err == nil {
+			err = s.apply(r, true, 0, s.cutInside)
+		}
+		if err != nil {
+			// The commit is durable but cannot be made visible: go on from the log, at the
+			// next start.
+			err = fmt.Errorf("apply commit %d: %w", s.log.seq, err)
+			s.poison(err)
+			return s.failure()
+		}
+		rest = more
+	}
+	return nil
+}

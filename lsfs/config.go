@@ -1,0 +1,99 @@
+package lsfs
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs/device"
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+// Config says what a store runs on. The zero value of a field means its default.
+type Config struct {
+	// Devices are the paths of all devices of the pool, in any order.
+	Devices []string
+	// OpenDevice opens a device. Default: device.Open with direct I/O.
+	OpenDevice func(path string) (device.Device, error)
+	// Key is the cluster's fingerprint key. A pool refuses any other than the one
+	// it was formatted with.
+	Key dedup.Key
+
+	// L1Bytes bounds the RAM cache of data blocks. Default 256 MiB, at least 1 MiB.
+	L1Bytes int64
+	// MetadataBytes bounds the RAM frames for pages of maps and identities.
+	// Default 256 MiB, at least 8 MiB. It is passed only while replay needs more.
+	MetadataBytes int64
+	// IndexBytes bounds the fingerprint index. Default 64 MiB, at least 64 KiB.
+	IndexBytes int64
+
+	// CheckpointBytes of log start a checkpoint: they bound replay. Default the
+	// smaller of 1 GiB and a sixteenth of the pool, at least two segments.
+	CheckpointBytes int64
+	// CheckpointInterval starts one when something changed. Default 30 s.
+	CheckpointInterval time.Duration
+	// GarbageMax is the percentage of the pool that dead bytes may take before the
+	// cleaner works in the background; the usable size leaves it out. Default 20, 5 to 50.
+	GarbageMax int
+	// Discard tells devices about freed segments. Default off: on preallocated
+	// files it would give the preallocation away.
+	Discard bool
+
+	// Logger takes the few lines that the store writes. Default: none.
+	Logger *slog.Logger
+	// Event is told facts that an operator should see. It must not block or call
+	// the store. Default: none.
+	Event func(Event)
+}
+
+// Event is a fact about the store that an operator should see.
+type Event struct {
+	Code string // "corrupt", "poisoned", "no-space", "recovered"
+	Text string
+	Err  error // *CorruptError for code "corrupt"
+}
+
+func (c Config) withDefaults() (Config, error) {
+	set := func(p *int64, def, least int64, name string) error {
+		if *p == 0 {
+			*p = def
+		}
+		if *p < least {
+			return fmt.Errorf("config: %s is %d bytes, at least %d", name, *p, least)
+		}
+		return nil
+	}
+	if c.OpenDevice == nil {
+		c.OpenDevice = func(path string) (device.Device, error) { return device.Open(path, device.Options{}) }
+	}
+	if c.CheckpointInterval == 0 {
+		c.CheckpointInterval = 30 * time.Second
+	}
+	if c.GarbageMax == 0 {
+		c.GarbageMax = 20
+	}
+	if c.GarbageMax < 5 || 50 < c.GarbageMax {
+		return c, fmt.Errorf("config: GarbageMax is %d percent, allowed are 5 to 50", c.GarbageMax)
+	}
+	if len(c.Devices) == 0 || format.DevicesMax < len(c.Devices) {
+		return c, fmt.Errorf("config: %d devices, allowed are 1 to %d", len(c.Devices), format.DevicesMax)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Event == nil {
+		c.Event = func(Event) {}
+	}
+	for _, err := range []error{
+		set(&c.L1Bytes, 256<<20, 1<<20, "L1Bytes"),
+		set(&c.MetadataBytes, 256<<20, 8<<20, "MetadataBytes"),
+		set(&c.IndexBytes, 64<<20, 64<<10, "IndexBytes"),
+		set(&c.CheckpointBytes, 1<<30, 64<<10, "CheckpointBytes"),
+	} {
+		if err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}

@@ -1,0 +1,65 @@
+// Package lsfs is the log-structured store of one node: a pool of devices, and
+// on it one replica of each volume that the node holds.
+//
+// The types to know are Store (the pool), Volume (one replica) and Op (one
+// reduced operation, as it is logged and as it travels between nodes).
+//
+// # Flow
+//
+// All writing is appending to one log over all devices; the log is the store,
+// there is no second journal. Append queues an operation, Kick commits what is
+// queued: records and payload are staged, written at the head of the log as one
+// self-addressed, chained commit, made durable by one flush, applied to the
+// pages of maps and identities in RAM, and reported. Replay runs the same
+// records through the same function (apply), so the two cannot drift.
+//
+// A map page leads from a block number to a block identity (BID), an identity
+// page from there to address, checksum, fingerprint and reference count. Pages
+// are found by id through the page directory. Changed pages stay in RAM until a
+// checkpoint writes them, also into the log, then the directory, then the root,
+// then the superblocks. A start loads the root and replays what came later.
+//
+//	queue.go commit.go task.go   what waits, and how it becomes a commit
+//	log.go                       the head of the log
+//	apply.go tree.go identity.go what a record does to the pages
+//	page.go                      pages in RAM
+//	checkpoint.go replay.go      how the state gets to a device and back
+//	cleaner.go trim.go           how space is given back
+//	read.go volume.go            what callers see
+//	check.go                     the walk that proves the counters
+//
+// # Roles and locks
+//
+// One goroutine at a time has the committing role (queue.busy): the committer, or
+// a caller of Kick that found nobody else and at most two operations. Only the
+// role takes operations, applies records and cuts checkpoints. The checkpoint
+// goroutine, the cleaner, the trimmer and the goroutine that fills the fingerprint
+// index work beside it; what they want changed goes to the role as a task, which
+// comes before operations.
+//
+// Lock order: committing role, logWriter.turn, queue.mu, Store.mu, then without
+// order among them the shards of pins, checkpointer.mu, the index and the cache.
+// Only the role and turn are held across I/O: turn is the meaning of "one commit
+// in flight". Store.mu guards pages, directory, segments and volumes; it is held
+// for the walk of a request, never for I/O: who misses a page lets go, faults it
+// in, and walks again. Bytes on a device are protected by their segment's reader
+// count, taken under Store.mu: a segment with readers is not reused.
+//
+// # Invariants kept here
+//
+//	DURABLE    Done without an error comes after the flush of the commit; a failed
+//	           write or flush stops the store for good (poison)
+//	ATOMIC-4K  a block is old or new: a commit that is not whole is cut off, and a
+//	           map names a block only after it is durable
+//	ORDERED    operations of a volume are applied in sequence without gaps
+//	REFS       references of an identity = map entries that name it; increments
+//	           come before decrements, in the commit that changes the map
+//	LIVE       a segment is reused when no checkpoint that a start may load, no replay
+//	           and no reader needs it: two checkpoints after its last byte died
+//	BOUNDED    frames, index, caches and read buffers have fixed sizes; replay is
+//	           bounded by the bytes between checkpoints
+//	CHECKED    pages and blocks are compared with checksums kept apart from them
+//
+// Snapshots will share pages: the directory counts the parents of a page, which
+// is one today, and a writer will copy a page that has more.
+package lsfs

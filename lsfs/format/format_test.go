@@ -1,0 +1,312 @@
+package format
+
+import (
+	"bytes"
+	"errors"
+	"reflect"
+	"testing"
+
+	"github.com/twinsan/twinsan/dedup"
+)
+
+func sampleSuperblock() *Superblock {
+	return &Superblock{
+		Sequence: 9, Pool: [16]byte{1}, Device: [16]byte{2}, Index: 1, SegmentBytes: 1 << 20, KeyCheck: [16]byte{3},
+		Checkpoint: 4, Durable: 77,
+		Members: []Member{{Device: [16]byte{9}, Segments: 5}, {Device: [16]byte{2}, Segments: 6}},
+		Root:    []Extent{{Addr: MakeAddr(3, 4096), Len: 100, Sum: 5}},
+	}
+}
+
+func sampleRoot() *Root {
+	return &Root{
+		Checkpoint: 4,
+		Position:   Position{Segment: 3, Next: 4, Generation: 5, Offset: 8192, Seq: 6, Hash: [16]byte{7}},
+		Progress:   12, NextBID: 99, Stored: 42, Identities: Tree{Top: 3, Height: 2},
+		Volumes: []Volume{{ID: 1, Blocks: 10, TailEnd: 20, Mapped: 5, Deleting: true, Map: Tree{1, 1}, Versions: Tree{2, 1},
+			Meta: Meta{Replica: [16]byte{1}, Promised: 3, DurableEpoch: 2, DurableSeq: 1, SyncEpoch: 8, SyncSeq: 9, Inconsistent: true,
+				EpochLog: []EpochStart{{1, 1}, {2, 50}}, State: []byte("state")}}},
+		Dormant: []uint64{5, 6}, Live: []uint32{1, 2, 3}, Free: []byte{5},
+		Pages: 300, Directory: []Extent{{MakeAddr(1, 4096), PageSize, 1}, {MakeAddr(2, 4096), PageSize, 2}},
+	}
+}
+
+func encodeRoot(r *Root) []byte {
+	return AppendDirectory(AppendRoot(nil, r), r.Pages, r.Directory)
+}
+
+func TestSuperblockRoundTrip(t *testing.T) {
+	page := make([]byte, PageSize)
+	want := sampleSuperblock()
+	want.Put(page)
+	got, err := ParseSuperblock(page)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("%v\n%+v\n%+v", err, got, want)
+	}
+	// Every flipped bit is noticed.
+	for i := range PageSize * 8 {
+		page[i/8] ^= 1 << (i % 8)
+		if _, err := ParseSuperblock(page); !errors.Is(err, ErrInvalid) {
+			t.Fatalf("bit %d: %v", i, err)
+		}
+		page[i/8] ^= 1 << (i % 8)
+	}
+}
+
+func TestRootRoundTrip(t *testing.T) {
+	want := sampleRoot()
+	b := encodeRoot(want)
+	got, err := ParseRoot(b)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("%v\n%+v\n%+v", err, got, want)
+	}
+	for n := range b {
+		if _, err := ParseRoot(b[:n]); !errors.Is(err, ErrInvalid) {
+			t.Fatalf("cut to %d of %d bytes: %v", n, len(b), err)
+		}
+	}
+}
+
+func TestCommitRoundTrip(t *testing.T) {
+	want := Commit{Pool: [16]byte{1}, Records: 3, Segment: 7, Next: 8, Generation: 9, Offset: 4096, Total: 8192, Seq: 11, Durable: 10,
+		Previous: [16]byte{5}, RecordBytes: 100, PayloadOff: 300, PayloadLen: 50, RecordSum: 6}
+	b := make([]byte, CommitHeaderSize)
+	want.Put(b)
+	var got Commit
+	if err := ParseCommit(b, &got, want.Pool, 7, 4096, SegmentMin); err != nil || got != want {
+		t.Fatalf("%v\n%+v\n%+v", err, got, want)
+	}
+	tests := []struct {
+		name            string
+		pool            [16]byte
+		segment, offset uint32
+	}{
+		{"other pool", [16]byte{2}, 7, 4096}, {"other segment", [16]byte{1}, 6, 4096}, {"misdirected", [16]byte{1}, 7, 8192},
+		{"does not fit the segment", [16]byte{1}, 7, SegmentMin - 4096},
+	}
+	for _, tt := range tests {
+		if err := ParseCommit(b, &got, tt.pool, tt.segment, tt.offset, SegmentMin); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+	for i := range len(b) * 8 {
+		b[i/8] ^= 1 << (i % 8)
+		if err := ParseCommit(b, &got, want.Pool, 7, 4096, SegmentMin); !errors.Is(err, ErrInvalid) {
+			t.Fatalf("bit %d: %v", i, err)
+		}
+		b[i/8] ^= 1 << (i % 8)
+	}
+}
+
+// sampleRecords is one record of each kind.
+func sampleRecords() []byte {
+	h := OpHead{Volume: 1, Epoch: 2, Seq: 3, Start: 4, Count: 2}
+	n := OpSize(RecordWrite, 2, 0)
+	b := make([]byte, n)
+	PutOp(b, RecordWrite, &h, n)
+	PutBlock(b[OpFixed:], &BlockEntry{Fingerprint: dedup.Fingerprint{1}, Addr: 5, BID: 6, Sum: 7, Len: 8, Encoding: dedup.S2, Ref: true})
+	for _, k := range []RecordKind{RecordUnmap, RecordEpoch} {
+		r := make([]byte, OpFixed)
+		PutOp(r, k, &h, OpFixed)
+		b = append(b, r...)
+	}
+	h.Count = 5
+	r := make([]byte, OpFixed+5)
+	PutOp(r, RecordState, &h, len(r))
+	copy(r[OpFixed:], "state")
+	b = append(b, r...)
+	b = AppendCreate(b, 1, 100, [16]byte{9})
+	b = AppendVolume(b, RecordDelete, 1)
+	b = AppendVolume(b, RecordGone, 1)
+	b = AppendVolume(b, RecordResize, 1, 50)
+	b = AppendVolume(b, RecordTrim, 1, 50, 60)
+	b = AppendMetaRecord(b, 1, &sampleRoot().Volumes[0].Meta)
+	r = make([]byte, ListFixed+MoveEntrySize)
+	PutList(r, RecordMove, 1)
+	PutMove(r, 0, &Move{BID: 1, Old: 2, New: 3, Sum: 4, Len: 5, Encoding: dedup.Raw})
+	b = append(b, r...)
+	r = make([]byte, ListFixed+PageEntrySize)
+	PutList(r, RecordPages, 1)
+	PutPageEntry(r, 0, 1, 2)
+	b = append(b, r...)
+	r = make([]byte, ListFixed)
+	PutRootRecord(r, 0, 1)
+	return append(b, r...)
+}
+
+// useRecord reads all that a record holds.
+func useRecord(r Record) error {
+	switch r.Kind {
+	case RecordWrite, RecordCopy:
+		var e BlockEntry
+		for i := range int(r.Op().Count) {
+			r.Block(i, &e)
+			if e.BID != r.BlockBID(i) {
+				return errors.New("two readings of one identity")
+			}
+		}
+	case RecordState:
+		_ = r.State()
+	case RecordUnmap, RecordEpoch:
+		_ = r.Op()
+	case RecordCreate:
+		_, _ = r.Arg(1), r.Replica()
+	case RecordDelete, RecordGone:
+		_ = r.Arg(0)
+	case RecordResize:
+		_ = r.Arg(1)
+	case RecordTrim:
+		_ = r.Arg(2)
+	case RecordMeta:
+		var m Meta
+		if err := r.Meta(&m); err == nil && !bytes.Equal(AppendMeta(nil, &m), r.Body[8:]) {
+			// The two reserved words may hold anything.
+			again := Meta{}
+			if _, err := ParseMeta(AppendMeta(nil, &m), &again); err != nil || !reflect.DeepEqual(m, again) {
+				return errors.New("meta does not round trip")
+			}
+		}
+	case RecordMove:
+		var m Move
+		for i := range r.Count() {
+			r.Move(i, &m)
+		}
+	case RecordPages, RecordDirs:
+		for i := range r.Count() {
+			r.PageEntry(i)
+		}
+	}
+	return nil
+}
+
+func TestRecords(t *testing.T) {
+	rest := sampleRecords()
+	var kinds []RecordKind
+	for len(rest) > 0 {
+		r, more, err := NextRecord(rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := useRecord(r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Kind == RecordWrite {
+			var e BlockEntry
+			r.Block(0, &e)
+			if want := (BlockEntry{Fingerprint: dedup.Fingerprint{1}, Addr: 5, BID: 6, Sum: 7, Len: 8, Encoding: dedup.S2, Ref: true}); e != want || r.Op() != (OpHead{1, 2, 3, 4, 2}) {
+				t.Fatalf("%+v %+v", e, r.Op())
+			}
+		}
+		if r.Kind == RecordMove {
+			var m Move
+			if r.Move(0, &m); m != (Move{1, 2, 3, 4, 5, dedup.Raw}) {
+				t.Fatalf("%+v", m)
+			}
+		}
+		kinds = append(kinds, r.Kind)
+		rest = more
+	}
+	want := []RecordKind{RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordCreate, RecordDelete, RecordGone, RecordResize, RecordTrim, RecordMeta, RecordMove, RecordPages, RecordRoot}
+	if !reflect.DeepEqual(kinds, want) {
+		t.Fatal(kinds)
+	}
+}
+
+func TestEntry(t *testing.T) {
+	page := make([]byte, PageSize)
+	want := Entry{Fingerprint: dedup.Fingerprint{1, 2}, Addr: MakeAddr(5, 77), Sum: 3, Refs: 4, Len: 4096, Encoding: dedup.Raw}
+	PutEntry(EntryAt(page, 63), &want)
+	PutEntryRefs(EntryAt(page, 63), 9)
+	want.Refs = 9
+	var got Entry
+	ParseEntry(EntryAt(page, 63), &got)
+	if got != want || got.Addr.Segment() != 5 || got.Addr.Offset() != 77 {
+		t.Fatalf("%+v", got)
+	}
+	dir := []DirEntry{{}, {Addr: 9, Sum: 8, Refs: 7, Kind: EntryPage}}
+	PutDirPage(page, dir)
+	back := make([]DirEntry, 2)
+	ParseDirPage(page, back)
+	if !reflect.DeepEqual(dir, back) {
+		t.Fatal(back)
+	}
+}
+
+func FuzzRecords(f *testing.F) {
+	f.Add(sampleRecords())
+	f.Add([]byte{byte(RecordWrite), 0, 0, 0, 8, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for n := 0; len(b) > 0; n++ {
+			r, rest, err := NextRecord(b)
+			if err != nil {
+				return
+			}
+			if len(rest) >= len(b) {
+				t.Fatal("no progress")
+			}
+			if err := useRecord(r); err != nil {
+				t.Fatal(err)
+			}
+			b = rest
+		}
+	})
+}
+
+// FuzzRoot leaves out the checksum, which stands in the superblock, so the fuzzer
+// sees the parser itself.
+func FuzzRoot(f *testing.F) {
+	f.Add(encodeRoot(sampleRoot()))
+	f.Add(encodeRoot(&Root{}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := ParseRoot(b)
+		if err != nil {
+			return
+		}
+		again, err := ParseRoot(encodeRoot(r))
+		if err != nil || !reflect.DeepEqual(r, again) {
+			t.Fatalf("%v\n%+v\n%+v", err, r, again)
+		}
+	})
+}
+
+// FuzzSuperblock sets the checksum right, which would stop the fuzzer.
+func FuzzSuperblock(f *testing.F) {
+	page := make([]byte, PageSize)
+	sampleSuperblock().Put(page)
+	f.Add(page[:256])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		page := make([]byte, PageSize)
+		copy(page[:PageSize-4], b)
+		sum := Checksum(page[:PageSize-4])
+		page[PageSize-4], page[PageSize-3], page[PageSize-2], page[PageSize-1] = byte(sum), byte(sum>>8), byte(sum>>16), byte(sum>>24)
+		s, err := ParseSuperblock(page)
+		if err != nil {
+			return
+		}
+		s.Put(page)
+		again, err := ParseSuperblock(page)
+		if err != nil || !reflect.DeepEqual(s, again) {
+			t.Fatalf("%v\n%+v\n%+v", err, s, again)
+		}
+	})
+}
+
+// FuzzCommit sets the checksum right too.
+func FuzzCommit(f *testing.F) {
+	b := make([]byte, CommitHeaderSize)
+	(&Commit{Segment: 1, Total: 4096, RecordBytes: 10, PayloadOff: 200}).Put(b)
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, in []byte) {
+		var b [CommitHeaderSize]byte
+		copy(b[:124], in)
+		sum := Checksum(b[:124])
+		b[124], b[125], b[126], b[127] = byte(sum), byte(sum>>8), byte(sum>>16), byte(sum>>24)
+		var c Commit
+		if ParseCommit(b[:], &c, [16]byte{}, 1, 0, SegmentMin) != nil {
+			return
+		}
+		if uint64(c.PayloadOff)+uint64(c.PayloadLen) > uint64(c.Total) || c.Total > SegmentMin || c.RecordBytes > c.PayloadOff {
+			t.Fatalf("%+v", c)
+		}
+	})
+}

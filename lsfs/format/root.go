@@ -1,0 +1,339 @@
+package format
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// Meta is the stored form of a volume's small state.
+//
+//	 0  replica [16]
+//	16  promised u64
+//	24  durable epoch u64, sequence u64
+//	40  sync from epoch u64, sequence u64
+//	56  flags u32 (1: inconsistent), epoch log entries u32
+//	64  state bytes u32, reserved u32
+//	72  entries x {epoch u64, sequence u64}, state
+type Meta struct {
+	Replica            [16]byte
+	Promised           uint64
+	DurableEpoch       uint64
+	DurableSeq         uint64
+	SyncEpoch, SyncSeq uint64
+	Inconsistent       bool
+	EpochLog           []EpochStart
+	State              []byte
+}
+
+// EpochStart is one entry of an epoch log.
+type EpochStart struct{ Epoch, Seq uint64 }
+
+const metaFixed = 72
+
+// Limits of a volume's meta, checked by writer and reader.
+const (
+	EpochLogMax = 1 << 16
+	StateMax    = 64 << 10
+)
+
+// AppendMeta encodes m.
+func AppendMeta(b []byte, m *Meta) []byte {
+	le := binary.LittleEndian
+	b = append(b, m.Replica[:]...)
+	for _, v := range [...]uint64{m.Promised, m.DurableEpoch, m.DurableSeq, m.SyncEpoch, m.SyncSeq} {
+		b = le.AppendUint64(b, v)
+	}
+	var flags uint32
+	if m.Inconsistent {
+		flags = 1
+	}
+	b = le.AppendUint32(b, flags)
+	b = le.AppendUint32(b, uint32(len(m.EpochLog)))
+	b = le.AppendUint32(b, uint32(len(m.State)))
+	b = le.AppendUint32(b, 0)
+	for _, e := range m.EpochLog {
+		b = le.AppendUint64(b, e.Epoch)
+		b = le.AppendUint64(b, e.Seq)
+	}
+	return append(b, m.State...)
+}
+
+// ParseMeta decodes a meta and returns what follows it. Slices are copies.
+func ParseMeta(b []byte, m *Meta) (rest []byte, err error) {
+	le := binary.LittleEndian
+	if len(b) < metaFixed {
+		return nil, fmt.Errorf("meta: %d bytes: %w", len(b), ErrInvalid)
+	}
+	entries, state := uint64(le.Uint32(b[60:])), uint64(le.Uint32(b[64:]))
+	if EpochLogMax < entries || StateMax < state || uint64(len(b)) < metaFixed+16*entries+state {
+		return nil, fmt.Errorf("meta: %d epochs, %d bytes of state in %d bytes: %w", entries, state, len(b), ErrInvalid)
+	}
+	*m = Meta{
+		Replica: [16]byte(b[:16]), Promised: le.Uint64(b[16:]),
+		DurableEpoch: le.Uint64(b[24:]), DurableSeq: le.Uint64(b[32:]),
+		SyncEpoch: le.Uint64(b[40:]), SyncSeq: le.Uint64(b[48:]),
+		Inconsistent: le.Uint32(b[56:])&1 != 0,
+	}
+	b = b[metaFixed:]
+	if entries > 0 {
+		m.EpochLog = make([]EpochStart, entries)
+		for i := range m.EpochLog {
+			m.EpochLog[i] = EpochStart{le.Uint64(b), le.Uint64(b[8:])}
+			b = b[16:]
+		}
+	}
+	if state > 0 {
+		m.State = append([]byte(nil), b[:state]...)
+	}
+	return b[state:], nil
+}
+
+// AppendMetaRecord appends a meta record.
+func AppendMetaRecord(b []byte, volume uint64, m *Meta) []byte {
+	at := len(b)
+	b = append(b, byte(RecordMeta), 0, 0, 0, 0, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint64(b, volume)
+	b = AppendMeta(b, m)
+	binary.LittleEndian.PutUint32(b[at+4:], uint32(len(b)-at))
+	return b
+}
+
+// Meta decodes the meta of a meta record.
+func (r Record) Meta(m *Meta) error {
+	rest, err := ParseMeta(r.Body[8:], m)
+	if err == nil && len(rest) != 0 {
+		err = fmt.Errorf("meta: %d bytes behind: %w", len(rest), ErrInvalid)
+	}
+	return err
+}
+
+// Tree is a tree of pages: the id of its top page (0: empty) and how many pages stand one above another.
+type Tree struct {
+	Top    uint32
+	Height uint8
+}
+
+// Position is a place between two commits of the log.
+type Position struct {
+	Segment    uint32 // NoSegment: before the first commit of Next
+	Generation uint64
+	Offset     uint32 // where the next commit begins, if it stands in Segment
+	Next       uint32
+	Seq        uint64 // of the commit before
+	Hash       [16]byte
+}
+
+// Volume is a volume in a root.
+type Volume struct {
+	ID       uint64
+	Blocks   uint64
+	TailEnd  uint64 // blocks [Blocks, TailEnd) are still to be trimmed
+	Mapped   uint64
+	Deleting bool
+	Map      Tree
+	Versions Tree
+	Meta     Meta
+}
+
+// Root is all that a checkpoint remembers beside its pages: the state of the
+// store exactly after the commit Position.Seq (and, where a huge unmap was cut,
+// after Progress blocks of the one that the next commit holds).
+//
+//	magic "TWINROOT", version u32, checkpoint u64
+//	position: segment u32, next u32, generation u64, offset u32, seq u64, hash [16]; progress u64
+//	next identity u64, identities stored u64, identity tree (top u32, height u8)
+//	volumes u32 x volume; dormant u32 x identity u64
+//	segments u32 x live bytes of blocks u32; bitmap of free segments
+//	pages u32 (entries of the directory); directory pages u32 x {address u64, sum u32}
+//
+// Its extents in the superblock carry its checksum.
+type Root struct {
+	Checkpoint uint64
+	Position   Position
+	Progress   uint64
+	NextBID    uint64
+	Stored     uint64 // identities that are not dead
+	Identities Tree
+	Volumes    []Volume
+	Dormant    []uint64
+	Live       []uint32
+	Free       []byte
+	Pages      uint32
+	Directory  []Extent // Len is not stored: always a page
+}
+
+var rootMagic = [8]byte{'T', 'W', 'I', 'N', 'R', 'O', 'O', 'T'}
+
+// AppendRoot encodes everything but the directory; AppendDirectory completes it.
+func AppendRoot(b []byte, r *Root) []byte {
+	le := binary.LittleEndian
+	b = append(b, rootMagic[:]...)
+	b = le.AppendUint32(b, Version)
+	b = le.AppendUint64(b, r.Checkpoint)
+	p := &r.Position
+	b = le.AppendUint32(b, p.Segment)
+	b = le.AppendUint32(b, p.Next)
+	b = le.AppendUint64(b, p.Generation)
+	b = le.AppendUint32(b, p.Offset)
+	b = le.AppendUint64(b, p.Seq)
+	b = append(b, p.Hash[:]...)
+	b = le.AppendUint64(b, r.Progress)
+	b = le.AppendUint64(b, r.NextBID)
+	b = le.AppendUint64(b, r.Stored)
+	b = appendTree(b, r.Identities)
+	b = le.AppendUint32(b, uint32(len(r.Volumes)))
+	for i := range r.Volumes {
+		v := &r.Volumes[i]
+		b = le.AppendUint64(b, v.ID)
+		b = le.AppendUint64(b, v.Blocks)
+		b = le.AppendUint64(b, v.TailEnd)
+		b = le.AppendUint64(b, v.Mapped)
+		b = append(b, b2u(v.Deleting))
+		b = appendTree(b, v.Map)
+		b = appendTree(b, v.Versions)
+		b = AppendMeta(b, &v.Meta)
+	}
+	b = le.AppendUint32(b, uint32(len(r.Dormant)))
+	for _, d := range r.Dormant {
+		b = le.AppendUint64(b, d)
+	}
+	b = le.AppendUint32(b, uint32(len(r.Live)))
+	for _, n := range r.Live {
+		b = le.AppendUint32(b, n)
+	}
+	return append(b, r.Free[:(len(r.Live)+7)/8]...)
+}
+
+// AppendDirectory appends the directory to a root made by AppendRoot.
+func AppendDirectory(b []byte, pages uint32, dir []Extent) []byte {
+	le := binary.LittleEndian
+	b = le.AppendUint32(b, pages)
+	b = le.AppendUint32(b, uint32(len(dir)))
+	for _, d := range dir {
+		b = le.AppendUint64(b, uint64(d.Addr))
+		b = le.AppendUint32(b, d.Sum)
+	}
+	return b
+}
+
+func appendTree(b []byte, t Tree) []byte {
+	return append(binary.LittleEndian.AppendUint32(b, t.Top), t.Height)
+}
+
+func b2u(v bool) byte {
+	if v {
+		return 1
+	}
+	return 0
+}
+
+// reader takes fixed parts off a slice; after the first short read all are zero and bad is set.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) take(n int) []byte {
+	if len(r.b) < n {
+		r.bad, r.b = true, nil
+		return nil
+	}
+	p := r.b[:n]
+	r.b = r.b[n:]
+	return p
+}
+
+func (r *reader) u8() uint8 {
+	if p := r.take(1); p != nil {
+		return p[0]
+	}
+	return 0
+}
+
+func (r *reader) u32() uint32 {
+	if p := r.take(4); p != nil {
+		return binary.LittleEndian.Uint32(p)
+	}
+	return 0
+}
+
+func (r *reader) u64() uint64 {
+	if p := r.take(8); p != nil {
+		return binary.LittleEndian.Uint64(p)
+	}
+	return 0
+}
+
+func (r *reader) tree() Tree { return Tree{Top: r.u32(), Height: r.u8()} }
+
+// list reads a count whose elements take at least size bytes each, so that no
+// length is believed that the input cannot hold.
+func (r *reader) list(size int) int {
+	n := r.u32()
+	if uint64(len(r.b)) < uint64(n)*uint64(size) {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	return int(n)
+}
+
+// ParseRoot decodes a complete root.
+func ParseRoot(b []byte) (*Root, error) {
+	rd := &reader{b: b}
+	if m := rd.take(8); m == nil || [8]byte(m) != rootMagic {
+		return nil, fmt.Errorf("root: no root: %w", ErrInvalid)
+	}
+	if v := rd.u32(); v != Version {
+		return nil, fmt.Errorf("root: disk format version %d, this program knows %d: %w", v, Version, ErrInvalid)
+	}
+	r := &Root{Checkpoint: rd.u64()}
+	p := &r.Position
+	p.Segment, p.Next, p.Generation, p.Offset, p.Seq = rd.u32(), rd.u32(), rd.u64(), rd.u32(), rd.u64()
+	copy(p.Hash[:], rd.take(16))
+	r.Progress, r.NextBID, r.Stored = rd.u64(), rd.u64(), rd.u64()
+	r.Identities = rd.tree()
+	if n := rd.list(43 + metaFixed); n > 0 {
+		r.Volumes = make([]Volume, n)
+	}
+	for i := range r.Volumes {
+		v := &r.Volumes[i]
+		v.ID, v.Blocks, v.TailEnd, v.Mapped = rd.u64(), rd.u64(), rd.u64(), rd.u64()
+		v.Deleting = rd.u8() != 0
+		v.Map, v.Versions = rd.tree(), rd.tree()
+		if rd.bad {
+			break
+		}
+		rest, err := ParseMeta(rd.b, &v.Meta)
+		if err != nil {
+			return nil, fmt.Errorf("root: volume %d: %w", v.ID, err)
+		}
+		rd.b = rest
+	}
+	if n := rd.list(8); n > 0 {
+		r.Dormant = make([]uint64, n)
+	}
+	for i := range r.Dormant {
+		r.Dormant[i] = rd.u64()
+	}
+	if n := rd.list(4); n > 0 {
+		r.Live = make([]uint32, n)
+	}
+	for i := range r.Live {
+		r.Live[i] = rd.u32()
+	}
+	r.Free = append([]byte(nil), rd.take((len(r.Live)+7)/8)...)
+	r.Pages = rd.u32()
+	if n := rd.list(12); n > 0 {
+		r.Directory = make([]Extent, n)
+	}
+	for i := range r.Directory {
+		r.Directory[i] = Extent{Addr: Addr(rd.u64()), Sum: rd.u32(), Len: PageSize}
+	}
+	if rd.bad || len(rd.b) != 0 {
+		return nil, fmt.Errorf("root: %d bytes do not parse: %w", len(b), ErrInvalid)
+	}
+	if want := (uint64(r.Pages) + DirEntriesPerPage - 1) / DirEntriesPerPage; want != uint64(len(r.Directory)) {
+		return nil, fmt.Errorf("root: %d pages need %d directory pages, has %d: %w", r.Pages, want, len(r.Directory), ErrInvalid)
+	}
+	return r, nil
+}

@@ -1,0 +1,203 @@
+package lsfs
+
+import (
+	"sync"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+// refsMax is where a block stops taking references: the next equal block is
+// stored afresh. Far below the counter's end, above what one image's clones need.
+const refsMax = 1 << 31
+
+// pinTable counts who is about to refer to an identity. A pin keeps an identity
+// without references from dying ("dormant") until the pin is gone.
+type pinTable [64]pinShard
+
+type pinShard struct {
+	mu   sync.Mutex
+	pins map[BID]pin
+	_    [40]byte
+}
+
+type pin struct {
+	n       int32
+	dormant bool // references are zero: whoever takes the last pin away has it reaped
+}
+
+func (t *pinTable) init() {
+	for i := range t {
+		t[i].pins = make(map[BID]pin)
+	}
+}
+
+func (t *pinTable) shard(b BID) *pinShard { return &t[b%64] }
+
+// add pins b. The caller holds Store.mu, so the identity cannot die meanwhile.
+func (t *pinTable) add(b BID) {
+	sh := t.shard(b)
+	sh.mu.Lock()
+	p := sh.pins[b]
+	p.n++
+	sh.pins[b] = p
+	sh.mu.Unlock()
+}
+
+// remove takes one pin away and says whether a dormant identity lost its last one.
+func (t *pinTable) remove(b BID) (reap bool) {
+	sh := t.shard(b)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	p, ok := sh.pins[b]
+	if !ok {
+		invariant("REFS", "identity %d is unpinned but was not pinned", b)
+	}
+	if p.n--; p.n == 0 {
+		delete(sh.pins, b)
+		return p.dormant
+	}
+	sh.pins[b] = p
+	return false
+}
+
+// hold marks b dormant if it is pinned, and says whether it is.
+func (t *pinTable) hold(b BID) bool {
+	sh := t.shard(b)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	p, ok := sh.pins[b]
+	if ok {
+		p.dormant = true
+		sh.pins[b] = p
+	}
+	return ok
+}
+
+// dormant lists the identities that live by pins alone, or might.
+func (t *pinTable) dormant(dst []uint64) []uint64 {
+	for i := range t {
+		t[i].mu.Lock()
+		for b, p := range t[i].pins {
+			if p.dormant {
+				dst = append(dst, uint64(b))
+			}
+		}
+		t[i].mu.Unlock()
+	}
+	return dst
+}
+
+// entryOf finds the entry of an identity under Store.mu: nil when it is dead, or
+// when page missing must be read first.
+func (s *Store) entryOf(b BID) (entry []byte, leaf, missing uint32) {
+	data, leaf, missing, _ := s.pg.lookup(s.identities, entryShift, uint64(b))
+	if data == nil {
+		return nil, 0, missing
+	}
+	e := format.EntryAt(data, int(b%format.EntriesPerPage))
+	if format.EntryAddr(e) == 0 {
+		return nil, leaf, 0
+	}
+	return e, leaf, 0
+}
+
+// Pin finds a stored block with this fingerprint and pins it, so that it stays
+// until the Unpin, or until the operation that carries the identity in Pinned
+// is committed. It compares the full fingerprint, does no I/O, and may say no
+// although the block is stored. It may be called on many goroutines at once.
+func (s *Store) Pin(fp *dedup.Fingerprint) (BID, bool) {
+	var refs [dedup.Ways]uint64
+	for _, ref := range refs[:s.index.Candidates(fp, &refs)] {
+		s.mu.RLock()
+		e, _, _ := s.entryOf(BID(ref))
+		ok := e != nil && dedup.Fingerprint(e[:32]) == *fp && format.EntryRefs(e) < refsMax
+		if ok {
+			s.pins.add(BID(ref))
+		}
+		s.mu.RUnlock()
+		if ok {
+			s.stats.pinHits.Add(1)
+			return BID(ref), true
+		}
+	}
+	s.stats.pinMisses.Add(1)
+	return 0, false
+}
+
+// Unpin gives up a pin that no operation took over.
+func (s *Store) Unpin(b BID) {
+	if s.pins.remove(b) {
+		s.queue.reap(b)
+	}
+}
+
+// born makes an identity with one reference. Its place in the tree is resident or absent.
+func (s *Store) born(b BID, e *format.BlockEntry) {
+	leaf := s.pg.ensure(&s.identities, entryShift, uint64(b), format.EntryPage)
+	at := format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
+	if format.EntryAddr(at) != 0 {
+		invariant("REFS", "identity %d is born twice", b)
+	}
+	s.pg.page(leaf).count++
+	format.PutEntry(at, &format.Entry{Fingerprint: e.Fingerprint, Addr: e.Addr, Sum: e.Sum, Refs: 1, Len: e.Len, Encoding: e.Encoding})
+	s.segs.addLive(e.Addr, int32(e.Len))
+	s.stored.Add(1)
+	if s.nextBID <= b {
+		s.nextBID = b + 1
+	}
+}
+
+// ref adds a reference to an identity, or makes it again when replay finds it dead.
+func (s *Store) ref(b BID, e *format.BlockEntry) {
+	at, leaf, _ := s.entryOf(b)
+	if at == nil {
+		if !s.replaying {
+			invariant("REFS", "identity %d is referred to but dead", b)
+		}
+		s.born(b, e)
+		return
+	}
+	data := s.pg.touch(leaf)
+	at = format.EntryAt(data, int(b%format.EntriesPerPage))
+	format.PutEntryRefs(at, format.EntryRefs(at)+1)
+}
+
+// unref takes a reference away; the last one ends the identity unless it is pinned.
+// REFS: increments of an operation come before its decrements, so no count passes zero.
+func (s *Store) unref(b BID) {
+	at, leaf, _ := s.entryOf(b)
+	if at == nil || format.EntryRefs(at) == 0 {
+		invariant("REFS", "identity %d loses a reference that it does not have", b)
+	}
+	n := format.EntryRefs(at) - 1
+	at = format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
+	format.PutEntryRefs(at, n)
+	if n == 0 && !s.pins.hold(b) {
+		s.kill(b, at, leaf)
+	}
+}
+
+// reapDormant ends an identity that has neither references nor pins. Its page is resident.
+func (s *Store) reapDormant(b BID) {
+	at, leaf, _ := s.entryOf(b)
+	if at == nil || format.EntryRefs(at) != 0 || s.pins.hold(b) {
+		return
+	}
+	at = format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
+	s.kill(b, at, leaf)
+}
+
+func (s *Store) kill(b BID, at []byte, leaf uint32) {
+	fp := dedup.Fingerprint(at[:32])
+	s.segs.addLive(format.EntryAddr(at), -int32(format.EntryLen(at)))
+	clear(at)
+	s.stored.Add(-1)
+	if p := s.pg.page(leaf); p.count > 1 {
+		p.count--
+	} else {
+		s.pg.prune(&s.identities, entryShift, uint64(b))
+	}
+	s.index.Remove(&fp, uint64(b))
+	s.l1.Remove(uint64(b))
+}

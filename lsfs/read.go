@@ -1,0 +1,564 @@
+package lsfs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs/device"
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+const (
+	// readContexts bounds the reads that are at the devices at once; further ones wait.
+	readContexts = 16
+	// readBlocks is the number of blocks that one step of a read resolves: 1 MiB.
+	readBlocks = 256
+	// readGap is the largest hole between two blocks that are still read at once:
+	// at 16 KiB reading the gap costs less than another I/O.
+	readGap = 16 << 10
+)
+
+// readContext is what a read needs beside its destination. It is leased, so that
+// a read allocates nothing.
+type readContext struct {
+	buf    []byte // aligned, made at first use
+	blocks []located
+	runs   []device.Read
+	batch  []*device.Read
+	block  [dedup.BlockSize]byte
+}
+
+// located is a stored block whose segment is held against reuse.
+type located struct {
+	index int // in the request
+	bid   BID
+	e     format.Entry
+	at    int // of the stored bytes in the buffer
+}
+
+func (s *Store) lease(ctx context.Context) (*readContext, error) {
+	select {
+	case rc := <-s.readers:
+		if rc.buf == nil {
+			// Every block alone: at most two pages each.
+			rc.buf = device.AlignedBuffer(readBlocks * 2 * format.PageSize)
+			rc.blocks = make([]located, 0, readBlocks)
+			rc.runs = make([]device.Read, readBlocks)
+			rc.batch = make([]*device.Read, 0, readBlocks)
+		}
+		return rc, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s *Store) giveBack(rc *readContext) { s.readers <- rc }
+
+// TryRead fills dst from a byte offset (both multiples of 512) if all of it is
+// holes or in the cache, without waiting for I/O, and says whether it did.
+func (v *Volume) TryRead(off uint64, dst []byte) bool {
+	s := v.s
+	if s.failed.Load() != nil {
+		return false
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if v.deleting || !v.inside(off, len(dst)) {
+		return false
+	}
+	var data []byte
+	var missing uint32
+	span := uint(0)
+	leafOf := ^uint64(0)
+	for len(dst) > 0 {
+		no := off / dedup.BlockSize
+		in := int(off % dedup.BlockSize)
+		n := min(dedup.BlockSize-in, len(dst))
+		if no>>wordShift != leafOf {
+			data, _, missing, span = s.pg.lookup(v.mapTree, wordShift, no)
+			if missing != 0 {
+				return false
+			}
+			_ = span
+			leafOf = no >> wordShift
+		}
+		bid := uint64(0)
+		if data != nil {
+			bid = format.Word(data, int(no)&(format.WordsPerPage-1))
+		}
+		if bid == 0 {
+			clear(dst[:n])
+		} else if !s.l1.Get(bid, dst[:n], in) {
+			return false
+		}
+		dst = dst[n:]
+		off += uint64(n)
+	}
+	return true
+}
+
+// inside says whether n bytes at off lie in the volume.
+func (v *Volume) inside(off uint64, n int) bool {
+	size := v.size.Load() * dedup.BlockSize
+	return off <= size && uint64(n) <= size-off
+}
+
+// Read fills dst from a byte offset (both multiples of 512). All of dst is the
+// state after one commit per MiB at least: a write of up to 1 MiB that does not
+// cross a MiB of the request is seen whole or not at all. A block that cannot be
+// read intact is a *CorruptError; the caller repairs it and reads again.
+func (v *Volume) Read(ctx context.Context, off uint64, dst []byte) error {
+	s := v.s
+	if off%512 != 0 || len(dst)%512 != 0 {
+		return fmt.Errorf("read volume %d at %d+%d: %w", v.id, off, len(dst), ErrRange)
+	}
+	rc, err := s.lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.giveBack(rc)
+	for len(dst) > 0 {
+		in := int(off % dedup.BlockSize)
+		n := min(readBlocks*dedup.BlockSize-in, len(dst))
+		if err := v.readStep(ctx, rc, off, dst[:n]); err != nil {
+			return err
+		}
+		dst = dst[n:]
+		off += uint64(n)
+	}
+	return nil
+}
+
+func (v *Volume) readStep(ctx context.Context, rc *readContext, off uint64, dst []byte) error {
+	s := v.s
+	first := off / dedup.BlockSize
+	part := func(i int) (to []byte, in int) {
+		from := int64(first+uint64(i))*dedup.BlockSize - int64(off)
+		end := min(from+dedup.BlockSize, int64(len(dst)))
+		if from < 0 {
+			return dst[:end], int(-from)
+		}
+		return dst[from:end], 0
+	}
+	count := int((off+uint64(len(dst))-1)/dedup.BlockSize - first + 1)
+	err := v.resolve(ctx, rc, first, count, func(i int, bid BID) bool {
+		to, in := part(i)
+		if bid == 0 {
+			clear(to)
+			return true
+		}
+		return s.l1.Get(uint64(bid), to, in)
+	})
+	if err != nil {
+		return err
+	}
+	return s.fetch(rc, v, first, func(l *located, stored []byte) error {
+		to, in := part(l.index)
+		block := rc.block[:]
+		if len(to) == dedup.BlockSize {
+			block = to
+		}
+		if err := dedup.Decode(block, l.e.Encoding, stored); err != nil {
+			return err
+		}
+		if len(to) != dedup.BlockSize {
+			copy(to, block[in:])
+		}
+		s.l1.Put(uint64(l.bid), block)
+		return nil
+	})
+}
+
+// resolve finds the identities of count blocks at one instant. Blocks that have
+// does not take are listed in rc.blocks with their segments held; fetch lets go
+// of them. A failed resolve holds nothing.
+func (v *Volume) resolve(ctx context.Context, rc *readContext, first uint64, count int, have func(i int, bid BID) bool) error {
+	s := v.s
+	for {
+		if err := s.failure(); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		rc.blocks = rc.blocks[:0]
+		missing, err := v.tryResolve(rc, first, count, have)
+		if err == nil && missing == 0 {
+			return nil
+		}
+		s.letGo(rc)
+		if err != nil {
+			return err
+		}
+		if err := s.fault(missing, false); err != nil {
+			return err
+		}
+	}
+}
+
+func (v *Volume) tryResolve(rc *readContext, first uint64, count int, have func(i int, bid BID) bool) (missing uint32, err error) {
+	s := v.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if v.deleting {
+		return 0, fmt.Errorf("volume %d: %w", v.id, ErrNoVolume)
+	}
+	if n := v.size.Load(); n < first || n-first < uint64(count) {
+		return 0, fmt.Errorf("read volume %d block %d+%d of %d: %w", v.id, first, count, n, ErrRange)
+	}
+	var data []byte
+	for i := range count {
+		no := first + uint64(i)
+		if i == 0 || no%format.WordsPerPage == 0 {
+			if data, _, missing, _ = s.pg.lookup(v.mapTree, wordShift, no); missing != 0 {
+				return missing, nil
+			}
+		}
+		bid := BID(0)
+		if data != nil {
+			bid = BID(format.Word(data, int(no)&(format.WordsPerPage-1)))
+		}
+		if have(i, bid) || bid == 0 {
+			continue
+		}
+		at, _, missing := s.entryOf(bid)
+		if missing != 0 {
+			return missing, nil
+		}
+		if at == nil {
+			return 0, s.report(&CorruptError{What: "map", Device: "?", BID: bid, Volume: v.id, Block: BlockNo(no), Err: format.ErrInvalid})
+		}
+		rc.blocks = append(rc.blocks, located{index: i, bid: bid})
+		l := &rc.blocks[len(rc.blocks)-1]
+		format.ParseEntry(at, &l.e)
+		if !s.segs.valid(l.e.Addr, uint32(l.e.Len)) {
+			rc.blocks = rc.blocks[:len(rc.blocks)-1]
+			return 0, s.report(&CorruptError{What: "identity", Device: "?", BID: bid, Volume: v.id, Block: BlockNo(no), Err: format.ErrInvalid})
+		}
+		s.segs.all[l.e.Addr.Segment()].readers.Add(1)
+	}
+	return 0, nil
+}
+
+func (s *Store) letGo(rc *readContext) {
+	for i := range rc.blocks {
+		s.segs.all[rc.blocks[i].e.Addr.Segment()].readers.Add(-1)
+	}
+	rc.blocks = rc.blocks[:0]
+}
+
+// fetch reads the listed blocks, neighbours at once, and hands the stored bytes
+// of each, verified, to use. It lets go of the segments.
+func (s *Store) fetch(rc *readContext, v *Volume, first uint64, use func(l *located, stored []byte) error) error {
+	if len(rc.blocks) == 0 {
+		return nil
+	}
+	defer s.letGo(rc)
+	slices.SortFunc(rc.blocks, func(a, b located) int {
+		if a.e.Addr < b.e.Addr {
+			return -1
+		}
+		return 1
+	})
+	rc.batch = rc.batch[:0]
+	end := 0 // of the buffer in use
+	spare := (readBlocks - len(rc.blocks)) * 2 * format.PageSize
+	var run *device.Read
+	var runSeg uint32
+	var runOff, runEnd int64 // in the segment, aligned
+	base := 0
+	for i := range rc.blocks {
+		l := &rc.blocks[i]
+		from := int64(l.e.Addr.Offset()) &^ (format.PageSize - 1)
+		to := roundUp(int64(l.e.Addr.Offset()) + int64(l.e.Len))
+		gap := from - runEnd
+		if run == nil || runSeg != l.e.Addr.Segment() || gap > readGap || gap > int64(spare) {
+			run = &rc.runs[len(rc.batch)]
+			rc.batch = append(rc.batch, run)
+			runSeg, runOff, runEnd, base = l.e.Addr.Segment(), from, from, end
+			run.Device, run.Off = s.segs.locate(format.MakeAddr(runSeg, uint32(from)))
+		} else if gap > 0 {
+			spare -= int(gap)
+		}
+		runEnd = max(runEnd, to)
+		end = base + int(runEnd-runOff)
+		run.P = rc.buf[base:end]
+		l.at = base + int(int64(l.e.Addr.Offset())-runOff)
+	}
+	s.stats.blockReads.Add(int64(len(rc.blocks)))
+	s.stats.deviceReads.Add(int64(len(rc.batch)))
+	readErr := s.reads.ReadBatch(rc.batch)
+	var failed error
+	for i := range rc.blocks {
+		l := &rc.blocks[i]
+		stored := rc.buf[l.at : l.at+int(l.e.Len)]
+		// CHECKED: no byte leaves the store without its checksum verified.
+		sum := dedup.Sum(stored)
+		if sum == l.e.Sum {
+			if err := use(l, stored); err == nil {
+				continue
+			} else if failed == nil {
+				failed = s.report(s.corruptBlock(l, v, first, sum, err))
+			}
+			continue
+		}
+		if failed == nil {
+			failed = s.report(s.corruptBlock(l, v, first, sum, readErr))
+		}
+	}
+	return failed
+}
+
+func (s *Store) corruptBlock(l *located, v *Volume, first uint64, sum uint32, err error) *CorruptError {
+	e := s.corrupt("block", l.e.Addr, l.e.Sum, sum, err)
+	e.BID, e.Fingerprint = l.bid, l.e.Fingerprint
+	if v != nil {
+		e.Volume, e.Block = v.id, BlockNo(first+uint64(l.index))
+	}
+	return e
+}
+
+// ReadReduced fills dst with the stored form of the blocks from start on, holes
+// as dedup.Zero. Their Data lies in buf, which has 4096 bytes for each. Checksums
+// are verified.
+func (v *Volume) ReadReduced(ctx context.Context, start BlockNo, dst []dedup.Block, buf []byte) error {
+	s := v.s
+	if len(buf) < len(dst)*dedup.BlockSize {
+		return fmt.Errorf("read of %d blocks into %d bytes: %w", len(dst), len(buf), ErrRange)
+	}
+	rc, err := s.lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.giveBack(rc)
+	for at := 0; at < len(dst); at += readBlocks {
+		n := min(readBlocks, len(dst)-at)
+		first := uint64(start) + uint64(at)
+		err := v.resolve(ctx, rc, first, n, func(i int, bid BID) bool {
+			if bid == 0 {
+				dst[at+i] = dedup.Block{}
+			}
+			return false
+		})
+		if err != nil {
+			return err
+		}
+		err = s.fetch(rc, v, first, func(l *located, stored []byte) error {
+			i := at + l.index
+			data := buf[i*dedup.BlockSize:][:len(stored):len(stored)]
+			copy(data, stored)
+			dst[i] = dedup.Block{Fingerprint: l.e.Fingerprint, Sum: l.e.Sum, Encoding: l.e.Encoding, Data: data}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Fingerprints fills dst with the fingerprints of the blocks from start on, zero for holes.
+func (v *Volume) Fingerprints(ctx context.Context, start BlockNo, dst []dedup.Fingerprint) error {
+	s := v.s
+	rc, err := s.lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.giveBack(rc)
+	for at := 0; at < len(dst); at += readBlocks {
+		n := min(readBlocks, len(dst)-at)
+		clear(dst[at : at+n])
+		if err := v.resolve(ctx, rc, uint64(start)+uint64(at), n, func(int, BID) bool { return false }); err != nil {
+			return err
+		}
+		for i := range rc.blocks {
+			dst[at+rc.blocks[i].index] = rc.blocks[i].e.Fingerprint
+		}
+		s.letGo(rc)
+	}
+	return nil
+}
+
+// ReadFingerprint returns the stored form of a block with this fingerprint, for
+// a peer that asks for the content: Data lies in buf, which has 4096 bytes. The
+// checksum is verified. ErrNotFound when the index knows none.
+func (s *Store) ReadFingerprint(ctx context.Context, fp *dedup.Fingerprint, buf []byte) (dedup.Block, error) {
+	rc, err := s.lease(ctx)
+	if err != nil {
+		return dedup.Block{}, err
+	}
+	defer s.giveBack(rc)
+	if len(buf) < dedup.BlockSize {
+		return dedup.Block{}, fmt.Errorf("read of a block into %d bytes: %w", len(buf), ErrRange)
+	}
+	var refs [dedup.Ways]uint64
+	for _, ref := range refs[:s.index.Candidates(fp, &refs)] {
+		if err := s.failure(); err != nil {
+			return dedup.Block{}, err
+		}
+		rc.blocks = rc.blocks[:0]
+		var missing uint32
+		for {
+			s.mu.RLock()
+			var at []byte
+			if at, _, missing = s.entryOf(BID(ref)); at != nil && bytes.Equal(at[:32], fp[:]) {
+				rc.blocks = append(rc.blocks, located{bid: BID(ref)})
+				format.ParseEntry(at, &rc.blocks[0].e)
+				s.segs.all[rc.blocks[0].e.Addr.Segment()].readers.Add(1)
+			}
+			s.mu.RUnlock()
+			if missing == 0 {
+				break
+			}
+			if err := s.fault(missing, false); err != nil {
+				return dedup.Block{}, err
+			}
+		}
+		if len(rc.blocks) == 0 {
+			continue
+		}
+		var b dedup.Block
+		err := s.fetch(rc, nil, 0, func(l *located, stored []byte) error {
+			b = dedup.Block{Fingerprint: l.e.Fingerprint, Sum: l.e.Sum, Encoding: l.e.Encoding, Data: buf[:len(stored)]}
+			copy(b.Data, stored)
+			return nil
+		})
+		return b, err
+	}
+	return dedup.Block{}, ErrNotFound
+}
+
+// Repair stores an intact copy of a block, which came from another replica, in
+// place of the damaged one, for all that share it. It is durable on return. It
+// does nothing when the block has changed since (another fingerprint).
+func (v *Volume) Repair(ctx context.Context, no BlockNo, b dedup.Block) error {
+	s := v.s
+	if err := dedup.Verify(&b); err != nil || len(b.Data) == 0 {
+		return fmt.Errorf("repair volume %d block %d: %w: %w", v.id, no, ErrInvalidOp, err)
+	}
+	rc, err := s.lease(ctx)
+	if err != nil {
+		return err
+	}
+	err = v.resolve(ctx, rc, uint64(no), 1, func(int, BID) bool { return false })
+	var l located
+	if err == nil && len(rc.blocks) == 1 {
+		l = rc.blocks[0]
+	}
+	s.letGo(rc)
+	s.giveBack(rc)
+	if err != nil || l.bid == 0 || l.e.Fingerprint != b.Fingerprint {
+		return err
+	}
+	err = s.post(&task{kind: taskMove, moves: []move{{bid: l.bid, old: l.e.Addr, sum: b.Sum, enc: b.Encoding, data: b.Data}}})
+	if err == nil {
+		s.stats.repairs.Add(1)
+	}
+	return err
+}
+
+// ChangedChunks lists the chunks whose version is above since, ascending: those
+// that an operation with a later sequence has touched.
+func (v *Volume) ChangedChunks(ctx context.Context, since Seq) ([]uint32, error) {
+	var list []uint32
+	err := v.eachVersion(ctx, func(chunk uint32, version Seq) {
+		if since < version {
+			list = append(list, chunk)
+		}
+	})
+	return list, err
+}
+
+// ChunkVersions fills dst with the versions of the chunks from first on: the
+// sequence of the last operation that touched each, 0 for none.
+func (v *Volume) ChunkVersions(ctx context.Context, first uint32, dst []Seq) error {
+	clear(dst)
+	return v.eachVersion(ctx, func(chunk uint32, version Seq) {
+		if first <= chunk && uint64(chunk) < uint64(first)+uint64(len(dst)) {
+			dst[chunk-first] = version
+		}
+	})
+}
+
+func (v *Volume) eachVersion(ctx context.Context, f func(chunk uint32, version Seq)) error {
+	s := v.s
+	for c := uint64(0); ; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		s.mu.RLock()
+		if v.size.Load() <= c<<chunkShift {
+			s.mu.RUnlock()
+			return nil
+		}
+		data, _, missing, span := s.pg.lookup(v.versions, wordShift, c)
+		if data != nil {
+			for i := range format.WordsPerPage {
+				if w := format.Word(data, i); w != 0 {
+					f(uint32(c)+uint32(i), Seq(w))
+				}
+			}
+		}
+		s.mu.RUnlock()
+		if missing != 0 {
+			if err := s.fault(missing, false); err != nil {
+				return err
+			}
+			continue
+		}
+		if c = nextSpan(c, max(span, wordShift)); c == ^uint64(0) {
+			return nil
+		}
+	}
+}
+
+// Digest is a hash over number and fingerprint of all mapped blocks: equal on
+// replicas of equal content. It is of one instant only while no operation commits.
+func (v *Volume) Digest(ctx context.Context) (d [32]byte, err error) {
+	s := v.s
+	h := blake3.New()
+	fps := make([]dedup.Fingerprint, format.WordsPerPage)
+	var rec [8 + 32]byte
+	for i := uint64(0); ; {
+		s.mu.RLock()
+		size := v.size.Load()
+		data, _, missing, span := s.pg.lookup(v.mapTree, wordShift, min(i, size))
+		mapped := data != nil
+		s.mu.RUnlock()
+		if missing != 0 {
+			if err := s.fault(missing, false); err != nil {
+				return d, err
+			}
+			continue
+		}
+		if size <= i {
+			break
+		}
+		if mapped {
+			n := min(size-i, format.WordsPerPage)
+			if err := v.Fingerprints(ctx, BlockNo(i), fps[:n]); err != nil {
+				return d, err
+			}
+			for j := range fps[:n] {
+				if fps[j] == (dedup.Fingerprint{}) {
+					continue
+				}
+				for k := range 8 {
+					rec[k] = byte((i + uint64(j)) >> (8 * k))
+				}
+				copy(rec[8:], fps[j][:])
+				_, _ = h.Write(rec[:])
+			}
+		}
+		if i = nextSpan(i, max(span, wordShift)); i == ^uint64(0) {
+			break
+		}
+	}
+	copy(d[:], h.Sum(nil))
+	return d, nil
+}

@@ -1,0 +1,432 @@
+package lsfs
+
+import (
+	"fmt"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs/device"
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+// logReader reads commits back. Its window makes small commits one read for many.
+type logReader struct {
+	s       *Store
+	buf     []byte // aligned
+	segment uint32
+	off, n  uint32 // what of the segment is in buf
+}
+
+const readAhead = 256 << 10
+
+// bytes returns n bytes at an offset of a segment, valid until the next call.
+func (r *logReader) bytes(segment, off, n uint32) ([]byte, error) {
+	if r.n == 0 || r.segment != segment || off < r.off || r.off+r.n < off+n {
+		from := off &^ (format.PageSize - 1)
+		want := min(max(roundUp(off+n-from), readAhead), r.s.segs.bytes-from)
+		d, at := r.s.segs.locate(format.MakeAddr(segment, from))
+		r.n = 0
+		if err := d.ReadAt(r.buf[:want], at); err != nil {
+			return nil, fmt.Errorf("read the log: %w", err)
+		}
+		r.segment, r.off, r.n = segment, from, want
+	}
+	return r.buf[off-r.off : off-r.off+n], nil
+}
+
+// header reads the commit header at an offset. ok is false when there is none that parses.
+func (r *logReader) header(segment, off uint32, c *format.Commit) (ok bool, err error) {
+	if r.s.segs.bytes-off < format.PageSize {
+		return false, nil
+	}
+	b, err := r.bytes(segment, off, format.PageSize)
+	if err != nil {
+		return false, err
+	}
+	return format.ParseCommit(b, c, r.s.id, segment, off, r.s.segs.bytes) == nil, nil
+}
+
+// records reads and checks the records of a commit whose header was read: header
+// and records together, for the hash.
+func (r *logReader) records(c *format.Commit) (all []byte, ok bool, err error) {
+	all, err = r.bytes(c.Segment, c.Offset, format.CommitHeaderSize+c.RecordBytes)
+	if err != nil {
+		return nil, false, err
+	}
+	return all, format.Checksum(all[format.CommitHeaderSize:]) == c.RecordSum, nil
+}
+
+// replay brings the state of the root to the end of the log.
+//
+// The log goes on in the segment of pos or at the start of the next one; when
+// both hold a commit of the wanted sequence, the next segment is right: a start
+// after a crash always goes on there, and what stands in the old one was cut off
+// before. The first commit that is missing or damaged ends the log if it can be
+// the one that was in flight: nothing behind it exists and nothing says that it
+// was durable. Else it is corruption, and the store does not start.
+func (s *Store) replay(pos format.Position, progress uint64) (format.Position, error) {
+	r := &logReader{s: s, buf: device.AlignedBuffer(int(s.commitMax) + readAhead)}
+	defer device.FreeAligned(r.buf)
+	var c, peek, successor format.Commit
+	var successorOK bool
+	var err error
+	look := func() error {
+		if pos.Next == format.NoSegment || s.segs.count() <= pos.Next {
+			return fmt.Errorf("replay: segment %d is followed by segment %d, which does not exist: %w", pos.Segment, pos.Next, format.ErrInvalid)
+		}
+		successorOK, err = r.header(pos.Next, 0, &successor)
+		return err
+	}
+	if err := look(); err != nil {
+		return pos, err
+	}
+	// next finds the header of the commit after pos.
+	next := func(c *format.Commit) (bool, error) {
+		if successorOK && successor.Seq == pos.Seq+1 && successor.Previous == pos.Hash {
+			*c = successor
+			return true, nil
+		}
+		if pos.Segment == format.NoSegment {
+			return false, nil
+		}
+		ok, err := r.header(pos.Segment, pos.Offset, c)
+		return ok && c.Generation == pos.Generation && c.Seq == pos.Seq+1 && c.Previous == pos.Hash, err
+	}
+	for {
+		ok, err := next(&c)
+		if err != nil {
+			return pos, err
+		}
+		var all []byte
+		if ok {
+			if all, ok, err = r.records(&c); err != nil {
+				return pos, err
+			}
+		}
+		if !ok {
+			return pos, s.endOfLog(r, pos)
+		}
+		after := format.Position{Segment: c.Segment, Generation: c.Generation, Offset: c.Offset + c.Total, Next: c.Next, Seq: c.Seq, Hash: s.log.chain(all)}
+		s.scratch = append(s.scratch[:0], all[format.CommitHeaderSize:]...)
+		was := pos
+		pos = after
+		if was.Segment != c.Segment {
+			if err := look(); err != nil {
+				return was, err
+			}
+		}
+		if s.pool.Durable < c.Seq {
+			more, err := next(&peek)
+			if err != nil {
+				return was, err
+			}
+			if !more {
+				whole, err := s.payloadIntact(r, &c)
+				if err != nil {
+					return was, err
+				}
+				if !whole {
+					pos = was
+					if was.Segment != c.Segment {
+						if err := look(); err != nil {
+							return was, err
+						}
+					}
+					return was, s.endOfLog(r, was)
+				}
+			}
+		}
+		if err := s.replayCommit(&c, progress); err != nil {
+			return was, fmt.Errorf("replay commit %d: %w", c.Seq, err)
+		}
+		progress = 0
+		s.visit(c.Segment)
+		s.stats.ops.Add(int64(c.Records))
+	}
+}
+
+// replayCommit applies the records in s.scratch.
+func (s *Store) replayCommit(c *format.Commit, progress uint64) error {
+	s.nextRound()
+	rest := s.scratch
+	for range c.Records {
+		r, more, err := format.NextRecord(rest)
+		if err != nil {
+			return err
+		}
+		if err := s.apply(r, false, progress, nil); err != nil {
+			return err
+		}
+		if r.Kind < format.RecordPages {
+			s.ckpt.changed.Store(true)
+		}
+		rest = more
+	}
+	if len(rest) != 0 {
+		return fmt.Errorf("%d bytes behind the records: %w", len(rest), format.ErrInvalid)
+	}
+	return nil
+}
+
+// visit marks a segment that the log went through.
+func (s *Store) visit(n uint32) {
+	seg := &s.segs.all[n]
+	if seg.state == segmentFree {
+		s.segs.unfree(n)
+	}
+	seg.state = segmentSealed
+	s.visited[n] = true
+}
+
+// payloadIntact checks the stored blocks of the last commit: the only one that
+// may have been torn.
+func (s *Store) payloadIntact(r *logReader, c *format.Commit) (bool, error) {
+	rest := s.scratch
+	base := format.MakeAddr(c.Segment, c.Offset)
+	good := func(a format.Addr, n uint16, sum uint32) (bool, error) {
+		if a < base || base+format.Addr(c.Total) < a+format.Addr(n) {
+			return false, nil
+		}
+		p, err := r.bytes(c.Segment, a.Offset(), uint32(n))
+		return err == nil && dedup.Sum(p) == sum, err
+	}
+	for len(rest) > 0 {
+		rec, more, err := format.NextRecord(rest)
+		if err != nil {
+			return false, nil
+		}
+		rest = more
+		switch rec.Kind {
+		case format.RecordWrite, format.RecordCopy:
+			var e format.BlockEntry
+			for i := range int(rec.Op().Count) {
+				if rec.Block(i, &e); e.BID == 0 || e.Ref {
+					continue
+				}
+				if ok, err := good(e.Addr, e.Len, e.Sum); !ok || err != nil {
+					return false, err
+				}
+			}
+		case format.RecordMove:
+			var m format.Move
+			for i := range rec.Count() {
+				rec.Move(i, &m)
+				if ok, err := good(m.New, m.Len, m.Sum); !ok || err != nil {
+					return false, err
+				}
+			}
+		}
+	}
+	return true, nil
+}
+
+// endOfLog says whether the log may end at pos: nil, or a CorruptError when
+// something proves that the commit after pos was durable.
+func (s *Store) endOfLog(r *logReader, pos format.Position) error {
+	missing := pos.Seq + 1
+	at := format.MakeAddr(pos.Next, 0)
+	if pos.Segment != format.NoSegment {
+		at = format.MakeAddr(pos.Segment, pos.Offset)
+	}
+	if missing <= s.pool.Durable {
+		return s.report(s.corrupt("commit", at, 0, 0, fmt.Errorf("commit %d is damaged, the superblock proves that commit %d was durable: %w", missing, s.pool.Durable, format.ErrInvalid)))
+	}
+	var c format.Commit
+	search := func(segment, from uint32, generation bool) error {
+		for off := from; off < s.segs.bytes; off += format.PageSize {
+			ok, err := r.header(segment, off, &c)
+			if err != nil {
+				return err
+			}
+			if !ok || generation && c.Generation != pos.Generation {
+				continue
+			}
+			if missing <= c.Durable || missing < c.Seq {
+				return s.report(s.corrupt("commit", at, 0, 0, fmt.Errorf("commit %d is damaged, commit %d at segment %d offset %d proves that it was durable: %w", missing, c.Seq, segment, off, format.ErrInvalid)))
+			}
+		}
+		return nil
+	}
+	if pos.Segment != format.NoSegment && pos.Offset < s.segs.bytes {
+		if err := search(pos.Segment, pos.Offset, true); err != nil {
+			return err
+		}
+	}
+	return search(pos.Next, 0, false)
+}
+
+// loadRoot reads what the newest checkpoint holds, or the empty state of a new
+// pool, and sets the store up for replay.
+func (s *Store) loadRoot() (*format.Root, error) {
+	t := s.segs
+	if len(s.pool.Root) == 0 {
+		for n := range t.count() {
+			if n != 0 {
+				t.setFree(n)
+			}
+		}
+		t.all[0].state = segmentNext
+		return &format.Root{Position: format.Position{Segment: format.NoSegment, Next: 0}, NextBID: 1}, nil
+	}
+	var raw []byte
+	buf := device.AlignedBuffer(int(t.bytes))
+	defer device.FreeAligned(buf)
+	for _, x := range s.pool.Root {
+		if !t.valid(x.Addr, roundUp(x.Len)) {
+			return nil, s.report(s.corrupt("root", x.Addr, x.Sum, 0, format.ErrInvalid))
+		}
+		d, off := t.locate(x.Addr)
+		if err := d.ReadAt(buf[:roundUp(x.Len)], off); err != nil {
+			return nil, s.report(s.corrupt("root", x.Addr, x.Sum, 0, err))
+		}
+		if sum := format.Checksum(buf[:x.Len]); sum != x.Sum {
+			return nil, s.report(s.corrupt("root", x.Addr, x.Sum, sum, nil))
+		}
+		raw = append(raw, buf[:x.Len]...)
+	}
+	root, err := format.ParseRoot(raw)
+	if err != nil {
+		return nil, err
+	}
+	p := &root.Position
+	if len(root.Live) != len(t.all) || root.Checkpoint != s.pool.Checkpoint ||
+		p.Segment != format.NoSegment && t.count() <= p.Segment || t.count() <= p.Next {
+		return nil, fmt.Errorf("root: checkpoint %d of %d segments does not fit the pool: %w", root.Checkpoint, len(root.Live), format.ErrInvalid)
+	}
+	s.nextBID = BID(root.NextBID)
+	s.stored.Store(int64(root.Stored))
+	s.identities = tree{root.Identities.Top, root.Identities.Height}
+	for i := range t.all {
+		seg := &t.all[i]
+		if seg.live = root.Live[i]; seg.live > 0 {
+			t.live.Add(int64(seg.live))
+			t.data.Add(int64(seg.live))
+		}
+		if root.Free[i/8]&(1<<(i%8)) != 0 {
+			t.setFree(uint32(i))
+		} else {
+			seg.state = segmentSealed
+		}
+	}
+	if p.Segment != format.NoSegment {
+		s.visit(p.Segment)
+	}
+	for _, x := range s.pool.Root {
+		t.addRoot(x, 1)
+	}
+	c := &s.ckpt
+	c.rootAt = s.pool.Root
+	c.dirAt = root.Directory
+	c.dirDirty = make([]bool, len(root.Directory))
+	c.number, c.cuts, c.done, c.wanted = root.Checkpoint, root.Checkpoint, root.Checkpoint, root.Checkpoint
+	if err := s.loadDirectory(root); err != nil {
+		return nil, err
+	}
+	for i := range root.Volumes {
+		v := volumeOf(s, &root.Volumes[i])
+		s.volumes[v.id] = v
+	}
+	return root, nil
+}
+
+// loadDirectory reads the page directory, runs of neighbours at once.
+func (s *Store) loadDirectory(root *format.Root) error {
+	pg, t := s.pg, s.segs
+	pg.n = max(root.Pages, 1)
+	pg.grow(pg.n)
+	buf := device.AlignedBuffer(commitTarget)
+	defer device.FreeAligned(buf)
+	dirs := root.Directory
+	for j := 0; j < len(dirs); {
+		n := 1
+		for j+n < len(dirs) && (n+1)*format.PageSize <= len(buf) && dirs[j+n].Addr == dirs[j].Addr+format.Addr(n*format.PageSize) {
+			n++
+		}
+		if !t.valid(dirs[j].Addr, uint32(n*format.PageSize)) {
+			return s.report(s.corrupt("page", dirs[j].Addr, dirs[j].Sum, 0, format.ErrInvalid))
+		}
+		d, off := t.locate(dirs[j].Addr)
+		if err := d.ReadAt(buf[:n*format.PageSize], off); err != nil {
+			return s.report(s.corrupt("page", dirs[j].Addr, dirs[j].Sum, 0, err))
+		}
+		for i := range n {
+			p := buf[i*format.PageSize : (i+1)*format.PageSize]
+			if sum := format.Checksum(p); sum != dirs[j].Sum {
+				return s.report(s.corrupt("page", dirs[j].Addr, dirs[j].Sum, sum, nil))
+			}
+			first := j * format.DirEntriesPerPage
+			format.ParseDirPage(p, pg.dir[first/pagesPerPart][first%pagesPerPart:][:format.DirEntriesPerPage])
+			t.addPages(dirs[j].Addr.Segment(), format.PageSize)
+			j++
+		}
+	}
+	for id := uint32(1); id < pg.n; id++ {
+		e := pg.entry(id)
+		if e.Addr == 0 {
+			pg.ids = append(pg.ids, id)
+			continue
+		}
+		if !t.valid(e.Addr, format.PageSize) || e.Kind != format.WordPage && e.Kind != format.EntryPage {
+			return fmt.Errorf("page directory: page %d at %x of kind %d: %w", id, uint64(e.Addr), e.Kind, format.ErrInvalid)
+		}
+		p := pg.page(id)
+		p.kind, p.flags = e.Kind, pageAlive
+		pg.nAlive.Add(1)
+		t.addPages(e.Addr.Segment(), format.PageSize)
+	}
+	return nil
+}
+
+// recover loads the newest checkpoint and replays the log behind it.
+func (s *Store) recover() error {
+	s.replaying = true
+	defer func() { s.replaying = false }()
+	root, err := s.loadRoot()
+	if err != nil {
+		return err
+	}
+	s.nextBID = max(s.nextBID, 1)
+	pos, err := s.replay(root.Position, root.Progress)
+	if err != nil {
+		return err
+	}
+	for _, d := range root.Dormant {
+		b := BID(d)
+		s.nextRound()
+		for {
+			s.mu.Lock()
+			_, _, missing := s.entryOf(b)
+			if missing == 0 {
+				s.reapDormant(b)
+			}
+			s.mu.Unlock()
+			if missing == 0 {
+				break
+			}
+			if err := s.fault(missing, true); err != nil {
+				return err
+			}
+		}
+	}
+	// The log goes on in a segment that holds nothing of what may have been in flight.
+	if n := &s.segs.all[pos.Next]; n.state == segmentFree {
+		s.segs.unfree(pos.Next)
+	}
+	s.segs.all[pos.Next].state = segmentNext
+	pos.Segment, pos.Offset = format.NoSegment, 0
+	s.log.moveTo(pos)
+	for i := range s.segs.all {
+		seg := &s.segs.all[i]
+		seg.lastSeq = pos.Seq
+		if seg.state == segmentSealed && seg.live == 0 && seg.pages == 0 && !s.visited[i] {
+			seg.state, seg.cut = segmentQuarantine, root.Checkpoint
+		}
+	}
+	for _, v := range s.volumes {
+		v.settle()
+	}
+	if s.ckpt.changed.Load() {
+		s.logger.Info("store recovered", "commits", pos.Seq-root.Position.Seq, "seq", pos.Seq, "checkpoint", root.Checkpoint)
+		s.cfg.Event(Event{Code: "recovered", Text: fmt.Sprintf("%d commits replayed after checkpoint %d", pos.Seq-root.Position.Seq, root.Checkpoint)})
+	}
+	return nil
+}

@@ -1,0 +1,135 @@
+package lsfs
+
+import (
+	"math/bits"
+	"sync/atomic"
+	"time"
+
+	"github.com/twinsan/twinsan/cache"
+	"github.com/twinsan/twinsan/dedup"
+)
+
+// Histogram counts observations by powers of two: Counts[i] holds those below
+// 1<<i (and not below 1<<(i-1)), of microseconds for times. The last takes the rest.
+type Histogram struct {
+	Counts [24]uint64
+	Sum    uint64
+}
+
+type histogram struct {
+	counts [24]atomic.Uint64
+	sum    atomic.Uint64
+}
+
+func (h *histogram) add(v uint64) {
+	h.counts[min(bits.Len64(v), len(h.counts)-1)].Add(1)
+	h.sum.Add(v)
+}
+
+func (h *histogram) observe(d time.Duration) { h.add(uint64(d.Microseconds())) }
+
+func (h *histogram) read() (r Histogram) {
+	for i := range h.counts {
+		r.Counts[i] = h.counts[i].Load()
+	}
+	r.Sum = h.sum.Load()
+	return r
+}
+
+type counters struct {
+	commit, flush, batch                  histogram
+	ops, logBytes, blocksNew, blocksRef   atomic.Int64
+	blocksZero, storedBytes               atomic.Int64
+	pinHits, pinMisses                    atomic.Int64
+	cleaned, cleanedBytes, cleanedPages   atomic.Int64
+	checkpoints, checkpointPages          atomic.Int64
+	pageReads, blockReads, deviceReads    atomic.Int64
+	checksumErrors, deviceErrors, repairs atomic.Int64
+	spaceWaits, spaceRefused              atomic.Int64
+}
+
+// Stats are counters since Open and a few levels, for metrics.
+type Stats struct {
+	CommitMicros Histogram // write and flush of a commit, microseconds
+	FlushMicros  Histogram
+	CommitOps    Histogram // operations in a commit
+
+	Ops         int64 // operations committed
+	LogBytes    int64 // bytes written to the log, all kinds
+	BlocksNew   int64 // blocks stored
+	BlocksRef   int64 // blocks that became references
+	BlocksZero  int64
+	StoredBytes int64 // bytes of the blocks stored, after compression
+
+	PinHits, PinMisses int64
+
+	SegmentsCleaned, CleanerBytes, CleanerPages int64
+	Checkpoints, CheckpointPages                int64
+	PageReads, BlockReads, DeviceReads          int64 // pages, blocks, I/Os for blocks
+	ChecksumErrors, DeviceErrors, Repairs       int64
+	SpaceWaits, SpaceRefused                    int64
+
+	Segments      map[string]int // by state
+	MappedBlocks  uint64         // of all volumes
+	UniqueBytes   int64          // stored bytes of blocks that are referenced
+	Pages         int64          // ids of metadata pages in use
+	PagesResident int64
+	PagesDirty    int64
+	MetadataBytes int64 // RAM of frames
+	L1            cache.Stats
+	Index         dedup.IndexStats
+	Poisoned      error
+}
+
+// Room says how full the pool is, in bytes.
+type Room struct {
+	Size    int64 // of all segments
+	Live    int64 // blocks that are referenced, and what their metadata takes in the long run
+	Garbage int64 // in used segments, named by nothing; the cleaner gives it back
+	Free    int64 // in free segments
+	Usable  int64 // Live may grow up to here; beyond it new data gets ErrNoSpace
+}
+
+// Room returns the levels of the pool. It is free.
+func (s *Store) Room() Room {
+	r := Room{
+		Size:   int64(s.segs.count()) * int64(s.segs.bytes),
+		Live:   s.charged(),
+		Free:   int64(s.segs.nFree.Load()) * int64(s.segs.bytes),
+		Usable: s.usable,
+	}
+	r.Garbage = max(0, r.Size-r.Free-s.segs.live.Load())
+	return r
+}
+
+// Stats returns the counters. It takes the store's lock for a short time.
+func (s *Store) Stats() Stats {
+	c := &s.stats
+	st := Stats{
+		CommitMicros: c.commit.read(), FlushMicros: c.flush.read(), CommitOps: c.batch.read(),
+		Ops: c.ops.Load(), LogBytes: c.logBytes.Load(), BlocksNew: c.blocksNew.Load(), BlocksRef: c.blocksRef.Load(),
+		BlocksZero: c.blocksZero.Load(), StoredBytes: c.storedBytes.Load(),
+		PinHits: c.pinHits.Load(), PinMisses: c.pinMisses.Load(),
+		SegmentsCleaned: c.cleaned.Load(), CleanerBytes: c.cleanedBytes.Load(), CleanerPages: c.cleanedPages.Load(),
+		Checkpoints: c.checkpoints.Load(), CheckpointPages: c.checkpointPages.Load(),
+		PageReads: c.pageReads.Load(), BlockReads: c.blockReads.Load(), DeviceReads: c.deviceReads.Load(),
+		ChecksumErrors: c.checksumErrors.Load(), DeviceErrors: c.deviceErrors.Load(), Repairs: c.repairs.Load(),
+		SpaceWaits: c.spaceWaits.Load(), SpaceRefused: c.spaceRefused.Load(),
+		L1: s.l1.Stats(), Index: s.index.Stats(), Poisoned: s.failure(),
+		Segments: map[string]int{},
+	}
+	names := [...]string{"free", "next", "open", "sealed", "quarantine"}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for i := range s.segs.all {
+		st.Segments[names[s.segs.all[i].state]]++
+		st.UniqueBytes += int64(s.segs.all[i].live)
+	}
+	for _, v := range s.volumes {
+		st.MappedBlocks += v.mapped
+	}
+	st.Pages = int64(s.pg.n) - 1 - int64(len(s.pg.ids))
+	st.PagesResident, st.PagesDirty = s.pg.nUsed.Load(), s.pg.nDirty.Load()
+	st.MetadataBytes = int64(len(s.pg.slabs)) * slabFrames * 4096
+	return st
+}

@@ -1,0 +1,306 @@
+package lsfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/twinsan/twinsan/cache"
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs/device"
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+// Store is the log-structured store of one node: one pool of devices and the
+// replicas of volumes on it. See the package comment for the flow and the locks.
+type Store struct {
+	cfg    Config
+	logger *slog.Logger
+	id     [16]byte          // UUID of the pool
+	pool   format.Superblock // as last written; Index and Device vary by device. Of the checkpoint goroutine
+	segs   *segmentTable
+	index  *dedup.Index
+	l1     *cache.Cache
+	reads  *device.ReadPool
+
+	mu         sync.RWMutex
+	pg         *pager
+	identities tree
+	nextBID    BID
+	volumes    map[VolumeID]*Volume
+
+	pins    pinTable
+	queue   queue
+	log     logWriter
+	batch   batch
+	missing []uint32 // scratch of the committing role
+	ckpt    checkpointer
+	cleaner cleaner
+	trimmer trimmer
+	stats   counters
+
+	commitMax            int64 // bytes of the largest commit
+	usable, slack        int64
+	dirtySoft, dirtyHard int64        // pages
+	waiting              atomic.Int64 // stored bytes that are queued
+	stored               atomic.Int64 // identities that are not dead
+	onCommit             func()
+	failed               atomic.Pointer[error]
+	pageBufs             chan []byte
+	readers              chan *readContext
+	stop                 chan struct{}
+	running              sync.WaitGroup
+
+	// Only while opening.
+	replaying bool
+	visited   []bool
+	scratch   []byte
+}
+
+// Open imports the devices of a pool, in any order, and brings its state to the
+// end of the log. It refuses a missing, foreign, stale or cut device, another
+// key, an unknown format version, and a log that lost what was durable
+// (*CorruptError). The caller closes the store.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	s, err := open(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	s.running.Add(5)
+	go s.committer()
+	go s.checkpointLoop()
+	go s.cleanLoop()
+	go s.trimLoop()
+	go s.fillIndex()
+	return s, nil
+}
+
+// open is Open without goroutines: nothing is written.
+func open(ctx context.Context, c Config) (s *Store, err error) {
+	if c, err = c.withDefaults(); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	devices, sb, err := importDevices(&c)
+	if err != nil {
+		return nil, err
+	}
+	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), stop: make(chan struct{})}
+	made := s
+	defer func() {
+		if err != nil {
+			made.free()
+		}
+	}()
+	counts := make([]uint32, len(sb.Members))
+	for i, m := range sb.Members {
+		counts[i] = m.Segments
+	}
+	s.segs = newSegmentTable(devices, counts, sb.SegmentBytes)
+	s.visited = make([]bool, s.segs.count())
+	size := int64(s.segs.count()) * int64(sb.SegmentBytes)
+	s.commitMax = min(int64(sb.SegmentBytes), OpBytesMax+(1<<20))
+	s.pg = newPager(c.MetadataBytes)
+	s.dirtySoft, s.dirtyHard = int64(s.pg.max)/4, int64(s.pg.max)*5/8
+	// A twentieth goes to commit headers, records and padding of what the cleaner packs.
+	s.usable = (size - reserveSegments*int64(sb.SegmentBytes)) / 20 * 19 * int64(100-c.GarbageMax) / 100
+	s.slack = max(size/128, int64(sb.SegmentBytes)/2)
+	s.pins.init()
+	s.missing = make([]uint32, 0, 64)
+	s.queue.wake.L = &s.queue.mu
+	s.log.hasher = keyedHasher(c.Key)
+	s.batch.buf = device.AlignedBuffer(int(s.commitMax))
+	s.pageBufs = make(chan []byte, 32)
+	for range cap(s.pageBufs) {
+		s.pageBufs <- device.AlignedBuffer(format.PageSize)
+	}
+	s.readers = make(chan *readContext, readContexts)
+	for range cap(s.readers) {
+		s.readers <- &readContext{}
+	}
+	s.reads = device.NewReadPool(0)
+	ck := &s.ckpt
+	ck.cond.L = &ck.mu
+	ck.limitBytes = min(c.CheckpointBytes, max(size/16, 2*int64(sb.SegmentBytes)))
+	ck.limitDirty = func() bool { return s.dirtySoft <= s.pg.nDirty.Load() }
+	ck.start = make(chan struct{}, 1)
+	ck.buf = device.AlignedBuffer((s.stagePages() + 1) * format.PageSize)
+	s.cleaner.init()
+	s.trimmer.init()
+	if s.index, err = dedup.NewIndex(c.IndexBytes); err != nil {
+		return nil, err
+	}
+	if s.l1, err = cache.New(c.L1Bytes); err != nil {
+		return nil, err
+	}
+	if err = s.recover(); err != nil {
+		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, err)
+	}
+	return s, nil
+}
+
+// free gives memory and devices back. No goroutine runs any more.
+func (s *Store) free() {
+	var devices []device.Device
+	if s.segs != nil {
+		devices = s.segs.devices
+	}
+	if s.reads != nil {
+		s.reads.Close()
+	}
+	for _, d := range devices {
+		if err := d.Close(); err != nil {
+			s.logger.Warn("close device", "device", d.Path(), "err", err)
+		}
+	}
+	if s.index != nil {
+		s.index.Close()
+	}
+	if s.l1 != nil {
+		_ = s.l1.Close()
+	}
+	if s.pg != nil {
+		s.pg.close()
+	}
+	device.FreeAligned(s.batch.buf)
+	device.FreeAligned(s.ckpt.buf)
+	for range cap(s.pageBufs) {
+		device.FreeAligned(<-s.pageBufs)
+	}
+	for range cap(s.readers) {
+		rc := <-s.readers
+		device.FreeAligned(rc.buf)
+	}
+}
+
+// Close ends the store: operations that were appended are committed, a last
+// checkpoint makes the next start short, and all goroutines are gone on return.
+// The caller must not use the store or its volumes at the same time or later.
+func (s *Store) Close() error {
+	close(s.stop)
+	s.cleaner.stopNow()
+	s.trimmer.stopNow()
+	s.Kick()
+	err := s.drain()
+	if err == nil && s.ckpt.changed.Load() {
+		err = s.checkpoint()
+	}
+	s.ckpt.mu.Lock()
+	s.ckpt.closed = true
+	s.ckpt.cond.Broadcast()
+	for s.ckpt.running {
+		s.ckpt.cond.Wait()
+	}
+	s.ckpt.mu.Unlock()
+	s.queue.mu.Lock()
+	s.queue.closed = true
+	s.queue.wake.Broadcast()
+	s.queue.mu.Unlock()
+	// The committer may still take a cut of its own until it sees closed; it sends no
+	// more starts once it is gone.
+	close(s.ckpt.start)
+	s.running.Wait()
+	s.free()
+	return err
+}
+
+// drain waits until nothing is queued.
+func (s *Store) drain() error {
+	q := &s.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.busy || q.head != nil || len(q.tasks) > 0 {
+		q.wake.Broadcast()
+		q.wake.Wait()
+	}
+	return s.failure()
+}
+
+// OnCommit sets a hook that is called once after the Done calls of each commit,
+// on the committing goroutine. It must not block. Set it before the first Append.
+func (s *Store) OnCommit(f func()) { s.onCommit = f }
+
+// failure is the error that stopped the store, nil while it works.
+func (s *Store) failure() error {
+	if p := s.failed.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// poison stops the store for good: the first reason stays.
+func (s *Store) poison(err error) {
+	if !errors.Is(err, ErrPoisoned) {
+		err = fmt.Errorf("%w: %w", ErrPoisoned, err)
+	}
+	if s.failed.CompareAndSwap(nil, &err) {
+		s.stats.deviceErrors.Add(1)
+		s.logger.Error("store stopped", "err", err)
+		s.cfg.Event(Event{Code: "poisoned", Text: "the store is stopped: what the device holds is not known", Err: err})
+	}
+	s.ckpt.mu.Lock()
+	s.ckpt.cond.Broadcast()
+	s.ckpt.mu.Unlock()
+	s.wake()
+}
+
+// report counts a corruption and tells it as an event. It returns its argument.
+func (s *Store) report(e *CorruptError) error {
+	s.stats.checksumErrors.Add(1)
+	s.logger.Error("corrupt data", "device", e.Device, "segment", e.Segment, "bid", e.BID, "err", e)
+	s.cfg.Event(Event{Code: "corrupt", Text: e.Error(), Err: e})
+	return e
+}
+
+// fillIndex brings the fingerprints of all stored blocks into the index after a
+// start. Until it is through, equal blocks may be stored twice.
+func (s *Store) fillIndex() {
+	defer s.running.Done()
+	err := s.eachEntryPage(s.stop, func(first BID, page []byte) {
+		for i := range format.EntriesPerPage {
+			if e := format.EntryAt(page, i); format.EntryAddr(e) != 0 {
+				fp := dedup.Fingerprint(e[:32])
+				s.index.Insert(&fp, uint64(first)+uint64(i))
+			}
+		}
+	})
+	if err != nil {
+		s.logger.Warn("fingerprint index is incomplete", "err", err)
+	}
+}
+
+// eachEntryPage calls f under the read lock for each identity page, in order,
+// until stop is closed.
+func (s *Store) eachEntryPage(stop <-chan struct{}, f func(first BID, page []byte)) error {
+	for i := uint64(0); ; {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		s.mu.RLock()
+		data, _, missing, span := s.pg.lookup(s.identities, entryShift, i)
+		if data != nil {
+			f(BID(i), data)
+		}
+		end := i >= uint64(s.nextBID)
+		s.mu.RUnlock()
+		switch {
+		case missing != 0:
+			if err := s.fault(missing, false); err != nil {
+				return err
+			}
+			continue
+		case end:
+			return nil
+		}
+		if i = nextSpan(i, max(span, entryShift)); i == ^uint64(0) {
+			return nil
+		}
+	}
+}
