@@ -105,29 +105,3 @@ const (
 	AuthorizationFailed TaskResponse = 6
 	FunctionRejected    TaskResponse = 255
 )
-
-// The methods of Server that a transport calls:
-//
-//	Attach(initiator string, isid [6]byte) (*Nexus, error)
-//	Detach(n *Nexus, lost bool)       // lost: nexus loss; false: logout
-//	Begin(t *Task) Verdict            // decode, checks before data; registers the task
-//	TryExecute(t *Task) bool          // after Ready only: complete now without I/O or waiting, filling
-//	                                  // t.In and the result, without calling Complete; false: nothing
-//	                                  // happened, call Execute (with an In buffer that stays valid)
-//	Execute(t *Task)                  // start; Complete follows
-//	Forget(t *Task)                   // a task after Begin that will never be executed (data error,
-//	                                  // aborted while it waited for Data-Out, Finished and answered)
-//	TaskManagement(n *Nexus, f TaskFunction, lun uint64, ref *Task, done func(TaskResponse))
-//	                                  // ref: the task found by the transport for AbortTask, or nil.
-//	                                  // Tasks that still wait for Data-Out get Aborted set and the
-//	                                  // hook AbortWaiting called; done comes when no effect of an
-//	                                  // aborted task can appear any more
-//	Kick()                            // no more commands at hand: start what is queued
-//
-// and the hooks that the transport sets once, before any task:
-//
-//	Hooks{
-//	  Flush        func()             // responses were completed in a batch: send them
-//	  AbortWaiting func(*Task)        // task waits for Data-Out: give it up, call Forget
-//	  DropSessions func(initiator string, reason string) // "" is all: close with RST (Z1, Z5), TARGET COLD RESET
-//	}

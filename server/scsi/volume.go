@@ -5,6 +5,9 @@ import "github.com/twinsan/twinsan/replication"
 // Request is one operation on a volume: see replication.Request.
 type Request = replication.Request
 
+// RequestOp is what a Request asks of a volume.
+type RequestOp = replication.RequestOp
+
 // The operations of a Request.
 const (
 	OpRead            = replication.OpRead

@@ -1,0 +1,312 @@
+package scsi
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/twinsan/twinsan/server/scsi/cdb"
+)
+
+// MaxLUs bounds the logical units of one node.
+const MaxLUs = 1024
+
+// ErrInvalidLU is wrapped by the errors of SetLU.
+var ErrInvalidLU = errors.New("logical unit cannot be configured so")
+
+// LUConfig describes a logical unit. What identifies it (VolumeUUID, Serial,
+// NAA, LogicalBlock) is the same on every node and never changes.
+type LUConfig struct {
+	LUN        uint16 // up to cdb.MaxLUN, the same on every node
+	VolumeUUID [16]byte
+	Name       string // for people: logs and statistics
+	Serial     string // unit serial number, 1..32 printable ASCII characters
+	// NAA is the designator that hosts know the disk by: 8 bytes, NAA 3h (locally
+	// assigned), or 16 bytes, NAA 6h.
+	NAA           []byte
+	LogicalBlock  uint32 // bytes: 512 or 4096; 0 is 512
+	PhysicalBlock uint32 // bytes: LogicalBlock..4096; 0 is 4096
+	Thin          bool   // UNMAP and provisioning are offered
+	ReadOnly      bool   // writes are refused
+	VolatileCache bool   // acknowledged writes may be lost until flushed: WCE=1
+	Volume        Volume
+	// Paths returns the target port groups of all nodes. It must not block and is
+	// not called on the path of a READ or WRITE. Nil: this node's port alone,
+	// active/optimized.
+	Paths func() []PortGroup
+	// Reservations decides on reservation conflicts. Nil: there are none.
+	Reservations Reservations
+}
+
+// Limits that VPD page B0 advertises and every buffer obeys, in bytes.
+const (
+	maxTransferBytes   = 8 << 20
+	maxWriteSameBytes  = 16 << 20
+	maxCompareBytes    = 4 << 20
+	optimalBytes       = 1 << 20
+	grainBytes         = 4096
+	maxCompareBlocks   = 255
+	maxUnmapBlocks     = 1 << 20
+	maxUnmapDescriptor = 256
+)
+
+// unitConfig is a checked LUConfig with what follows from it. It is never modified.
+type unitConfig struct {
+	LUConfig
+	shift       uint8 // log2 of LogicalBlock
+	transferMax uint64
+	sameMax     uint64
+	compareMax  uint64
+}
+
+// blocks is the current capacity in logical blocks.
+func (u *unitConfig) blocks() uint64 { return u.Volume.SizeBytes() >> u.shift }
+
+// physicalExponent is LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT.
+func (u *unitConfig) physicalExponent() byte {
+	return byte(bits.TrailingZeros32(u.PhysicalBlock / u.LogicalBlock))
+}
+
+// logicalUnit is the device server's side of one LU. It lives from SetLU to RemoveLU,
+// and on as long as tasks of it are under way.
+type logicalUnit struct {
+	lun      uint16
+	config   atomic.Pointer[unitConfig]
+	path     atomic.Uint32 // PathState of this node's group
+	asked    atomic.Uint64 // times that the paths were asked for
+	moved    atomic.Bool   // the state has changed since the unit was set
+	flushing atomic.Bool   // a SYNCHRONIZE CACHE with IMMED=1 is under way
+	reported atomic.Bool   // an unknown error was logged
+
+	size uint64 // bytes; under Server.mu: the capacity that initiators were told of
+
+	mu       sync.Mutex
+	itls     map[*itlNexus]struct{}
+	former   LUStats // counters of I_T_L nexuses that are gone
+	answered uint64  // the latest asking that path is the answer to
+}
+
+// access says who may see a LUN. The zero value is nobody.
+type access struct {
+	any        bool
+	initiators map[string]struct{}
+}
+
+func (a access) allows(initiator string) bool {
+	if a.any {
+		return true
+	}
+	_, ok := a.initiators[initiator]
+	return ok
+}
+
+// checked validates a configuration and fills in the defaults.
+func (c LUConfig) checked() (*unitConfig, error) {
+	if c.LogicalBlock == 0 {
+		c.LogicalBlock = 512
+	}
+	if c.PhysicalBlock == 0 {
+		c.PhysicalBlock = 4096
+	}
+	c.NAA = slices.Clone(c.NAA)
+	bad := func(format string, args ...any) (*unitConfig, error) {
+		return nil, fmt.Errorf("LUN %d: %s: %w", c.LUN, fmt.Sprintf(format, args...), ErrInvalidLU)
+	}
+	switch {
+	case c.LUN > cdb.MaxLUN:
+		return bad("the number is above %d", cdb.MaxLUN)
+	case c.LogicalBlock != 512 && c.LogicalBlock != 4096:
+		return bad("logical blocks of %d bytes", c.LogicalBlock)
+	case c.PhysicalBlock < c.LogicalBlock || c.PhysicalBlock > 4096 || bits.OnesCount32(c.PhysicalBlock) != 1:
+		return bad("physical blocks of %d bytes", c.PhysicalBlock)
+	case c.Volume == nil:
+		return bad("no volume")
+	case c.Volume.SizeBytes() < uint64(c.LogicalBlock):
+		return bad("the volume has no blocks")
+	case c.Serial == "" || len(c.Serial) > 32:
+		return bad("serial number %q is not 1 to 32 characters", c.Serial)
+	case len(c.NAA) == 8 && c.NAA[0]>>4 == 3, len(c.NAA) == 16 && c.NAA[0]>>4 == 6:
+	default:
+		return bad("NAA designator %x", c.NAA)
+	}
+	for i := range len(c.Serial) {
+		if c.Serial[i] <= ' ' || c.Serial[i] > '~' {
+			return bad("serial number %q is not printable", c.Serial)
+		}
+	}
+	shift := uint8(bits.TrailingZeros32(c.LogicalBlock))
+	return &unitConfig{
+		LUConfig:    c,
+		shift:       shift,
+		transferMax: maxTransferBytes >> shift,
+		sameMax:     maxWriteSameBytes >> shift,
+		compareMax:  min(maxCompareBlocks, uint64(maxCompareBytes)>>shift),
+	}, nil
+}
+
+// SetLU makes a logical unit, or changes the one at this LUN. Initiators that
+// may see it are told by unit attentions what changed. Another volume at a LUN
+// is another logical unit. Nobody sees a LUN before SetAccess.
+func (s *Server) SetLU(c LUConfig) error {
+	next, err := c.checked()
+	if err != nil {
+		return err
+	}
+	path := s.pathState(next)
+	lu, err := s.setUnit(next, path)
+	if err != nil {
+		return err
+	}
+	s.askPaths(lu, false)
+	return nil
+}
+
+// setUnit returns the unit with its new configuration; a new unit has path.
+func (s *Server) setUnit(next *unitConfig, path PathState) (*logicalUnit, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lu := s.units[next.LUN]
+	if lu != nil && lu.config.Load().VolumeUUID == next.VolumeUUID {
+		return lu, lu.changeLocked(next)
+	}
+	if lu == nil && len(s.units) >= MaxLUs {
+		return nil, fmt.Errorf("LUN %d: there are %d logical units already: %w", next.LUN, MaxLUs, ErrInvalidLU)
+	}
+	lu = &logicalUnit{lun: next.LUN, size: next.Volume.SizeBytes(), itls: make(map[*itlNexus]struct{})}
+	lu.config.Store(next)
+	lu.path.Store(uint32(path))
+	s.units[next.LUN] = lu
+	for n := range s.nexuses {
+		s.rebuildLocked(n)
+	}
+	return lu, nil
+}
+
+// changeLocked puts a new configuration on a living unit. It needs Server.mu.
+func (lu *logicalUnit) changeLocked(next *unitConfig) error {
+	old := lu.config.Load()
+	if old.LogicalBlock != next.LogicalBlock {
+		return fmt.Errorf("LUN %d: the logical block size never changes: %w", lu.lun, ErrInvalidLU)
+	}
+	lu.config.Store(next)
+	if old.Serial != next.Serial || !slices.Equal(old.NAA, next.NAA) ||
+		old.PhysicalBlock != next.PhysicalBlock || old.Thin != next.Thin {
+		lu.raise(attentionInquiry)
+	}
+	if old.ReadOnly != next.ReadOnly || old.VolatileCache != next.VolatileCache {
+		lu.raise(attentionMode)
+	}
+	lu.resizedLocked()
+	return nil
+}
+
+// RemoveLU takes a logical unit and its access list away. Commands under way
+// end as their volume ends them.
+func (s *Server) RemoveLU(lun uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.access, lun)
+	if s.units[lun] == nil {
+		return
+	}
+	delete(s.units, lun)
+	for n := range s.nexuses {
+		s.rebuildLocked(n)
+	}
+}
+
+// SetAccess says which initiators see a LUN: any, or those listed. It may be called
+// before SetLU.
+func (s *Server) SetAccess(lun uint16, any bool, initiators []string) {
+	a := access{any: any, initiators: make(map[string]struct{}, len(initiators))}
+	for _, name := range initiators {
+		a.initiators[name] = struct{}{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.units[lun] == nil && len(s.access) >= 2*MaxLUs {
+		return // BOUNDED: lists for LUNs that never came; SetLU refuses at MaxLUs anyway
+	}
+	s.access[lun] = a
+	for n := range s.nexuses {
+		s.rebuildLocked(n)
+	}
+}
+
+// CapacityChanged tells every nexus of a LUN that its volume has another size.
+// It does nothing while the size is the one that was told last.
+func (s *Server) CapacityChanged(lun uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if lu := s.units[lun]; lu != nil {
+		lu.resizedLocked()
+	}
+}
+
+// resizedLocked needs Server.mu.
+func (lu *logicalUnit) resizedLocked() {
+	if size := lu.config.Load().Volume.SizeBytes(); size != lu.size {
+		lu.size = size
+		lu.raise(attentionCapacity)
+	}
+}
+
+// PathsChanged reads the paths of a LUN again and tells every nexus of it.
+func (s *Server) PathsChanged(lun uint16) {
+	s.mu.Lock()
+	lu := s.units[lun]
+	s.mu.Unlock()
+	if lu != nil {
+		s.askPaths(lu, true)
+	}
+}
+
+// askPaths asks for the paths of a unit and sets the state of this node's. With
+// always the initiators are told even when that is the same, for another
+// node's has changed. Of answers that arrive out of order the one that was
+// asked for last stays.
+func (s *Server) askPaths(lu *logicalUnit, always bool) {
+	asked := lu.asked.Add(1)
+	path := s.pathState(lu.config.Load())
+	changed := always
+	lu.mu.Lock()
+	if asked > lu.answered {
+		lu.answered = asked
+		changed = PathState(lu.path.Swap(uint32(path))) != path || always
+	}
+	lu.mu.Unlock()
+	if changed {
+		lu.moved.Store(true)
+		lu.raise(attentionPaths)
+	}
+}
+
+// join and leave keep the list of a unit's I_T_L nexuses.
+func (lu *logicalUnit) join(i *itlNexus) {
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	lu.itls[i] = struct{}{}
+}
+
+func (lu *logicalUnit) leave(i *itlNexus) {
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	if _, ok := lu.itls[i]; ok {
+		delete(lu.itls, i)
+		i.addTo(&lu.former)
+	}
+}
+
+// members returns the unit's I_T_L nexuses.
+func (lu *logicalUnit) members() []*itlNexus {
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	all := make([]*itlNexus, 0, len(lu.itls))
+	for i := range lu.itls {
+		all = append(all, i)
+	}
+	return all
+}
