@@ -1,0 +1,393 @@
+// Package apitest has a cluster in memory that stands behind the API in tests of
+// its clients: [Backend] implements api.Backend without a store or a network.
+package apitest
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication"
+	"github.com/twinsan/twinsan/server"
+)
+
+// Epoch is the time at which everything in a Backend happened.
+var Epoch = time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC)
+
+// Backend is a cluster "lab" of data nodes a and b and witness w. Tests set its
+// fields before they use it, or under Mu.
+type Backend struct {
+	Mu sync.Mutex // over all fields below
+
+	State       server.Status
+	Target      string
+	HostList    []server.Host
+	SessionList []server.Session
+	DeviceList  []server.Device
+	Unreachable []server.Unreachable
+	EventList   []server.Event
+	Members     map[replication.NodeID]server.Role
+	Join        string // address that tokens name
+	Fail        error  // every call fails with it
+	Panic       bool   // every call panics
+	Calls       []string
+
+	requests map[string]string
+	tokens   int
+	changed  chan struct{}
+}
+
+// New makes a healthy cluster with one volume, "csv1".
+func New() *Backend {
+	gib := uint64(1 << 30)
+	pool := func(live uint64) *server.Pool {
+		return &server.Pool{Size: 100 * gib, Live: live, Garbage: gib, Free: 90 * gib, Usable: 80 * gib, Mapped: 27 * gib, Stored: 10 * gib}
+	}
+	node := func(id replication.NodeID, name string, role server.Role) server.Member {
+		n := server.Member{ID: id, Name: name, Role: role, State: server.NodeUp, Sync: fmt.Sprintf("10.0.1.1%d:7400", id), API: fmt.Sprintf("10.0.1.1%d:7443", id),
+			Voter: true, Incarnation: 4, Version: "1.0.0", Started: Epoch, Leader: id == 1}
+		if role == server.Data {
+			n.Portals, n.Pool = []string{fmt.Sprintf("10.0.2.1%d:3260", id)}, pool(10*gib)
+			n.Replicas, n.InSync = 1, 1
+			n.Traffic = server.Traffic{ReadOps: 1000, WriteOps: 500, ReadBytes: gib, WriteBytes: gib / 2}
+		}
+		return n
+	}
+	b := &Backend{
+		Target: "iqn.2026-11.io.twinsan:lab",
+		State: server.Status{
+			Cluster: "lab", Health: server.Healthy, AnsweredBy: "a", Quorum: true, Leader: "a", Voters: 3, VotersUp: 3,
+			Nodes: []server.Member{node(1, "a", server.Data), node(2, "b", server.Data), node(3, "w", server.Witness)},
+		},
+		HostList: []server.Host{{Name: "hv1", Initiators: []string{"iqn.1991-05.com.microsoft:hv1.corp.local"}, Volumes: []string{"csv1"}, Paths: []string{"a", "b"}}},
+		SessionList: []server.Session{{Node: "a", Host: "hv1", Initiator: "iqn.1991-05.com.microsoft:hv1.corp.local", ISID: [6]byte{0x80, 1, 2, 3, 4, 5}, TSIH: 1,
+			Portal: "10.0.2.11:3260", Peer: "10.0.2.50:49152", Since: Epoch, Auth: "none", Digests: "none", Commands: 12, BytesIn: 4096, BytesOut: 8192}},
+		DeviceList: []server.Device{
+			{Node: "a", Path: "/dev/sdb", UUID: "11111111-0000-0000-0000-000000000001", Size: 100 * gib, State: "ok", DirectIO: true},
+			{Node: "b", Path: "/dev/sdb", UUID: "11111111-0000-0000-0000-000000000002", Size: 100 * gib, State: "ok"},
+		},
+		EventList: []server.Event{
+			{Number: 1, Time: Epoch, Severity: server.Notice, Code: "node-joined", Text: "node b joined", Node: "a"},
+			{Number: 2, Time: Epoch.Add(time.Minute), Severity: server.Warning, Code: "node-down", Text: "node b does not answer", Node: "a"},
+		},
+		Members:  map[replication.NodeID]server.Role{1: server.Data, 2: server.Data, 3: server.Witness},
+		Join:     "10.0.1.11:7400",
+		requests: map[string]string{},
+		changed:  make(chan struct{}),
+	}
+	b.add(server.VolumeSpec{Name: "csv1", Size: 2 << 40, Hosts: []string{"hv1"}, Dedup: true, Compress: true})
+	b.State.Nodes[0].Owns = 1
+	return b
+}
+
+// add makes a volume; the caller holds Mu or is alone.
+func (b *Backend) add(spec server.VolumeSpec) *server.Volume {
+	n := len(b.State.Volumes) + 1
+	b.State.Volumes = append(b.State.Volumes, server.Volume{
+		ID: lsfs.VolumeID(n), Name: spec.Name, UUID: fmt.Sprintf("00000000-0000-4000-8000-%012d", n), LUN: uint16(n - 1),
+		Serial: fmt.Sprintf("tw%06d", n), NAA: fmt.Sprintf("naa.3000000000%06d", n), Size: spec.Size, LogicalBlock: max(512, spec.LogicalBlock),
+		Dedup: spec.Dedup, Compress: spec.Compress, Thin: true, Hosts: spec.Hosts, AnyHost: spec.AnyHost, Created: Epoch,
+		State: server.VolumeOnline, Epoch: 1, Owner: "a", ServedBy: []string{"a", "b"}, Mapped: 3 << 30,
+		Replicas: []server.Replica{{Node: "a", State: server.ReplicaInSync, Owner: true}, {Node: "b", State: server.ReplicaInSync}},
+	})
+	return &b.State.Volumes[n-1]
+}
+
+func (b *Backend) begin(call string) error {
+	b.Mu.Lock()
+	b.Calls = append(b.Calls, call)
+	if b.Panic {
+		b.Mu.Unlock()
+		panic("apitest: told to")
+	}
+	if b.Fail != nil {
+		defer b.Mu.Unlock()
+		return b.Fail
+	}
+	return nil
+}
+
+func (b *Backend) volume(name string) (*server.Volume, error) {
+	for i := range b.State.Volumes {
+		if v := &b.State.Volumes[i]; v.Name == name || v.UUID == name {
+			return v, nil
+		}
+	}
+	return nil, fmt.Errorf("volume %q: %w", name, server.ErrNotFound)
+}
+
+// Status returns State.
+func (b *Backend) Status(context.Context) (*server.Status, error) {
+	if err := b.begin("Status"); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	s := b.State
+	s.Nodes, s.Volumes = slices.Clone(s.Nodes), slices.Clone(s.Volumes)
+	return &s, nil
+}
+
+// Info describes the cluster.
+func (b *Backend) Info(context.Context) (*server.Info, error) {
+	if err := b.begin("Info"); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	i := &server.Info{Name: b.State.Cluster, UUID: "22222222-0000-4000-8000-000000000000", Created: Epoch, Target: b.Target, FeatureLevel: 1, Leader: b.State.Leader, Quorum: b.State.Quorum, Voters: b.State.Voters}
+	for _, n := range b.State.Nodes {
+		for _, p := range n.Portals {
+			i.Portals = append(i.Portals, server.Portal{Address: p, Node: n.Name, Group: uint16(n.ID)})
+		}
+	}
+	return i, nil
+}
+
+// CreateToken counts tokens.
+func (b *Backend) CreateToken(_ context.Context, role server.Role, ttl time.Duration) (*server.Token, error) {
+	if err := b.begin(fmt.Sprintf("CreateToken %s %s", role, ttl)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	b.tokens++
+	return &server.Token{Text: fmt.Sprintf("tw1-token%d", b.tokens), Role: role, Expires: Epoch.Add(ttl), Addresses: []string{b.Join}}, nil
+}
+
+// IssueCertificate answers with fixed texts.
+func (b *Backend) IssueCertificate(_ context.Context, name string, csr []byte) ([]byte, []byte, time.Time, error) {
+	if err := b.begin("IssueCertificate " + name); err != nil {
+		return nil, nil, time.Time{}, err
+	}
+	defer b.Mu.Unlock()
+	return []byte("certificate\n"), []byte("ca\n"), Epoch.Add(24 * time.Hour), nil
+}
+
+// Emit records an event and wakes those who follow.
+func (b *Backend) Emit(e server.Event) {
+	b.Mu.Lock()
+	defer b.Mu.Unlock()
+	b.EventList = append(b.EventList, e)
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// Events sends EventList, and with follow what Emit adds.
+func (b *Backend) Events(ctx context.Context, after uint64, follow bool, send func(server.Event) error) error {
+	if err := b.begin("Events"); err != nil {
+		return err
+	}
+	b.Mu.Unlock()
+	for {
+		b.Mu.Lock()
+		list, changed := slices.Clone(b.EventList), b.changed
+		b.Mu.Unlock()
+		for _, e := range list {
+			if e.Number > after {
+				if err := send(e); err != nil {
+					return err
+				}
+				after = e.Number
+			}
+		}
+		if !follow {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Member looks into Members.
+func (b *Backend) Member(id replication.NodeID) (server.Role, bool) {
+	b.Mu.Lock()
+	defer b.Mu.Unlock()
+	r, ok := b.Members[id]
+	return r, ok
+}
+
+// Devices lists DeviceList.
+func (b *Backend) Devices(_ context.Context, node string) ([]server.Device, []server.Unreachable, error) {
+	if err := b.begin("Devices " + node); err != nil {
+		return nil, nil, err
+	}
+	defer b.Mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(b.DeviceList), func(d server.Device) bool { return node != "" && d.Node != node }), b.Unreachable, nil
+}
+
+// Sessions lists SessionList.
+func (b *Backend) Sessions(context.Context) ([]server.Session, []server.Unreachable, error) {
+	if err := b.begin("Sessions"); err != nil {
+		return nil, nil, err
+	}
+	defer b.Mu.Unlock()
+	return slices.Clone(b.SessionList), b.Unreachable, nil
+}
+
+// Report is node a's.
+func (b *Backend) Report(context.Context) (*server.Report, error) {
+	if err := b.begin("Report"); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	return &server.Report{
+		Node: 1, Version: "1.0.0", Started: Epoch, Ready: true, Pool: b.State.Nodes[0].Pool, Devices: slices.Clone(b.DeviceList[:1]), Sessions: slices.Clone(b.SessionList),
+		Volumes: []server.VolumeReport{{ID: 1, Role: "owner", Owner: true, Served: true, Epoch: 3, Mapped: 9,
+			Traffic:  server.Traffic{ReadOps: 1, WriteOps: 2, ReadBytes: 3, WriteBytes: 4},
+			Replicas: []server.Replica{{Node: "b", State: server.ReplicaSyncing, ResyncDone: 5, ResyncTotal: 6}}}},
+	}, nil
+}
+
+// CreateVolume adds a volume, once for each request.
+func (b *Backend) CreateVolume(_ context.Context, spec server.VolumeSpec) (*server.Volume, error) {
+	if err := b.begin(fmt.Sprintf("CreateVolume %s %d", spec.Name, spec.Size)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	if name, ok := b.requests[spec.RequestID]; ok && spec.RequestID != "" {
+		return b.volume(name)
+	}
+	if _, err := b.volume(spec.Name); err == nil {
+		return nil, fmt.Errorf("volume %q: %w", spec.Name, server.ErrExists)
+	}
+	for _, h := range spec.Hosts {
+		if !slices.ContainsFunc(b.HostList, func(x server.Host) bool { return x.Name == h }) {
+			return nil, fmt.Errorf("host %q: %w", h, server.ErrNotFound)
+		}
+	}
+	b.requests[spec.RequestID] = spec.Name
+	v := *b.add(spec)
+	return &v, nil
+}
+
+// DeleteVolume refuses a volume of a host with sessions unless inUse.
+func (b *Backend) DeleteVolume(_ context.Context, name string, dryRun, inUse bool) (*server.Volume, []server.Session, error) {
+	if err := b.begin(fmt.Sprintf("DeleteVolume %s dry=%v", name, dryRun)); err != nil {
+		return nil, nil, err
+	}
+	defer b.Mu.Unlock()
+	v, err := b.volume(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	var using []server.Session
+	for _, s := range b.SessionList {
+		if v.AnyHost || slices.Contains(v.Hosts, s.Host) {
+			using = append(using, s)
+		}
+	}
+	if len(using) > 0 && !inUse {
+		return nil, nil, fmt.Errorf("%w: volume %s is in use by %s", server.ErrRefused, v.Name, using[0].Initiator)
+	}
+	gone := *v
+	if !dryRun {
+		b.State.Volumes = slices.DeleteFunc(b.State.Volumes, func(x server.Volume) bool { return x.UUID == gone.UUID })
+	}
+	return &gone, using, nil
+}
+
+// ResizeVolume grows a volume.
+func (b *Backend) ResizeVolume(_ context.Context, name string, size uint64) (*server.Volume, error) {
+	if err := b.begin(fmt.Sprintf("ResizeVolume %s %d", name, size)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	v, err := b.volume(name)
+	if err != nil {
+		return nil, err
+	}
+	if size < v.Size {
+		return nil, fmt.Errorf("%w: volume %s cannot shrink", server.ErrRefused, name)
+	}
+	v.Size = size
+	out := *v
+	return &out, nil
+}
+
+// CheckVolume finds the replicas equal while they are in sync.
+func (b *Backend) CheckVolume(_ context.Context, name string, _ bool) ([]server.Digest, bool, error) {
+	if err := b.begin("CheckVolume " + name); err != nil {
+		return nil, false, err
+	}
+	defer b.Mu.Unlock()
+	v, err := b.volume(name)
+	if err != nil {
+		return nil, false, err
+	}
+	equal := true
+	var out []server.Digest
+	for _, r := range v.Replicas {
+		sum := sha256.Sum256([]byte(v.UUID))
+		d := server.Digest{Node: r.Node, Sum: sum[:]}
+		switch r.State {
+		case server.ReplicaInSync:
+		case server.ReplicaDown:
+			d, equal = server.Digest{Node: r.Node, Error: "does not answer"}, false
+		default:
+			d.Sum, d.Different, equal = nil, []uint32{7}, false
+		}
+		out = append(out, d)
+	}
+	return out, equal, nil
+}
+
+// SetVolumeHosts sets the hosts.
+func (b *Backend) SetVolumeHosts(_ context.Context, name string, hosts []string, any bool) (*server.Volume, error) {
+	if err := b.begin(fmt.Sprintf("SetVolumeHosts %s %s %v", name, strings.Join(hosts, ","), any)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	v, err := b.volume(name)
+	if err != nil {
+		return nil, err
+	}
+	v.Hosts, v.AnyHost = hosts, any
+	out := *v
+	return &out, nil
+}
+
+// Hosts lists HostList.
+func (b *Backend) Hosts(context.Context) ([]server.Host, error) {
+	if err := b.begin("Hosts"); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	return slices.Clone(b.HostList), nil
+}
+
+// AddHost adds a host.
+func (b *Backend) AddHost(_ context.Context, spec server.HostSpec) (*server.Host, error) {
+	if err := b.begin(fmt.Sprintf("AddHost %s %s/%d %s/%d", spec.Name, spec.CHAPUser, len(spec.CHAPSecret), spec.MutualUser, len(spec.MutualSecret))); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	h := server.Host{Name: spec.Name, Initiators: spec.Initiators, CHAPUser: spec.CHAPUser, MutualUser: spec.MutualUser}
+	b.HostList = append(b.HostList, h)
+	return &h, nil
+}
+
+// RemoveHost refuses a host with paths unless inUse.
+func (b *Backend) RemoveHost(_ context.Context, name string, dryRun, inUse bool) (*server.Host, error) {
+	if err := b.begin(fmt.Sprintf("RemoveHost %s dry=%v", name, dryRun)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	at := slices.IndexFunc(b.HostList, func(h server.Host) bool { return h.Name == name })
+	if at < 0 {
+		return nil, fmt.Errorf("host %q: %w", name, server.ErrNotFound)
+	}
+	h := b.HostList[at]
+	if len(h.Paths) > 0 && !inUse {
+		return nil, fmt.Errorf("%w: host %s is logged in to %s", server.ErrRefused, name, strings.Join(h.Paths, " and "))
+	}
+	if !dryRun {
+		b.HostList = slices.Delete(b.HostList, at, at+1)
+	}
+	return &h, nil
+}

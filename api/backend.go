@@ -1,0 +1,74 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"github.com/twinsan/twinsan/replication"
+	"github.com/twinsan/twinsan/server"
+)
+
+// Backend is a node, as the services need it. All methods may be called
+// concurrently and end with ctx. Names may be uuids. What they return belongs
+// to the caller.
+type Backend interface {
+	ClusterBackend
+	NodeBackend
+	VolumeBackend
+	HostBackend
+}
+
+// ClusterBackend answers for the cluster as a whole.
+type ClusterBackend interface {
+	// Status answers without a quorum too; it asks every node, and does not wait
+	// for one that is silent longer than a second or two.
+	Status(ctx context.Context) (*server.Status, error)
+	// Info returns the identity of the cluster from local state.
+	Info(ctx context.Context) (*server.Info, error)
+	// CreateToken makes a join token, durable on return. ttl 0 is the default.
+	CreateToken(ctx context.Context, role server.Role, ttl time.Duration) (*server.Token, error)
+	// IssueCertificate signs an administrator's request (PKCS #10 DER) and returns
+	// the certificate and the cluster's CA, both PEM.
+	IssueCertificate(ctx context.Context, name string, csr []byte) (certificate, ca []byte, expires time.Time, err error)
+	// Events calls send for the events after number after, in order. With follow
+	// it goes on until ctx ends or send fails.
+	Events(ctx context.Context, after uint64, follow bool, send func(server.Event) error) error
+	// Member says what the node is in the cluster, or false.
+	Member(id replication.NodeID) (server.Role, bool)
+}
+
+// NodeBackend answers for machines.
+type NodeBackend interface {
+	// Devices lists the devices of one node, or of all when node is empty, and
+	// the nodes that did not answer.
+	Devices(ctx context.Context, node string) ([]server.Device, []server.Unreachable, error)
+	// Sessions lists the sessions of all nodes, and the nodes that did not answer.
+	Sessions(ctx context.Context) ([]server.Session, []server.Unreachable, error)
+	// Report returns what only this node knows; it asks nobody.
+	Report(ctx context.Context) (*server.Report, error)
+}
+
+// VolumeBackend manages volumes. Changes are committed in the cluster on return.
+type VolumeBackend interface {
+	// CreateVolume is idempotent by VolumeSpec.RequestID.
+	CreateVolume(ctx context.Context, spec server.VolumeSpec) (*server.Volume, error)
+	// DeleteVolume refuses a volume in use unless inUse. With dryRun nothing changes.
+	DeleteVolume(ctx context.Context, name string, dryRun, inUse bool) (*server.Volume, []server.Session, error)
+	// ResizeVolume grows a volume to size bytes.
+	ResizeVolume(ctx context.Context, name string, size uint64) (*server.Volume, error)
+	// CheckVolume compares every replica with the owner's; it takes as long as
+	// reading the maps. A node that is not the owner asks it, unless ownerOnly.
+	CheckVolume(ctx context.Context, name string, ownerOnly bool) (digests []server.Digest, equal bool, err error)
+	// SetVolumeHosts lets exactly these hosts, or any, see a volume.
+	SetVolumeHosts(ctx context.Context, volume string, hosts []string, any bool) (*server.Volume, error)
+}
+
+// HostBackend manages hosts. Changes are committed in the cluster on return.
+type HostBackend interface {
+	// Hosts lists the hosts and where they are logged in.
+	Hosts(ctx context.Context) ([]server.Host, error)
+	// AddHost makes a host.
+	AddHost(ctx context.Context, spec server.HostSpec) (*server.Host, error)
+	// RemoveHost refuses a host that is logged in unless inUse. With dryRun nothing changes.
+	RemoveHost(ctx context.Context, name string, dryRun, inUse bool) (*server.Host, error)
+}

@@ -1,0 +1,74 @@
+package api
+
+import (
+	"context"
+	"fmt"
+
+	v1 "github.com/twinsan/twinsan/api/v1"
+	"github.com/twinsan/twinsan/server"
+)
+
+type nodeService struct {
+	v1.UnimplementedNodesServer
+	backend ClusterBackend
+}
+
+func (s *nodeService) ListNodes(ctx context.Context, _ *v1.ListNodesRequest) (*v1.ListNodesResponse, error) {
+	st, err := s.backend.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &v1.ListNodesResponse{Nodes: each(st.Nodes, nodeMessage)}, nil
+}
+
+func (s *nodeService) GetNode(ctx context.Context, r *v1.GetNodeRequest) (*v1.Node, error) {
+	st, err := s.backend.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range st.Nodes {
+		if st.Nodes[i].Name == r.GetName() {
+			return nodeMessage(&st.Nodes[i]), nil
+		}
+	}
+	return nil, fmt.Errorf("node %q: %w", r.GetName(), server.ErrNotFound)
+}
+
+type deviceService struct {
+	v1.UnimplementedDevicesServer
+	backend NodeBackend
+}
+
+func (s *deviceService) ListDevices(ctx context.Context, r *v1.ListDevicesRequest) (*v1.ListDevicesResponse, error) {
+	devices, unreachable, err := s.backend.Devices(ctx, r.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	return &v1.ListDevicesResponse{Devices: each(devices, deviceMessage), Unreachable: each(unreachable, unreachableMessage)}, nil
+}
+
+type sessionService struct {
+	v1.UnimplementedSessionsServer
+	backend NodeBackend
+}
+
+func (s *sessionService) ListSessions(ctx context.Context, _ *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error) {
+	sessions, unreachable, err := s.backend.Sessions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &v1.ListSessionsResponse{Sessions: each(sessions, sessionMessage), Unreachable: each(unreachable, unreachableMessage)}, nil
+}
+
+type peerService struct {
+	v1.UnimplementedPeersServer
+	backend NodeBackend
+}
+
+func (s *peerService) Report(ctx context.Context, _ *v1.ReportRequest) (*v1.NodeReport, error) {
+	r, err := s.backend.Report(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return reportMessage(r), nil
+}

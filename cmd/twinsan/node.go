@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/twinsan/twinsan/api"
+	v1 "github.com/twinsan/twinsan/api/v1"
+)
+
+type nodesPage struct {
+	version1
+	Nodes []nodeView `json:"nodes"`
+}
+
+func (n *nodesPage) text(p *printer) { nodeTable(p, n.Nodes) }
+
+func nodeTable(p *printer, nodes []nodeView) {
+	rows := [][]string{}
+	for _, n := range nodes {
+		role := n.Role
+		if n.Leader {
+			role += ", leader"
+		}
+		row := []string{n.Name, role, n.State, "", "", "", "", fmt.Sprint(n.Sessions)}
+		if n.Role == "data" {
+			row[3], row[4] = fmt.Sprint(n.Owns), fmt.Sprintf("%d/%d", n.InSync, n.Replicas)
+		} else {
+			row[7] = ""
+		}
+		if n.Pool != nil {
+			row[5], row[6] = p.size(n.Pool.Live)+" / "+p.size(n.Pool.Usable), savings(n.Pool.Mapped, n.Pool.Stored)
+		}
+		rows = append(rows, row)
+	}
+	p.table("NODE ROLE STATE OWNER_OF IN_SYNC POOL_USED SAVINGS SESSIONS", rows)
+}
+
+type nodePage struct {
+	version1
+	Node nodeView `json:"node"`
+}
+
+func (n *nodePage) text(p *printer) {
+	v := n.Node
+	voter := "no"
+	if v.Voter {
+		voter = "yes"
+	}
+	if v.Leader {
+		voter = "yes, leader"
+	}
+	p.facts("node", fmt.Sprintf("%s (%d)", v.Name, v.ID), "role", v.Role, "state", v.State, "why", v.Error, "voter", voter,
+		"software", v.Version, "started", since(v.Started), "sync", v.Sync, "portals", list(v.Portals), "api", v.API, "metrics", v.Metrics)
+	if v.Role == "data" {
+		p.facts("owner of", fmt.Sprint(v.Owns), "in sync", fmt.Sprintf("%d of %d replicas", v.InSync, v.Replicas), "sessions", fmt.Sprint(v.Sessions),
+			"reads", fmt.Sprintf("%d, %s", v.Traffic.ReadOps, p.size(v.Traffic.ReadBytes)),
+			"writes", fmt.Sprintf("%d, %s", v.Traffic.WriteOps, p.size(v.Traffic.WriteBytes)))
+	}
+	if v.Pool != nil {
+		p.facts("pool", fmt.Sprintf("%s used of %s usable, %s garbage, %s free", p.size(v.Pool.Live), p.size(v.Pool.Usable), p.size(v.Pool.Garbage), p.size(v.Pool.Free)),
+			"savings", fmt.Sprintf("%s mapped by volumes, %s stored %s", p.size(v.Pool.Mapped), p.size(v.Pool.Stored), savings(v.Pool.Mapped, v.Pool.Stored)))
+	}
+}
+
+func (a *app) nodeCommand() *cobra.Command {
+	listing := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the nodes", Args: arguments(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.call(c, func(ctx context.Context, client *api.Client) error {
+				r, err := client.Nodes.ListNodes(ctx, &v1.ListNodesRequest{})
+				if err != nil {
+					return err
+				}
+				a.next("twinsan node show NODE")
+				return a.print(&nodesPage{v1Header, views(r.Nodes, viewNode)})
+			})
+		},
+	}
+	show := &cobra.Command{
+		Use: "show NODE", Short: "Show one node", Args: arguments("NODE"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.call(c, func(ctx context.Context, client *api.Client) error {
+				n, err := client.Nodes.GetNode(ctx, &v1.GetNodeRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				if err := a.print(&nodePage{v1Header, viewNode(n)}); err != nil {
+					return err
+				}
+				if n.State == v1.NodeState_NODE_STATE_DOWN {
+					a.next("on %s: systemctl status twinsan; journalctl -u twinsan", n.Name)
+					return nil
+				}
+				a.next("twinsan device list --node %s", n.Name)
+				return nil
+			})
+		},
+	}
+	return noun("node", "Nodes of the cluster", nil, listing, show)
+}

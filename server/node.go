@@ -1,0 +1,279 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication"
+	"github.com/twinsan/twinsan/server/cluster"
+	"github.com/twinsan/twinsan/server/iscsi"
+	"github.com/twinsan/twinsan/server/scsi"
+)
+
+// Options are how Open runs a node, besides its file.
+type Options struct {
+	Logger *slog.Logger
+	// Witness refuses to run a node that joined with another role.
+	Witness bool
+}
+
+// Peers asks other nodes; declared here because a node uses it, implemented by
+// the API's client. Calls end with ctx and fail at once where nobody listens.
+type Peers interface {
+	// Report returns what only that node knows.
+	Report(ctx context.Context, node replication.NodeID, address string) (*Report, error)
+	// CheckVolume compares the replicas of a volume that the node owns.
+	CheckVolume(ctx context.Context, node replication.NodeID, address, volume string) ([]Digest, bool, error)
+}
+
+// Node is one running node of a cluster.
+//
+//	Open -> starting -(quorum, first state applied, portals open)-> ready -> Close
+type Node struct {
+	config  *Config
+	log     *slog.Logger
+	id      cluster.Identity
+	started time.Time
+
+	devices *deviceSet
+	store   *lsfs.Store // nil on a witness
+	cluster *cluster.Cluster
+	journal *journal
+	freed   *freer
+	metrics *metricsServer
+	peers   atomic.Pointer[Peers]
+	serving atomic.Pointer[serving] // set once by the first state
+	ready   atomic.Bool             // portals are open
+	failed  chan error
+	opened  chan struct{} // closed when Open has filled the fields above
+
+	mu      sync.Mutex // see doc.go
+	closing bool
+	exports map[uint16]*export // by LUN
+}
+
+// serving are the parts that a data node makes when it has a quorum.
+type serving struct {
+	replication *replication.Node
+	scsi        *scsi.Server
+	target      *iscsi.Target
+}
+
+// Open starts the node whose identity lies in the data directory. It returns
+// when the node is a listening member of its cluster; the volumes follow as soon
+// as there is a quorum (Ready). On error nothing is left running.
+func Open(ctx context.Context, c *Config, o Options) (_ *Node, err error) {
+	n := &Node{config: c, log: o.Logger, started: time.Now().UTC(), failed: make(chan error, 1), opened: make(chan struct{}), exports: map[uint16]*export{}}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	id, err := cluster.ReadIdentity(c.DataDir)
+	if err != nil {
+		return nil, fmt.Errorf("this machine is no node yet (twinsan init, or twinsan join): %w", err)
+	}
+	n.id = *id
+	switch {
+	case id.Name != c.Name:
+		return nil, fmt.Errorf("%w: the file names node %q, %s belongs to node %q", ErrInvalid, c.Name, c.DataDir, id.Name)
+	case o.Witness && id.Role != cluster.RoleWitness:
+		return nil, fmt.Errorf("%w: node %s is no witness", ErrInvalid, id.Name)
+	case id.Role == cluster.RoleWitness && (len(c.Store.Devices) > 0 || len(c.ISCSI.Portals) > 0):
+		return nil, fmt.Errorf("%w: node %s is a witness and has neither devices nor portals", ErrInvalid, id.Name)
+	}
+	defer func() {
+		if err != nil {
+			close(n.opened)
+			n.Close()
+		}
+	}()
+	n.journal = newJournal(n.log, func(ctx context.Context, s cluster.Severity, code, text string) error {
+		select {
+		case <-n.opened:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if n.cluster == nil {
+			return ErrNotReady
+		}
+		return n.cluster.AddEvent(ctx, s, code, text)
+	})
+	if id.Role == cluster.RoleData {
+		if err := n.openStore(ctx); err != nil {
+			return nil, err
+		}
+	}
+	member := cluster.Config{
+		Dir: c.DataDir, Logger: n.log, Addresses: c.addresses(), Version: Version,
+		OnChange: n.onChange, Fatal: n.fail,
+	}
+	if id.Role == cluster.RoleData {
+		member.OnData = n.onData
+	}
+	n.mu.Lock() // the first state waits until all fields are set
+	n.cluster, err = cluster.Open(ctx, member)
+	if err == nil {
+		n.freed = newFreer(n.log, n.cluster.VolumeFreed)
+	}
+	n.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if n.metrics, err = serveMetrics(c.Metrics.Address, n); err != nil {
+		return nil, err
+	}
+	close(n.opened)
+	return n, nil
+}
+
+func (n *Node) openStore(ctx context.Context) error {
+	config, err := n.config.store()
+	if err != nil {
+		return err
+	}
+	n.devices = &deviceSet{}
+	config.OpenDevice = n.devices.open
+	config.Discard = onFiles(n.config.Store.Devices)
+	config.Logger = n.log
+	config.Event = func(e lsfs.Event) {
+		level := slog.LevelWarn
+		if e.Err != nil || e.Code == "poisoned" {
+			level = slog.LevelError
+		}
+		n.journal.report(level, "store-"+e.Code, e.Text)
+	}
+	start := time.Now()
+	if n.store, err = lsfs.Open(ctx, config); err != nil {
+		return fmt.Errorf("open the store: %w", err)
+	}
+	n.log.Info("store is open", "took", time.Since(start).Round(time.Millisecond), "volumes", len(n.store.Volumes()))
+	for _, d := range n.devices.list() {
+		if !d.Direct() {
+			n.log.Warn("no direct I/O on this file system, going on with flushes", "device", d.Path())
+		}
+	}
+	return nil
+}
+
+// fail ends the node: Failed tells whoever runs it.
+func (n *Node) fail(err error) {
+	select {
+	case n.failed <- err:
+	default: // the first failure is the one that counts
+	}
+}
+
+// Failed yields the error with which the node cannot go on. The process is
+// expected to end then: the other nodes take over.
+func (n *Node) Failed() <-chan error { return n.failed }
+
+// Ready says whether the node serves.
+func (n *Node) Ready() bool { return n.ready.Load() }
+
+// SetPeers connects the node to the API's client. Before it, only this node is asked.
+func (n *Node) SetPeers(p Peers) { n.peers.Store(&p) }
+
+// APITLS is the node's end of the API: its certificate, and clients of the cluster only.
+func (n *Node) APITLS() *tls.Config { return n.cluster.ServerTLS() }
+
+// PeerTLS is this node's end of a connection to the API of another node.
+func (n *Node) PeerTLS(to replication.NodeID) *tls.Config { return n.cluster.ClientTLS(to) }
+
+// onData hands a connection of another data node to replication. One that comes
+// before replication runs is closed; the other side tries again.
+func (n *Node) onData(peer replication.NodeID, c net.Conn) {
+	if s := n.serving.Load(); s != nil {
+		s.replication.Accept(peer, c)
+		return
+	}
+	c.Close()
+}
+
+// start makes the serving parts. Needs mu, once, after the cluster is ready.
+func (n *Node) start(s *cluster.State) (*serving, error) {
+	self := n.cluster.Self()
+	key, err := n.cluster.FingerprintKey()
+	if err != nil {
+		return nil, err
+	}
+	out := &serving{}
+	out.replication = replication.NewNode(replication.Config{
+		Self: self, Incarnation: n.cluster.Incarnation(), Pool: replication.Local(n.store), Key: key,
+		Control: n.cluster, Transport: n.cluster, Logger: n.log, Event: n.journal.report, Fatal: n.fail,
+		Flush: func() {
+			if s := n.serving.Load(); s != nil {
+				s.target.Flush()
+			}
+		},
+		DropSessions: n.dropSessions,
+	})
+	out.scsi = scsi.New(scsi.Config{Backend: out.replication, NodePort: uint16(self), PortGroup: uint16(self), TargetName: n.id.Target, Logger: n.log})
+	out.target, err = iscsi.New(iscsi.Config{
+		TargetName: n.id.Target, PortGroup: uint16(self), Listen: n.config.ISCSI.Portals,
+		Device: out.scsi, Directory: directory{n}, Logger: n.log,
+	})
+	if err != nil {
+		out.scsi.Close()
+		out.replication.Close()
+		return nil, err
+	}
+	out.scsi.SetHooks(scsi.Hooks{Flush: out.target.Flush, AbortWaiting: out.target.AbortWaiting, DropSessions: out.target.DropSessions})
+	n.serving.Store(out)
+	return out, nil
+}
+
+// dropSessions closes the sessions of all initiators that see a volume, or all
+// sessions for volume 0.
+func (n *Node) dropSessions(id lsfs.VolumeID, reason string) {
+	s := n.serving.Load()
+	if s == nil {
+		return
+	}
+	state := n.cluster.State()
+	v := state.Volume(id)
+	if v == nil || v.AnyHost {
+		s.target.DropSessions("", reason)
+		return
+	}
+	for _, initiator := range initiators(state, v.Hosts) {
+		s.target.DropSessions(initiator, reason)
+	}
+}
+
+// Close stops the node in the reverse order of its start and waits for all of it.
+func (n *Node) Close() {
+	n.mu.Lock()
+	n.closing = true
+	n.mu.Unlock()
+	n.ready.Store(false)
+	if n.metrics != nil {
+		n.metrics.close()
+	}
+	if s := n.serving.Load(); s != nil {
+		s.target.Close()
+		s.scsi.Close()
+		s.replication.Close()
+	}
+	if n.freed != nil {
+		n.freed.close()
+	}
+	if n.journal != nil {
+		n.journal.close()
+	}
+	if n.cluster != nil {
+		if err := n.cluster.Close(); err != nil {
+			n.log.Error("cluster member did not close", "err", err)
+		}
+	}
+	if n.store != nil {
+		if err := n.store.Close(); err != nil {
+			n.log.Error("store did not close", "err", err)
+		}
+	}
+}

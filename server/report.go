@@ -1,0 +1,220 @@
+package server
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twinsan/twinsan/replication"
+	"github.com/twinsan/twinsan/server/cluster"
+	"github.com/twinsan/twinsan/server/scsi"
+)
+
+// chunkBytes is the unit in which replication counts resync.
+const chunkBytes = 1 << 20
+
+// Report returns what only this node knows.
+func (n *Node) Report(context.Context) (*Report, error) {
+	r := &Report{Node: n.cluster.Self(), Version: Version, Started: n.started, Ready: n.ready.Load()}
+	if n.store == nil {
+		return r, nil
+	}
+	state := n.cluster.State()
+	stats, room := n.store.Stats(), n.store.Room()
+	r.Pool = &Pool{
+		Size: bytesOf(room.Size), Live: bytesOf(room.Live), Garbage: bytesOf(room.Garbage), Free: bytesOf(room.Free), Usable: bytesOf(room.Usable),
+		Mapped: stats.MappedBlocks * 4096, Stored: bytesOf(stats.UniqueBytes),
+	}
+	for _, d := range n.devices.list() {
+		x := Device{Node: n.id.Name, Path: d.Path(), UUID: d.uuid, Size: uint64(d.Size()), State: "ok", DirectIO: d.Direct()}
+		if stats.Poisoned != nil {
+			x.State = "failed"
+		}
+		r.Devices = append(r.Devices, x)
+	}
+	parts := n.serving.Load()
+	if parts == nil {
+		return r, nil
+	}
+	for _, s := range parts.target.Sessions() {
+		if s.Discovery {
+			continue // it asks for portals and is gone; it uses no volume
+		}
+		x := Session{
+			Node: n.id.Name, Initiator: s.Initiator, ISID: s.ISID, TSIH: s.TSIH, Portal: s.Portal, Peer: s.Peer, Since: s.Since, Auth: s.Auth,
+			Digests: digests(s.HeaderDigest, s.DataDigest), Commands: s.Commands, BytesIn: s.BytesIn, BytesOut: s.BytesOut, Tasks: s.InFlight,
+		}
+		if h := state.HostOf(s.Initiator); h != nil {
+			x.Host = h.Name
+		}
+		r.Sessions = append(r.Sessions, x)
+	}
+	traffic := map[[16]byte]Traffic{}
+	for _, u := range parts.scsi.Stats() {
+		traffic[u.VolumeUUID] = unitTraffic(&u)
+	}
+	for _, v := range state.Volumes {
+		if volume := parts.replication.Volume(v.ID); volume != nil && !v.Record.Deleted {
+			x := n.volumeReport(state, v, volume.Status())
+			x.Traffic = traffic[v.UUID]
+			r.Volumes = append(r.Volumes, x)
+		}
+	}
+	return r, nil
+}
+
+func digests(header, data bool) string {
+	switch {
+	case header && data:
+		return "header, data"
+	case header:
+		return "header"
+	case data:
+		return "data"
+	}
+	return "none"
+}
+
+func bytesOf(n int64) uint64 { return uint64(max(n, 0)) }
+
+// unitTraffic sums what initiators moved through one logical unit.
+func unitTraffic(u *scsi.LUStats) (t Traffic) {
+	for class, c := range u.Classes {
+		switch scsi.OpClass(class) {
+		case scsi.ClassRead:
+			t.ReadOps += c.Good
+			t.ReadBytes += c.Bytes
+		case scsi.ClassWrite, scsi.ClassCompareAndWrite:
+			t.WriteOps += c.Good
+			t.WriteBytes += c.Bytes
+		}
+	}
+	return t
+}
+
+// volumeReport is this node's view of a volume.
+func (n *Node) volumeReport(state *cluster.State, v *cluster.Volume, s replication.Status) VolumeReport {
+	self := n.cluster.Self()
+	x := VolumeReport{ID: v.ID, Role: s.Role.String(), Epoch: s.Epoch, Owner: s.Role == replication.Active && s.Serving}
+	if c := n.store.Volume(v.ID); c != nil {
+		x.Mapped = c.MappedBlocks() * 4096
+	}
+	// Through this node initiators reach the volume when it owns it, or is in sync
+	// and has a link to the owner.
+	x.Served = x.Owner
+	for _, r := range s.Replicas {
+		if s.Role == replication.Standby && r.Node == s.Owner && s.Owner != self && r.Linked {
+			x.Served = true
+		}
+		if !x.Owner {
+			continue
+		}
+		replica := Replica{Node: state.NodeName(r.Node), State: ReplicaStale, Owner: r.Node == self}
+		switch {
+		case r.InSync:
+			replica.State = ReplicaInSync
+		case r.Syncing:
+			replica.State, replica.ResyncDone, replica.ResyncTotal = ReplicaSyncing, bytesOf(r.Done)*chunkBytes, bytesOf(r.Total)*chunkBytes
+		}
+		x.Replicas = append(x.Replicas, replica)
+	}
+	return x
+}
+
+// reportMax is how long another node may take to report. Longer is silence.
+const reportMax = 1500 * time.Millisecond
+
+// reports asks all nodes at the same time.
+func (n *Node) reports(ctx context.Context, s *cluster.State) map[replication.NodeID]reply {
+	ctx, cancel := context.WithTimeout(ctx, reportMax)
+	defer cancel()
+	var mu sync.Mutex
+	out := map[replication.NodeID]reply{}
+	var group sync.WaitGroup
+	peers := n.peers.Load()
+	for _, node := range s.Nodes {
+		group.Go(func() {
+			var r reply
+			switch {
+			case node.ID == n.cluster.Self():
+				r.report, r.err = n.Report(ctx)
+			case peers == nil || node.API == "":
+				r.err = fmt.Errorf("its API is not known")
+			default:
+				r.report, r.err = (*peers).Report(ctx, node.ID, node.API)
+			}
+			mu.Lock()
+			out[node.ID] = r
+			mu.Unlock()
+		})
+	}
+	group.Wait()
+	return out
+}
+
+// Status puts the picture of the cluster together.
+func (n *Node) Status(ctx context.Context) (*Status, error) {
+	state := n.known()
+	s := n.recorded(state)
+	merge(s, n.reports(ctx, state))
+	return s, nil
+}
+
+// known is the newest state, or before this node has met the others one with
+// itself alone, so that it can say what it waits for.
+func (n *Node) known() *cluster.State {
+	state := n.cluster.State()
+	if len(state.Nodes) > 0 {
+		return state
+	}
+	return &cluster.State{Nodes: []*cluster.Node{{ID: n.id.Node, Name: n.id.Name, Role: n.id.Role, Addresses: n.config.addresses()}}}
+}
+
+// recorded is the status as the cluster recorded it, without what nodes report.
+func (n *Node) recorded(state *cluster.State) *Status {
+	leader, voters := n.cluster.Leader(), n.cluster.Voters()
+	s := &Status{Cluster: n.id.Cluster, AnsweredBy: n.id.Name, Quorum: n.cluster.Quorum(), Voters: len(voters)}
+	if leader != 0 {
+		s.Leader = state.NodeName(leader)
+	}
+	for _, x := range state.Nodes {
+		m := Member{
+			ID: x.ID, Name: x.Name, Role: Data, Sync: x.Sync, Portals: slices.Clone(x.Portals), API: x.API, Metrics: x.Metrics,
+			Leader: x.ID == leader, Voter: slices.Contains(voters, x.ID), Incarnation: uint64(x.Incarnation), Version: x.Version, Started: x.Started,
+		}
+		if x.Role == cluster.RoleWitness {
+			m.Role = Witness
+		}
+		s.Nodes = append(s.Nodes, m)
+	}
+	for _, v := range state.Volumes {
+		s.Volumes = append(s.Volumes, volumeOf(state, v))
+	}
+	return s
+}
+
+// volumeOf is a volume as it is recorded.
+func volumeOf(state *cluster.State, v *cluster.Volume) Volume {
+	x := Volume{
+		ID: v.ID, Name: v.Name, UUID: v.UUID.String(), LUN: v.LUN, Serial: v.Serial, NAA: "naa." + hex.EncodeToString(v.NAA[:]),
+		Size: v.Record.SizeBytes, LogicalBlock: v.BlockBytes, Dedup: v.Record.Dedup, Compress: v.Record.Compress, Thin: v.Thin,
+		Hosts: slices.Clone(v.Hosts), AnyHost: v.AnyHost, Created: v.Created, Epoch: uint64(v.Record.Epoch), State: VolumeStarting,
+	}
+	if v.Record.Deleted {
+		x.State = VolumeDeleting
+	}
+	if v.Record.Owner != 0 {
+		x.Owner = state.NodeName(v.Record.Owner)
+	}
+	for _, r := range v.Record.Replicas {
+		replica := Replica{Node: state.NodeName(r.Node), State: ReplicaStale, Owner: r.Node == v.Record.Owner}
+		if v.Record.Has(r.Node) {
+			replica.State = ReplicaInSync
+		}
+		x.Replicas = append(x.Replicas, replica)
+	}
+	return x
+}
