@@ -383,6 +383,7 @@ func TestAgainstModel(t *testing.T) {
 // equal compares the copies of all in-sync replicas.
 func (b *bench) equal(owner *testNode) {
 	b.t.Helper()
+	eventually(b.t, "the owner's view", func() bool { return owner.Volume(1).Status().Epoch == b.record().Epoch })
 	res, err := owner.Volume(1).Check(b.t.Context(), nil)
 	if err != nil {
 		b.t.Fatal(err)

@@ -1,0 +1,104 @@
+# Two commands on a fresh Debian machine with Go: "make demo" and "make test".
+# Each target installs what it needs, as root or with sudo; see tests/install.sh.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X github.com/twinsan/twinsan/server.Version=$(VERSION)
+PACKAGES := ./...
+
+# Length of the long runs; "make e2e ROUNDS=5" is a shorter one.
+ROUNDS    ?= 50
+IMAGE_MIB ?= 1100
+ABSENCE   ?= 60s
+FUZZTIME  ?= 10s
+RUN       ?= .
+BENCH     ?=
+
+# Where the race detector is worth its price: whatever shares memory between goroutines.
+RACE_PACKAGES := ./cache/... ./dedup/... ./lsfs/... ./replication/... ./server/... ./api/... ./cmd/... ./tests/initiator/...
+
+.PHONY: help build demo test lint unit race fuzz e2e e2e-short conformance bench gen clean FORCE
+
+## build: the one binary, bin/twinsan
+build: bin/twinsan
+
+# Go knows best what is out of date.
+bin/twinsan: FORCE
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/twinsan
+
+# The same with costly checks of invariants, for tests.
+bin/twinsan-checked: FORCE
+	CGO_ENABLED=0 $(GO) build -tags invariants -o $@ ./cmd/twinsan
+
+## demo: two nodes and a witness on this machine, and a tour; EXIT=1 ends it
+demo:
+	tests/install.sh demo
+	$(MAKE) --no-print-directory bin/twinsan
+	tests/demo.sh $(if $(EXIT),exit,stay)
+
+## test: everything that must hold before a change goes in
+test:
+	tests/install.sh e2e
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory race
+	$(MAKE) --no-print-directory e2e-short
+
+## lint: gofmt, go vet, staticcheck, allowed imports; warnings are errors
+lint:
+	$(GO) mod download
+	@bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); if [ -n "$$bad" ]; then echo "not formatted (gofmt -w):"; echo "$$bad"; exit 1; fi
+	$(GO) vet -tags invariants,e2e $(PACKAGES)
+	$(GO) tool staticcheck -tags invariants,e2e $(PACKAGES)
+	$(GO) test ./tests/edges
+
+## unit: all tests of packages, with invariants checked
+unit:
+	$(GO) test -tags invariants -timeout 10m $(PACKAGES)
+
+## race: the same under the race detector, where goroutines share memory
+race:
+	tests/install.sh race
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $(RACE_PACKAGES)
+
+## fuzz: every fuzz target for FUZZTIME
+fuzz:
+	tests/fuzz.sh $(FUZZTIME)
+
+# Tests end by themselves; the limit is for those that do not.
+e2e-short: bin/twinsan-checked
+	tests/e2e.sh 20m -bin $(CURDIR)/bin/twinsan-checked -test.run '$(RUN)'
+
+## e2e: real processes, kills, full devices, at full length (about an hour); RUN= chooses tests
+e2e:
+	tests/install.sh e2e
+	$(MAKE) --no-print-directory bin/twinsan
+	tests/e2e.sh 4h -bin $(CURDIR)/bin/twinsan -test.run '$(RUN)' -rounds $(ROUNDS) -image-mib $(IMAGE_MIB) -absence $(ABSENCE) -conformance .
+
+## conformance: all of libiscsi's conformance suite
+conformance:
+	tests/install.sh e2e
+	$(MAKE) --no-print-directory bin/twinsan
+	tests/e2e.sh 1h -bin $(CURDIR)/bin/twinsan -test.run '^TestConformance$$' -conformance .
+
+## bench: a table beside tgt, saved below bin/bench; BENCH= are flags of tests/bench
+bench:
+	tests/install.sh bench
+	$(MAKE) --no-print-directory bin/twinsan
+	$(GO) run ./tests/bench $(BENCH)
+
+## gen: generated code
+gen:
+	$(GO) generate ./...
+	$(GO) run ./api/gen
+
+## clean: what was built, and clusters that failed tests kept
+clean:
+	tests/clean.sh
+
+help:
+	@sed -n 's/^## //p' Makefile

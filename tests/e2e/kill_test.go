@@ -1,0 +1,109 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/twinsan/twinsan/tests/lab"
+)
+
+// pauseMax is the longest time without a completion that a kill may cause.
+const pauseMax = 3 * time.Second
+
+// freezeMax is the same for a node that hangs: nobody refuses connections for
+// it, so its lease has to run out.
+const freezeMax = 10 * time.Second
+
+// TestKillOwner kills the node that orders the volume's writes while they are verified.
+func TestKillOwner(t *testing.T) {
+	kill(t, pauseMax, func(r *rig, v *lab.Volume, load *verified) {
+		r.demo("kill", v.Owner)
+		load.progress(300, 30*time.Second) // it goes on without the node
+		r.demo("start", v.Owner)
+	})
+}
+
+// TestKillReplica kills the node that mirrors the volume.
+func TestKillReplica(t *testing.T) {
+	kill(t, pauseMax, func(r *rig, v *lab.Volume, load *verified) {
+		other := v.Other()
+		r.demo("kill", other)
+		load.progress(300, 30*time.Second)
+		r.demo("start", other)
+	})
+}
+
+// TestKillBoth kills both nodes at once, as a power failure of the site does.
+// The pause lasts until they are up again, so it has no limit here but the test's.
+func TestKillBoth(t *testing.T) {
+	kill(t, 0, func(r *rig, v *lab.Volume, load *verified) {
+		for _, n := range r.c.Nodes {
+			if err := syscall.Kill(n.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				r.Fatal(err)
+			}
+		}
+		for _, n := range r.c.Nodes {
+			r.must(lab.Until(r.ctx, 10*time.Second, func() error { return gone(n.PID) }), "end of node %s", n.Name)
+		}
+		first, second := v.Owner, v.Other()
+		if r.rand.IntN(2) == 0 {
+			first, second = second, first
+		}
+		r.demo("start", first)
+		r.demo("start", second)
+		load.progress(300, time.Minute)
+	})
+}
+
+// TestFreezeOwner stops the owner in the middle of its work, lets the other node
+// take over, and wakes it: what it still had in its sockets must not do harm.
+func TestFreezeOwner(t *testing.T) {
+	kill(t, freezeMax, func(r *rig, v *lab.Volume, load *verified) {
+		r.demo("pause", v.Owner)
+		load.progress(300, 30*time.Second)
+		r.demo("resume", v.Owner)
+		load.progress(300, 30*time.Second)
+	})
+}
+
+// gone returns nil when no process has the number; zombies count as gone.
+func gone(pid int) error {
+	state, err := processState(pid)
+	if errors.Is(err, os.ErrNotExist) || state == "Z" || state == "X" {
+		return nil
+	}
+	return errors.New("it still runs")
+}
+
+func kill(t *testing.T, limit time.Duration, hurt func(*rig, *lab.Volume, *verified)) {
+	scenario(t)
+	r := up(t, lab.Options{DeviceSize: "4G", Volumes: []string{"demo:512M"}})
+	longest, total := time.Duration(0), int64(0)
+	for round := 1; round <= *rounds; round++ {
+		start := time.Now()
+		load := r.verify(r.both(r.volume("demo").LUN), 0, 128*mib, "--failover", "--io-timeout", "20")
+		// The blow falls at another moment each time.
+		load.progress(100+r.rand.Int64N(3000), 30*time.Second)
+		v := r.volume("demo")
+		hurt(r, v, load)
+		// Both replicas are back while I/O goes on.
+		r.must(r.c.WaitHealthy(r.ctx, 2*time.Minute), "round %d: recovery", round)
+		load.progress(100, 30*time.Second)
+		result := load.stop()
+		pause := time.Duration(result.Failover.MaxGapMS * float64(time.Millisecond))
+		longest, total = max(longest, pause), total+load.acked()
+		if limit != 0 && pause > limit {
+			r.Errorf("round %d (owner %s): the initiator waited %.2f s, allowed are %s", round, v.Owner, pause.Seconds(), limit)
+		}
+		r.must(r.c.CheckEqual(r.ctx, "demo"), "round %d: volume check", round)
+		// Half of the rounds read back through each node.
+		load.check(r.c.URL([]string{"a", "b"}[round%2], v.LUN))
+		r.Logf("round %d: owner %s, pause %.2f s, %d writes, %.1f s", round, v.Owner, pause.Seconds(), load.acked(), time.Since(start).Seconds())
+	}
+	r.Logf("%d rounds, %d acknowledged writes, 0 lost, 0 stale, 0 corrupt, longest pause %.2f s", *rounds, total, longest.Seconds())
+}

@@ -1,0 +1,900 @@
+package initiator_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/twinsan/twinsan/server/iscsi"
+	"github.com/twinsan/twinsan/server/scsi"
+	"github.com/twinsan/twinsan/server/scsi/memlu"
+	"github.com/twinsan/twinsan/tests/initiator"
+)
+
+const (
+	targetName = "iqn.2026-01.example:san"
+	hostName   = "iqn.2026-01.example:host"
+	size       = 64 << 20
+)
+
+// rig is the real target over a volume in memory.
+type rig struct {
+	lu     *memlu.LU
+	target *iscsi.Target
+	addr   string
+	access map[string]iscsi.Access
+}
+
+func (r *rig) Access(name string) (iscsi.Access, bool) {
+	a, ok := r.access[name]
+	return a, ok
+}
+func (r *rig) Discovery(name string) (iscsi.Access, bool) { return r.Access(name) }
+func (r *rig) Portals(string) []iscsi.Portal {
+	return []iscsi.Portal{{Addr: "192.0.2.1:3260", Group: 1}, {Addr: "[2001:db8::1]:3260", Group: 2}}
+}
+func (r *rig) Redirect(string) (string, bool) { return "", false }
+
+// newRig starts a target. async completes commands on another goroutine.
+func newRig(t testing.TB, async bool, limits iscsi.Limits) *rig {
+	t.Helper()
+	r := &rig{lu: memlu.New(size), access: map[string]iscsi.Access{hostName: {}, hostName + "2": {}}}
+	device := scsi.New(scsi.Config{Backend: r.lu, NodePort: 1, PortGroup: 1, TargetName: targetName, Logger: slog.New(slog.DiscardHandler)})
+	target, err := iscsi.New(iscsi.Config{
+		TargetName: targetName, PortGroup: 1, Listen: []string{"127.0.0.1:0"},
+		Device: device, Directory: r, Limits: limits, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	device.SetHooks(scsi.Hooks{Flush: target.Flush, AbortWaiting: target.AbortWaiting, DropSessions: target.DropSessions})
+	device.SetAccess(0, true, nil)
+	if err := device.SetLU(scsi.LUConfig{LUN: 0, VolumeUUID: [16]byte{1}, Name: "v", Serial: "serial0001",
+		NAA: []byte{0x3f, 1, 2, 3, 4, 5, 6, 7}, Thin: true, Volume: r.lu}); err != nil {
+		t.Fatal(err)
+	}
+	if async {
+		r.lu.StartAsync(target.Flush)
+	}
+	if err := target.Start(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	r.target = target
+	r.addr = target.Addrs()[0].String()
+	t.Cleanup(func() {
+		target.Close()
+		device.Close()
+		r.lu.Close()
+	})
+	return r
+}
+
+func (r *rig) config() initiator.Config {
+	return initiator.Config{Addr: r.addr, InitiatorName: hostName, TargetName: targetName, ISID: [6]byte{0x80, 0, 0, 0, 0, 1}, CmdSN: 1}
+}
+
+// wait bounds a test that hangs; it decides nothing.
+func wait(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// dial logs in and takes the unit attention that a new nexus gets.
+func dial(t testing.TB, cfg initiator.Config) *initiator.Conn {
+	t.Helper()
+	c, err := initiator.Dial(wait(t), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if r := do(t, c, &initiator.Command{CDB: initiator.TestUnitReady()}); sense(r) != "06/29/00" {
+		t.Fatalf("first command of a nexus: %v", r)
+	}
+	return c
+}
+
+func do(t testing.TB, c *initiator.Conn, cmd *initiator.Command) *initiator.Result {
+	t.Helper()
+	r, err := c.Do(wait(t), cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func sense(r *initiator.Result) string {
+	key, asc, ascq := r.SenseKey()
+	return fmt.Sprintf("%02x/%02x/%02x", key, asc, ascq)
+}
+
+func fill(n int, seed uint64) []byte {
+	b := make([]byte, n)
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	rand.NewChaCha8(key).Read(b)
+	return b
+}
+
+// mustWork writes and reads back on a connection, as proof that it is well.
+func mustWork(t testing.TB, c *initiator.Conn) {
+	t.Helper()
+	want, got := fill(4096, 77), make([]byte, 4096)
+	for _, cmd := range []*initiator.Command{{CDB: initiator.Write16(100000, 8), Out: want}, {CDB: initiator.Read16(100000, 8), In: got}} {
+		if r := do(t, c, cmd); !r.OK() {
+			t.Fatalf("%v", r)
+		}
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatal("read differs from what was written")
+	}
+}
+
+// TestDataTransfer (RFC 7143 sections 13.1, 13.10 to 13.14, 13.17): for every
+// shape of data transfer that a login can agree on, a shadow of the disk and the
+// disk stay the same under writes and reads of all sizes, many at once.
+func TestDataTransfer(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		keys []initiator.Key
+	}{
+		{"plain", nil},
+		{"digests", []initiator.Key{{Name: "HeaderDigest", Value: "CRC32C"}, {Name: "DataDigest", Value: "CRC32C"}}},
+		{"initial R2T", []initiator.Key{{Name: "InitialR2T", Value: "Yes"}}},
+		{"no immediate data", []initiator.Key{{Name: "ImmediateData", Value: "No"}}},
+		{"nothing unsolicited", []initiator.Key{{Name: "ImmediateData", Value: "No"}, {Name: "InitialR2T", Value: "Yes"}}},
+		{"small", []initiator.Key{{Name: "MaxRecvDataSegmentLength", Value: "512"}, {Name: "MaxBurstLength", Value: "1536"}, {Name: "FirstBurstLength", Value: "1024"}, {Name: "MaxOutstandingR2T", Value: "1"}}},
+		{"small with digests", []initiator.Key{{Name: "HeaderDigest", Value: "CRC32C"}, {Name: "DataDigest", Value: "CRC32C"}, {Name: "MaxRecvDataSegmentLength", Value: "1000"}, {Name: "MaxBurstLength", Value: "10000"}, {Name: "FirstBurstLength", Value: "3000"}}},
+	} {
+		for _, async := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/async=%t", c.name, async), func(t *testing.T) {
+				r := newRig(t, async, iscsi.Limits{})
+				cfg := r.config()
+				cfg.Keys = initiator.WithKeys(c.keys...)
+				conn := dial(t, cfg)
+				const blocks = 4096
+				shadow := make([]byte, blocks*512)
+				rng := rand.New(rand.NewPCG(1, 2))
+				for round := range 12 {
+					// Writes that do not overlap, all under way together, then reads of everything.
+					var tasks []*initiator.Task
+					for at := 0; at < blocks; {
+						n := min(1+rng.IntN(1<<rng.IntN(11)), blocks-at)
+						data := fill(n*512, rng.Uint64())
+						copy(shadow[at*512:], data)
+						cmd := &initiator.Command{CDB: initiator.Write16(uint64(at), uint32(n)), Out: data,
+							NoImmData: rng.IntN(4) == 0, NoUnsolic: rng.IntN(4) == 0}
+						if rng.IntN(3) == 0 {
+							cmd.PDUDataMax = 512 * (1 + rng.IntN(8))
+						}
+						task, err := conn.Start(wait(t), cmd)
+						if err != nil {
+							t.Fatal(err)
+						}
+						tasks = append(tasks, task)
+						at += n
+					}
+					finish(t, tasks)
+					got := make([]byte, len(shadow))
+					tasks = nil
+					for at := 0; at < blocks; {
+						n := min(1+rng.IntN(1<<rng.IntN(12)), blocks-at)
+						task, err := conn.Start(wait(t), &initiator.Command{CDB: initiator.Read16(uint64(at), uint32(n)), In: got[at*512 : (at+n)*512]})
+						if err != nil {
+							t.Fatal(err)
+						}
+						tasks = append(tasks, task)
+						at += n
+					}
+					finish(t, tasks)
+					if !bytes.Equal(got, shadow) {
+						t.Fatalf("round %d: the disk differs from what was written", round)
+					}
+				}
+				if n, err := conn.Logout(wait(t), 0); n != 0 || err != nil {
+					t.Errorf("logout: %d, %v", n, err)
+				}
+				if err := conn.Done(wait(t)); err != io.EOF {
+					t.Errorf("after the logout: %v", err)
+				}
+			})
+		}
+	}
+}
+
+func finish(t testing.TB, tasks []*initiator.Task) {
+	t.Helper()
+	ctx := wait(t)
+	for _, task := range tasks {
+		if r, err := task.Wait(ctx); err != nil || !r.OK() {
+			t.Fatalf("%v, %v", r, err)
+		}
+	}
+}
+
+// TestResiduals (RFC 7143 section 11.4.5.1): the expected length against the one
+// of the CDB.
+func TestResiduals(t *testing.T) {
+	for _, async := range []bool{false, true} {
+		conn := dial(t, newRig(t, async, iscsi.Limits{}).config())
+		content := fill(16*512, 3)
+		do(t, conn, &initiator.Command{CDB: initiator.Write16(0, 16), Out: content})
+		for _, c := range []struct {
+			expected, blocks int
+			over, under      bool
+			residual         uint32
+		}{
+			{8 * 512, 8, false, false, 0}, {16 * 512, 8, false, true, 8 * 512}, {4 * 512, 8, true, false, 4 * 512}, {512, 0, false, true, 512},
+		} {
+			in := make([]byte, c.expected)
+			r := do(t, conn, &initiator.Command{CDB: initiator.Read16(0, uint32(c.blocks)), In: in})
+			n := min(c.expected, c.blocks*512)
+			if !r.OK() || r.Overflow != c.over || r.Underflow != c.under || r.Residual != c.residual || !bytes.Equal(in[:n], content[:n]) {
+				t.Errorf("read of %d blocks into %d bytes: %v", c.blocks, c.expected, r)
+			}
+		}
+		// More data than the command takes, and less.
+		r := do(t, conn, &initiator.Command{CDB: initiator.Write16(64, 2), Out: fill(4*512, 4)})
+		if !r.OK() || !r.Underflow || r.Residual != 2*512 {
+			t.Errorf("write of 2 blocks with the data of 4: %v", r)
+		}
+		r = do(t, conn, &initiator.Command{CDB: initiator.Write16(64, 4), Out: fill(2*512, 5)})
+		if !r.OK() || !r.Overflow || r.Residual != 2*512 {
+			t.Errorf("write of 4 blocks with the data of 2: %v", r)
+		}
+		in := make([]byte, 4*512)
+		do(t, conn, &initiator.Command{CDB: initiator.Read16(64, 4), In: in})
+		if want := append(fill(2*512, 5), make([]byte, 2*512)...); !bytes.Equal(in, want) {
+			t.Error("more or less was written than the shorter of both lengths")
+		}
+		mustWork(t, conn)
+	}
+}
+
+// TestLoginStatus (RFC 7143 section 11.13.5): what is wrong with a login is said
+// by the right status, and the connection closed.
+func TestLoginStatus(t *testing.T) {
+	r := newRig(t, false, iscsi.Limits{})
+	r.access["iqn.2026-01.example:chap"] = iscsi.Access{User: "user", Secret: "secret of the user", MutualUser: "san", MutualSecret: "secret of the san"}
+	keys := func(pairs ...string) []initiator.Key {
+		var k []initiator.Key
+		for i := 0; i < len(pairs); i += 2 {
+			k = append(k, initiator.Key{Name: pairs[i], Value: pairs[i+1]})
+		}
+		return k
+	}
+	good := keys("InitiatorName", hostName, "TargetName", targetName, "SessionType", "Normal", "AuthMethod", "None")
+	for _, c := range []struct {
+		name   string
+		keys   []initiator.Key
+		change func(*initiator.PDU)
+		status uint16
+	}{
+		{"no initiator name", good[1:], nil, 0x0207},
+		{"no target name", keys("InitiatorName", hostName, "AuthMethod", "None"), nil, 0x0207},
+		{"another target", keys("InitiatorName", hostName, "TargetName", targetName+"2", "AuthMethod", "None"), nil, 0x0203},
+		{"session type", keys("InitiatorName", hostName, "TargetName", targetName, "SessionType", "Odd"), nil, 0x0209},
+		{"unknown initiator", keys("InitiatorName", "iqn.2026-01.example:nobody", "TargetName", targetName, "AuthMethod", "None"), nil, 0x0202},
+		{"CHAP not offered", keys("InitiatorName", "iqn.2026-01.example:chap", "TargetName", targetName, "AuthMethod", "None"), nil, 0x0201},
+		{"version", good, func(p *initiator.PDU) { p.BHS[2], p.BHS[3] = 2, 1 }, 0x0205},
+		{"key twice", append(good[:len(good):len(good)], good[0]), nil, 0x0200},
+		{"no end of text", good, func(p *initiator.PDU) { p.Data = p.Data[:len(p.Data)-1] }, 0x0200},
+		{"no equals sign", good, func(p *initiator.PDU) { p.Data = append(p.Data, "junk\x00"...) }, 0x0200},
+		{"stage 2", good, func(p *initiator.PDU) { p.BHS[1] = 0x80 | 2<<2 | 3 }, 0x0200},
+		{"next stage 2", good, func(p *initiator.PDU) { p.BHS[1] = 0x80 | 2 }, 0x0200},
+		{"next stage behind", good, func(p *initiator.PDU) { p.BHS[1] = 0x80 | 1<<2 }, 0x0200},
+		{"T and C", good, func(p *initiator.PDU) { p.BHS[1] |= 0x40 }, 0x0200},
+		{"long key name", append(good[:len(good):len(good)], initiator.Key{Name: string(bytes.Repeat([]byte("k"), 64)), Value: "v"}), nil, 0x0200},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn, err := initiator.Open(wait(t), r.config())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			p := conn.LoginRequest(0, 1, true, c.keys)
+			if c.change != nil {
+				c.change(p)
+			}
+			a, err := conn.Exchange(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := a.U16(36); a.Opcode() != initiator.OpLoginResponse || got != c.status {
+				t.Errorf("%v with status %04x, want %04x", a, got, c.status)
+			}
+			if _, err := conn.Exchange(&initiator.PDU{Drop: true}); err == nil {
+				t.Error("the connection stays open")
+			}
+		})
+	}
+	cfg := r.config()
+	cfg.TSIH = 0x7777 // said no later than at the end of the login
+	var refused *initiator.LoginError
+	if _, err := initiator.Dial(wait(t), cfg); !errors.As(err, &refused) || refused.Class != 2 || refused.Detail != 0x0a {
+		t.Errorf("unknown TSIH: %v, want 020a", err)
+	}
+	mustWork(t, dial(t, r.config()))
+}
+
+// TestCHAP (RFC 7143 sections 12.1.3 and 9.2.1).
+func TestCHAP(t *testing.T) {
+	r := newRig(t, false, iscsi.Limits{FailedLoginDelay: time.Millisecond})
+	const name = "iqn.2026-01.example:chap"
+	r.access[name] = iscsi.Access{User: "user", Secret: "secret of the user", MutualUser: "san", MutualSecret: "secret of the san"}
+	good := initiator.CHAP{Name: "user", Secret: "secret of the user", MutualName: "san", MutualSecret: "secret of the san"}
+	for _, c := range []struct {
+		name   string
+		change func(*initiator.CHAP)
+		ok     bool
+	}{
+		{"mutual", func(*initiator.CHAP) {}, true},
+		{"one way", func(c *initiator.CHAP) { c.MutualSecret = "" }, true},
+		{"MD5", func(c *initiator.CHAP) { c.Algorithms = []int{initiator.CHAPMD5} }, true},
+		{"SHA-256 after what is unknown", func(c *initiator.CHAP) { c.Algorithms = []int{99, initiator.CHAPSHA256} }, true},
+		{"base64", func(c *initiator.CHAP) { c.Base64 = true }, true},
+		{"no common algorithm", func(c *initiator.CHAP) { c.Algorithms = []int{56} }, false},
+		{"wrong secret", func(c *initiator.CHAP) { c.Secret = "secret of the use" }, false},
+		{"wrong name", func(c *initiator.CHAP) { c.Name = "use" }, false},
+		{"empty response", func(c *initiator.CHAP) { c.Response = []byte{} }, false},
+		{"short response", func(c *initiator.CHAP) { c.Response = make([]byte, 15) }, false},
+		{"long response", func(c *initiator.CHAP) { c.Response = make([]byte, 64) }, false},
+		{"reflected challenge", func(c *initiator.CHAP) { c.Reflect = true }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := r.config()
+			cfg.InitiatorName = name
+			chap := good
+			c.change(&chap)
+			cfg.CHAP = &chap
+			conn, err := initiator.Dial(wait(t), cfg)
+			if conn != nil {
+				conn.Close()
+			}
+			var refused *initiator.LoginError
+			if c.ok && err != nil || !c.ok && (!errors.As(err, &refused) || refused.Class != 2 || refused.Detail != 1) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// TestSendTargets (RFC 7143 appendix C).
+func TestSendTargets(t *testing.T) {
+	r := newRig(t, false, iscsi.Limits{})
+	cfg := r.config()
+	cfg.TargetName = ""
+	conn, err := initiator.Dial(wait(t), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, what := range []string{"All", targetName} {
+		got, err := conn.SendTargets(wait(t), what)
+		want := "map[" + targetName + ":[192.0.2.1:3260,1 [2001:db8::1]:3260,2]]"
+		if err != nil || fmt.Sprint(got) != want {
+			t.Errorf("SendTargets=%s: %v, %v, want %s", what, got, err, want)
+		}
+	}
+	if got, err := conn.SendTargets(wait(t), targetName+"2"); err != nil || len(got) != 0 {
+		t.Errorf("an unknown target: %v, %v", got, err)
+	}
+}
+
+// TestCommandNumbering (RFC 7143 section 4.2.2.1): what is outside of the window,
+// or comes twice, is dropped without a word and without an effect.
+func TestCommandNumbering(t *testing.T) {
+	r := newRig(t, false, iscsi.Limits{})
+	conn := dial(t, r.config())
+	mustWork(t, conn)
+	writes := r.lu.Count(scsi.OpWrite)
+	exp, most, _ := conn.Window()
+	for _, sn := range []uint32{exp - 1, exp - 100, most + 1, most + 1000, exp + 1<<31} {
+		p := initiator.NewPDU(initiator.OpCommand, 0x7000)
+		p.BHS[1] |= 0x20
+		p.Put32(20, 512)
+		p.Put32(24, sn)
+		copy(p.BHS[32:], initiator.Write16(0, 1))
+		p.Data = make([]byte, 512)
+		if err := conn.Send(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustWork(t, conn)
+	if got := r.lu.Count(scsi.OpWrite); got != writes+1 {
+		t.Errorf("%d writes instead of one", got-writes)
+	}
+}
+
+// TestGapInCommandNumbers: commands that arrive out of order run in order.
+func TestGapInCommandNumbers(t *testing.T) {
+	r := newRig(t, false, iscsi.Limits{})
+	cfg := r.config()
+	var held *initiator.PDU
+	hold := false
+	cfg.Outgoing = func(p *initiator.PDU) {
+		if hold && p.Opcode() == initiator.OpCommand && held == nil {
+			q := *p
+			held = &q
+			p.Drop = true
+		}
+	}
+	conn := dial(t, cfg)
+	hold = true
+	first, err := conn.Start(wait(t), &initiator.Command{CDB: initiator.Write16(0, 1), Out: fill(512, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := conn.Start(wait(t), &initiator.Command{CDB: initiator.Write16(0, 1), Out: fill(512, 2)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Ping(wait(t), nil, true); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-second.Done():
+		t.Error("a command overtook a missing one")
+	default:
+	}
+	hold = false
+	if err := conn.Send(held); err != nil {
+		t.Fatal(err)
+	}
+	finish(t, []*initiator.Task{first, second})
+	got := make([]byte, 512)
+	do(t, conn, &initiator.Command{CDB: initiator.Read16(0, 1), In: got})
+	if !bytes.Equal(got, fill(512, 2)) {
+		t.Error("the commands ran in the order of their arrival")
+	}
+}
+
+// TestDigestErrors (RFC 7143 sections 7.8 and 11.17.1): damaged data are written
+// nowhere, and a damaged header ends the connection.
+func TestDigestErrors(t *testing.T) {
+	digests := initiator.WithKeys(initiator.Key{Name: "HeaderDigest", Value: "CRC32C"}, initiator.Key{Name: "DataDigest", Value: "CRC32C"})
+	for _, c := range []struct {
+		name   string
+		opcode byte
+		header bool
+	}{
+		{"data of a command", initiator.OpCommand, false}, {"data of Data-Out", initiator.OpDataOut, false},
+		{"header of a command", initiator.OpCommand, true}, {"header of Data-Out", initiator.OpDataOut, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, false, iscsi.Limits{})
+			other := r.config()
+			other.InitiatorName = hostName + "2"
+			bystander := dial(t, other)
+			cfg := r.config()
+			cfg.Keys = digests
+			damage := false
+			cfg.Outgoing = func(p *initiator.PDU) {
+				if damage && p.Opcode() == c.opcode {
+					p.BadHeaderDigest, p.BadDataDigest = c.header, !c.header
+					damage = false
+				}
+			}
+			conn := dial(t, cfg)
+			before := fill(64<<10, 1)
+			do(t, conn, &initiator.Command{CDB: initiator.Write16(0, 128), Out: before})
+			writes := r.lu.Count(scsi.OpWrite)
+			damage = true
+			res, err := conn.Do(wait(t), &initiator.Command{CDB: initiator.Write16(0, 128), Out: fill(64<<10, 2), PDUDataMax: 16 << 10})
+			if c.header {
+				if err == nil {
+					t.Fatalf("write under a damaged header: %v", res)
+				}
+			} else {
+				if err != nil || sense(res) != "0b/47/05" {
+					t.Fatalf("write with damaged data: %v, %v", res, err)
+				}
+				if ev, err := conn.Event(wait(t)); err != nil || ev.Opcode() != initiator.OpReject || ev.BHS[2] != 2 {
+					t.Errorf("event %v, %v, want Reject 02", ev, err)
+				}
+				mustWork(t, conn)
+				writes++ // that one
+			}
+			if got := r.lu.Count(scsi.OpWrite); got != writes {
+				t.Errorf("%d writes of damaged data", got-writes)
+			}
+			got := make([]byte, 64<<10)
+			do(t, bystander, &initiator.Command{CDB: initiator.Read16(0, 128), In: got})
+			if !bytes.Equal(got, before) {
+				t.Error("damaged data were written")
+			}
+		})
+	}
+}
+
+// TestBrokenPDUs (RFC 7143 section 7): what cannot be followed ends its own
+// connection, writes nothing, and hurts no other.
+func TestBrokenPDUs(t *testing.T) {
+	first := func(opcode byte, change func(*initiator.PDU)) func(*initiator.PDU) {
+		done := false
+		return func(p *initiator.PDU) {
+			if p.Opcode() == opcode && !done {
+				done = true
+				change(p)
+			}
+		}
+	}
+	dataOut := func(change func(*initiator.PDU)) func(*initiator.PDU) { return first(initiator.OpDataOut, change) }
+	for name, change := range map[string]func(*initiator.PDU){
+		"Data-Out offset":    dataOut(func(p *initiator.PDU) { p.Put32(40, p.U32(40)+512) }),
+		"Data-Out beyond":    dataOut(func(p *initiator.PDU) { p.Put32(40, 0xfffffe00) }),
+		"Data-Out DataSN":    dataOut(func(p *initiator.PDU) { p.Put32(36, 7) }),
+		"Data-Out tag":       dataOut(func(p *initiator.PDU) { p.Put32(20, p.U32(20)+1) }),
+		"Data-Out too early": dataOut(func(p *initiator.PDU) { p.BHS[1] ^= 0x80 }),
+		"Data-Out too long":  dataOut(func(p *initiator.PDU) { p.Data = append(p.Data[:len(p.Data):len(p.Data)], make([]byte, 4096)...) }),
+		"length":             dataOut(func(p *initiator.PDU) { p.BHS[5], p.BHS[6], p.BHS[7], p.RawLengths = 0xff, 0xff, 0xff, true }),
+		"opcode":             dataOut(func(p *initiator.PDU) { p.BHS[0] = 0x1f }),
+		"target's opcode":    dataOut(func(p *initiator.PDU) { p.BHS[0] = initiator.OpDataIn }),
+		"second login":       dataOut(func(p *initiator.PDU) { *p = *initiator.NewPDU(initiator.OpLogin|initiator.Immediate, 1) }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, true, iscsi.Limits{})
+			other := r.config()
+			other.InitiatorName = hostName + "2"
+			bystander := dial(t, other)
+			cfg := r.config()
+			cfg.Keys = initiator.WithKeys(initiator.Key{Name: "InitialR2T", Value: "Yes"}, initiator.Key{Name: "ImmediateData", Value: "No"})
+			cfg.Outgoing = change
+			conn := dial(t, cfg)
+			res, err := conn.Do(wait(t), &initiator.Command{CDB: initiator.Write16(0, 64), Out: fill(32<<10, 2), PDUDataMax: 8 << 10})
+			if err == nil {
+				t.Errorf("the write ended with %v", res)
+			}
+			if err := conn.Done(wait(t)); errors.Is(err, context.DeadlineExceeded) {
+				t.Error("the connection stays open")
+			} else if v := (*initiator.Violation)(nil); errors.As(err, &v) {
+				t.Error(err)
+			}
+			mustWork(t, bystander)
+			got := make([]byte, 32<<10)
+			do(t, bystander, &initiator.Command{CDB: initiator.Read16(0, 64), In: got})
+			if !bytes.Equal(got, make([]byte, len(got))) {
+				t.Error("something was written")
+			}
+		})
+	}
+}
+
+// TestUnsolicitedData (RFC 7143 sections 4.2.4 and 11.4.7.2): too much or too
+// little of it ends the task and nothing else.
+func TestUnsolicitedData(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*initiator.PDU)
+		want   string
+	}{
+		{"too much immediate data", func(p *initiator.PDU) {
+			if p.Opcode() == initiator.OpCommand {
+				p.Data = append(p.Data[:len(p.Data):len(p.Data)], make([]byte, 4096)...)
+			}
+		}, "0b/0c/0c"},
+		{"too much in Data-Out", func(p *initiator.PDU) {
+			if p.Opcode() == initiator.OpDataOut && p.Final() {
+				p.Data = append(p.Data[:len(p.Data):len(p.Data)], make([]byte, 4096)...)
+			}
+		}, "0b/0c/0c"},
+		{"too little", func(p *initiator.PDU) {
+			if p.Opcode() == initiator.OpDataOut {
+				p.Drop = p.U32(36) > 0
+				p.BHS[1] |= 0x80
+			}
+		}, "0b/0c/0d"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, true, iscsi.Limits{})
+			cfg := r.config()
+			cfg.Keys = initiator.WithKeys(initiator.Key{Name: "FirstBurstLength", Value: "8192"})
+			armed := false
+			cfg.Outgoing = func(p *initiator.PDU) {
+				if armed {
+					c.change(p)
+				}
+			}
+			conn := dial(t, cfg)
+			armed = true
+			cmd := &initiator.Command{CDB: initiator.Write16(0, 64), Out: fill(32<<10, 1), PDUDataMax: 2048}
+			if c.name == "too much immediate data" {
+				cmd.PDUDataMax = 0
+			}
+			res := do(t, conn, cmd)
+			armed = false
+			if sense(res) != c.want {
+				t.Errorf("%v, want %s", res, c.want)
+			}
+			if n := r.lu.Count(scsi.OpWrite); n != 0 {
+				t.Errorf("%d writes", n)
+			}
+			mustWork(t, conn)
+		})
+	}
+}
+
+// TestAbortTask (RFC 7143 section 11.5.1, SAM-5): no status and no effect of a
+// task comes after the response that says that it was aborted.
+func TestAbortTask(t *testing.T) {
+	r := newRig(t, true, iscsi.Limits{})
+	conn := dial(t, r.config())
+	r.lu.Hold()
+	task, err := conn.Start(wait(t), &initiator.Command{CDB: initiator.Write16(0, 1), Out: fill(512, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan byte, 1)
+	go func() {
+		n, err := conn.TaskManagement(wait(t), initiator.AbortTask, initiator.LUN(0), task)
+		if err != nil {
+			t.Error(err)
+		}
+		answer <- n
+	}()
+	if _, err := conn.Ping(wait(t), nil, true); err != nil { // the session goes on
+		t.Fatal(err)
+	}
+	select {
+	case <-answer:
+		t.Error("the abort was answered while the write could still happen")
+	default:
+	}
+	r.lu.Release()
+	if n := <-answer; n != 0 {
+		t.Errorf("response %d", n)
+	}
+	if _, err := task.Wait(wait(t)); err != initiator.ErrAborted && err != nil {
+		t.Errorf("the task: %v", err)
+	}
+	if n, err := conn.TaskManagement(wait(t), initiator.AbortTask, initiator.LUN(0), task); err != nil || n != 1 && n != 0 {
+		t.Errorf("abort of what is gone: %d, %v", n, err)
+	}
+	mustWork(t, conn)
+}
+
+// TestAbortWaitingForData: a write that still waits for its data is aborted at
+// once, and data that come late do no harm.
+func TestAbortWaitingForData(t *testing.T) {
+	r := newRig(t, true, iscsi.Limits{})
+	cfg := r.config()
+	cfg.Keys = initiator.WithKeys(initiator.Key{Name: "InitialR2T", Value: "Yes"}, initiator.Key{Name: "ImmediateData", Value: "No"})
+	dropped := make(chan struct{}, 100)
+	cfg.Outgoing = func(p *initiator.PDU) {
+		if p.Opcode() == initiator.OpDataOut && p.U32(40) == 0 && len(p.Data) == 1024 {
+			p.Drop = true
+			dropped <- struct{}{}
+		}
+	}
+	conn := dial(t, cfg)
+	task, err := conn.Start(wait(t), &initiator.Command{CDB: initiator.Write16(0, 2), Out: fill(1024, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-dropped
+	if n, err := conn.TaskManagement(wait(t), initiator.AbortTask, initiator.LUN(0), task); n != 0 || err != nil {
+		t.Fatalf("abort: %d, %v", n, err)
+	}
+	if _, err := task.Wait(wait(t)); err != initiator.ErrAborted {
+		t.Errorf("the task: %v", err)
+	}
+	mustWork(t, conn)
+	got := make([]byte, 1024)
+	do(t, conn, &initiator.Command{CDB: initiator.Read16(0, 2), In: got})
+	if !bytes.Equal(got, make([]byte, 1024)) {
+		t.Error("an aborted write was done")
+	}
+}
+
+// TestLogicalUnitReset (SAM-5): every nexus hears of it, tasks are gone.
+func TestLogicalUnitReset(t *testing.T) {
+	r := newRig(t, true, iscsi.Limits{})
+	conn := dial(t, r.config())
+	other := r.config()
+	other.InitiatorName = hostName + "2"
+	second := dial(t, other)
+	if n, err := conn.TaskManagement(wait(t), initiator.LogicalUnitReset, initiator.LUN(0), nil); n != 0 || err != nil {
+		t.Fatalf("reset: %d, %v", n, err)
+	}
+	for i, c := range []*initiator.Conn{conn, second} {
+		if res := do(t, c, &initiator.Command{CDB: initiator.TestUnitReady()}); sense(res) != "06/29/03" {
+			t.Errorf("connection %d after the reset: %v", i, res)
+		}
+		mustWork(t, c)
+	}
+	if n, err := conn.TaskManagement(wait(t), initiator.LogicalUnitReset, initiator.LUN(9), nil); n != 2 || err != nil {
+		t.Errorf("reset of a LUN that is not there: %d, %v", n, err)
+	}
+	if n, err := conn.TaskManagement(wait(t), initiator.TaskReassign, initiator.LUN(0), nil); n != 4 || err != nil {
+		t.Errorf("task reassign: %d, %v", n, err)
+	}
+}
+
+// TestSessionReinstatement (RFC 7143 section 6.3.5): the same port comes again,
+// the old session ends first; another ISID is another port.
+func TestSessionReinstatement(t *testing.T) {
+	r := newRig(t, true, iscsi.Limits{})
+	old := dial(t, r.config())
+	cfg := r.config()
+	cfg.ISID[5] = 2
+	beside := dial(t, cfg)
+	again, err := initiator.Dial(wait(t), r.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := old.Done(wait(t)); errors.Is(err, context.DeadlineExceeded) {
+		t.Error("the old session lives on")
+	}
+	if res := do(t, again, &initiator.Command{CDB: initiator.TestUnitReady()}); sense(res) != "06/29/07" {
+		t.Errorf("first command after the reinstatement: %v", res)
+	}
+	mustWork(t, again)
+	mustWork(t, beside)
+	if again.Params().TSIH == old.Params().TSIH || again.Params().TSIH == beside.Params().TSIH {
+		t.Error("two sessions have one TSIH")
+	}
+	// A second connection of a session that allows one.
+	cfg.TSIH, cfg.CID = beside.Params().TSIH, 5
+	var refused *initiator.LoginError
+	if _, err := initiator.Dial(wait(t), cfg); !errors.As(err, &refused) || refused.Class != 2 || refused.Detail != 6 {
+		t.Errorf("a second connection: %v, want 0206", err)
+	}
+	mustWork(t, beside)
+}
+
+// TestNop (RFC 7143 sections 11.18 and 11.19).
+func TestNop(t *testing.T) {
+	r := newRig(t, false, iscsi.Limits{PingAfter: 50 * time.Millisecond, PingTime: time.Hour})
+	conn := dial(t, r.config())
+	for _, immediate := range []bool{false, true} {
+		for _, n := range []int{0, 1, 4096, 100000} {
+			if got, err := conn.Ping(wait(t), fill(n, 1), immediate); err != nil || len(got) != n {
+				t.Errorf("ping of %d bytes: %d, %v", n, len(got), err)
+			}
+		}
+	}
+	cfg := r.config()
+	cfg.InitiatorName = hostName + "2"
+	cfg.KeepPings = true
+	idle := dial(t, cfg)
+	ev, err := idle.Event(wait(t))
+	if err != nil || ev.Opcode() != initiator.OpNopIn || ev.ITT() != initiator.NoTag || ev.U32(20) == initiator.NoTag {
+		t.Fatalf("the target's ping: %v, %v", ev, err)
+	}
+	mustWork(t, idle)
+}
+
+// TestSilentInitiatorIsDropped: no answer to the target's ping.
+func TestSilentInitiatorIsDropped(t *testing.T) {
+	r := newRig(t, false, iscsi.Limits{PingAfter: 20 * time.Millisecond, PingTime: 20 * time.Millisecond})
+	cfg := r.config()
+	cfg.KeepPings = true
+	conn := dial(t, cfg)
+	if err := conn.Done(wait(t)); errors.Is(err, context.DeadlineExceeded) {
+		t.Error("a dead initiator keeps its connection")
+	}
+}
+
+// TestGarbage sends sessions full of random PDUs: the target stays up, other
+// sessions go on, and nobody else's data change.
+func TestGarbage(t *testing.T) {
+	r := newRig(t, true, iscsi.Limits{})
+	other := r.config()
+	other.InitiatorName = hostName + "2"
+	bystander := dial(t, other)
+	want := fill(1<<20, 9)
+	do(t, bystander, &initiator.Command{CDB: initiator.Write16(65536, 2048), Out: want})
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 4))
+		cfg := r.config()
+		conn, err := initiator.Dial(wait(t), cfg)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		for range 1 + rng.IntN(30) {
+			p := &initiator.PDU{}
+			for i := range p.BHS {
+				p.BHS[i] = byte(rng.Uint32())
+			}
+			ops := []byte{initiator.OpNopOut, initiator.OpCommand, initiator.OpTaskManagement, initiator.OpLogin, initiator.OpText, initiator.OpDataOut, initiator.OpSNACK}
+			p.BHS[0] = ops[rng.IntN(len(ops))] | byte(rng.IntN(2))*initiator.Immediate
+			if rng.IntN(2) == 0 {
+				_, _, sn := conn.Window()
+				p.Put32(24, sn+rng.Uint32N(4))
+				p.Put64(8, 0)
+			}
+			if p.Opcode() == initiator.OpCommand {
+				// Reads and tests only: what a host may overwrite is not the question.
+				cdbs := [][]byte{initiator.Read16(rng.Uint64N(1<<17), rng.Uint32N(64)), initiator.TestUnitReady(), initiator.Inquiry(-1, 255), initiator.ReportLUNs(rng.Uint32())}
+				copy(p.BHS[32:], cdbs[rng.IntN(len(cdbs))])
+			}
+			p.AHS = make([]byte, 4*rng.IntN(3)*rng.IntN(2))
+			p.Data = fill(rng.IntN(3000)*rng.IntN(2), seed)
+			if conn.Send(p) != nil {
+				break
+			}
+		}
+		// Whatever came back, the connection is not what is tested.
+		conn.Abort()
+		if seed%10 == 0 {
+			mustWork(t, bystander)
+		}
+	}
+	got := make([]byte, 1<<20)
+	do(t, bystander, &initiator.Command{CDB: initiator.Read16(65536, 2048), In: got})
+	if !bytes.Equal(got, want) {
+		t.Error("garbage changed the disk")
+	}
+	mustWork(t, dial2(t, r))
+}
+
+// dial2 logs in where a reinstatement may have left another unit attention.
+func dial2(t testing.TB, r *rig) *initiator.Conn {
+	t.Helper()
+	c, err := initiator.Dial(wait(t), r.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	do(t, c, &initiator.Command{CDB: initiator.TestUnitReady()})
+	return c
+}
+
+// TestGarbageLogin: random bytes, and random text, instead of a login.
+func TestGarbageLogin(t *testing.T) {
+	r := newRig(t, false, iscsi.Limits{})
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 5))
+		conn, err := initiator.Open(wait(t), r.config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := conn.LoginRequest(byte(rng.IntN(4)), byte(rng.IntN(4)), rng.IntN(2) == 0, []initiator.Key{{Name: "InitiatorName", Value: hostName}, {Name: "TargetName", Value: targetName}})
+		switch rng.IntN(4) {
+		case 0:
+			p.Data = fill(rng.IntN(2000), seed)
+		case 1:
+			for range 8 {
+				p.BHS[rng.IntN(48)] = byte(rng.Uint32())
+			}
+			p.RawLengths = true
+		case 2:
+			p.Data = append(p.Data, bytes.Repeat([]byte("X-key=value\x00"), rng.IntN(500))...)
+		case 3:
+			binary.BigEndian.PutUint32(p.BHS[4:], rng.Uint32())
+			p.RawLengths = true
+		}
+		done := make(chan struct{})
+		go func() { // an answer may never come: the target waits for the rest
+			defer close(done)
+			conn.Exchange(p)
+		}()
+		if rng.IntN(2) == 0 {
+			conn.Abort()
+		}
+		if rng.IntN(2) == 0 {
+			mustLogIn(t, r)
+		}
+		conn.Close()
+		<-done
+	}
+	mustLogIn(t, r)
+}
+
+func mustLogIn(t testing.TB, r *rig) {
+	t.Helper()
+	c, err := initiator.Dial(wait(t), r.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	do(t, c, &initiator.Command{CDB: initiator.TestUnitReady()})
+}
