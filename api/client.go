@@ -23,6 +23,15 @@ import (
 	"github.com/twinsan/twinsan/server"
 )
 
+// maxReplyBytes bounds an answer: a thousand volumes and their replicas are about 1 MiB.
+const maxReplyBytes = 64 << 20
+
+// connectParams make a node that comes back seen within a fraction of a second.
+var connectParams = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
+	MinConnectTimeout: 2 * time.Second,
+}
+
 // Client is a connection to the API of one node.
 type Client struct {
 	Cluster  v1.ClusterClient
@@ -66,7 +75,7 @@ func Dial(address, certificates string) (*Client, error) {
 		}
 		target, creds = "passthrough:///"+address, credentials.NewTLS(config)
 	}
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReplyBytes)), grpc.WithConnectParams(connectParams))
 	if err != nil {
 		return nil, err
 	}
@@ -186,12 +195,7 @@ func (p *Peers) conn(key peerKey) (*grpc.ClientConn, error) {
 	}
 	c, err := grpc.NewClient("passthrough:///"+key.address,
 		grpc.WithTransportCredentials(freshTLS{func() *tls.Config { return p.tls(key.node) }}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			// A node that comes back is seen within about a second.
-			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.3, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 2 * time.Second,
-		}))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReplyBytes)), grpc.WithConnectParams(connectParams))
 	if err == nil {
 		p.conns[key] = c
 	}

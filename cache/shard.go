@@ -151,7 +151,10 @@ func (s *shard) evict() {
 			e := &s.entries[i]
 			if e.uses >= keepUses {
 				s.unlink(&s.small, i)
-				e.uses = 0
+				// Uses beyond those that were asked for stay. Clearing them loses the
+				// difference when a new cache is full for the first time and most of
+				// what it holds moves at once.
+				e.uses -= keepUses
 				e.inMain = true
 				s.push(&s.main, i)
 				continue

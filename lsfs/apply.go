@@ -70,9 +70,9 @@ func (s *Store) scan(r format.Record) error {
 		}
 		s.scanRange(v, h.Start, h.Start+uint64(h.Count))
 		s.scanVersions(v, h)
-		var last uint64
+		last := ^uint64(0)
 		for i := range int(h.Count) {
-			if b := r.BlockBID(i); b != 0 && (b/format.EntriesPerPage != last || i == 0) {
+			if b := r.BlockBID(i); b != 0 && b/format.EntriesPerPage != last {
 				s.scanIdentity(BID(b))
 				last = b / format.EntriesPerPage
 			}

@@ -123,6 +123,13 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 	c.bytes.Store(0)
 	c.changed.Store(false)
 
+	s.queue.mu.Lock()
+	dormant := s.pins.dormant(nil)
+	for _, b := range s.queue.dormant {
+		dormant = append(dormant, uint64(b)) // unpinned, and not reaped yet
+	}
+	s.queue.mu.Unlock()
+
 	s.mu.Lock()
 	pg := s.pg
 	c.list, pg.dirty = pg.dirty, c.list[:0]
@@ -148,7 +155,7 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 	r := format.Root{
 		Checkpoint: c.number, Position: pos, Progress: progress,
 		NextBID: uint64(s.nextBID), Stored: uint64(s.stored.Load()), Identities: format.Tree{Top: s.identities.top, Height: s.identities.height},
-		Dormant: s.pins.dormant(nil), Live: make([]uint32, len(t.all)), Free: make([]byte, (len(t.all)+7)/8),
+		Dormant: dormant, Live: make([]uint32, len(t.all)), Free: make([]byte, (len(t.all)+7)/8),
 	}
 	for i := range t.all {
 		seg := &t.all[i]

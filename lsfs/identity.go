@@ -150,8 +150,11 @@ func (s *Store) born(b BID, e *format.BlockEntry) {
 
 // ref adds a reference to an identity, or makes it again when replay finds it dead.
 func (s *Store) ref(b BID, e *format.BlockEntry) {
-	at, leaf, _ := s.entryOf(b)
+	at, leaf, missing := s.entryOf(b)
 	if at == nil {
+		if missing != 0 {
+			invariant("REFS", "page %d of identity %d is not resident", missing, b)
+		}
 		if !s.replaying {
 			invariant("REFS", "identity %d is referred to but dead", b)
 		}

@@ -209,6 +209,9 @@ func (pg *pager) create(kind format.PageKind) uint32 {
 // content of the cut, if the checkpoint has not taken it yet, is saved first.
 func (pg *pager) touch(id uint32) []byte {
 	p := pg.page(id)
+	if p.frame == 0 {
+		invariant("REFS", "page %d is changed but not resident", id)
+	}
 	if p.flags&pageDirty == 0 {
 		if p.flags&pageCut != 0 {
 			f := pg.alloc()

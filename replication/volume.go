@@ -259,9 +259,6 @@ func (v *Volume) propose(c Change) {
 	now := v.node.now()
 	v.log.Info("proposed", "reason", c.Reason, "epoch", c.Expect+1, "err", err)
 	v.event(func(g *reign) { g.proposed(now, c, rec, err) })
-	if err == nil {
-		v.node.cfg.Event(levelWarn, "volume-epoch", fmt.Sprintf("volume %d, epoch %d: owner node %d, in sync %v: %s", v.id, rec.Epoch, rec.Owner, rec.InSync, c.Reason))
-	}
 }
 
 // reread asks the cluster for the record after a peer refused our epoch.

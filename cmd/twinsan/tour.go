@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -169,7 +168,7 @@ const (
 // pickTree chooses a directory with a fair amount of ordinary files.
 func pickTree() (string, int64, error) {
 	best, bestBytes := "", int64(0)
-	for _, dir := range []string{runtime.GOROOT() + "/src", "/usr/lib/go/src", "/usr/share/doc", "/usr/lib/python3", "/usr/share/perl", "/usr/share", "/usr/bin", "/etc"} {
+	for _, dir := range []string{"/usr/local/go/src", "/usr/lib/go/src", "/usr/share/doc", "/usr/lib/python3", "/usr/share/perl", "/usr/share", "/usr/bin", "/etc"} {
 		n, err := treeBytes(dir)
 		if err != nil || n > treeMax {
 			continue
@@ -405,7 +404,7 @@ func (t *tour) killUnderLoad(ctx context.Context) error {
 	}
 	loadCtx, endLoad := context.WithCancel(ctx)
 	defer endLoad()
-	args := []string{"bench", "-w", "-c", "10000000", "-d", "16", "-s", "4096", "-S", "36864", "-f", "raw", t.volumeURL(t.other, v)}
+	args := []string{"bench", "-w", "-c", "10000000", "-d", "16", "-s", "4096", "-S", "36864", "--pattern=171", "-f", "raw", t.volumeURL(t.other, v)}
 	t.say("   $ qemu-img %s", strings.Join(args, " "))
 	load := exec.CommandContext(loadCtx, qemu, args...)
 	var out bytes.Buffer
@@ -434,6 +433,12 @@ func (t *tour) killUnderLoad(ctx context.Context) error {
 	}
 	*t.owner.proc = process{}
 	if err := t.file.save(t.dir); err != nil {
+		return err
+	}
+	endLoad()
+	<-ended
+	ended <- nil // for the deferred wait
+	if err := t.tool(ctx, "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", t.image, t.volumeURL(t.other, v)); err != nil {
 		return err
 	}
 	t.say("   node %s owns the volume now; the writer saw no error, its longest pause was %.1f s", t.other.name, w.longest.Seconds())
@@ -498,34 +503,55 @@ func (w *writeWatch) until(ctx context.Context, ended chan error, out *bytes.Buf
 
 func (t *tour) resync(ctx context.Context) error {
 	start := time.Now()
+	last, err := t.resyncEvents(ctx, 0)
+	if err != nil {
+		return err
+	}
+	after := uint64(0)
+	if len(last) > 0 {
+		after = last[len(last)-1].Number
+	}
 	if err := t.startNode(ctx, t.owner); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	total := map[string]uint64{}
-	err := retry(ctx, func() error {
+	if err := retry(ctx, func() error {
 		s, err := t.client.Cluster.GetStatus(ctx, &v1.GetStatusRequest{})
 		if err != nil {
 			return err
 		}
-		for _, v := range s.Volumes {
-			for _, r := range v.Replicas {
-				total[v.Name] = max(total[v.Name], r.ResyncTotalBytes)
-			}
-		}
 		return settled(s, len(t.file.Nodes), t.file.Witness != nil)
-	})
-	if err != nil {
+	}); err != nil {
 		return err
 	}
-	t.say("   node %s is back in sync after %.1f s", t.owner.name, time.Since(start).Seconds())
-	for name, n := range total {
-		if n > 0 {
-			t.say("   volume %s: %s were looked at, what changed was fetched", name, server.Size(n))
+	t.say("   node %s is back in sync %.1f s after its start; only what changed was fetched:", t.owner.name, time.Since(start).Seconds())
+	events, err := t.resyncEvents(ctx, after)
+	for _, e := range events {
+		t.say("   %s", e.Text)
+	}
+	return err
+}
+
+// resyncEvents are the recorded ends of resyncs.
+func (t *tour) resyncEvents(ctx context.Context, after uint64) ([]*v1.Event, error) {
+	stream, err := t.client.Cluster.ListEvents(ctx, &v1.ListEventsRequest{After: after})
+	if err != nil {
+		return nil, err
+	}
+	var out []*v1.Event
+	for {
+		e, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if e.Code == "resync-done" {
+			out = append(out, e)
 		}
 	}
-	return nil
 }
 
 func (t *tour) prove(ctx context.Context) error {

@@ -1,10 +1,6 @@
 package device
 
-import (
-	"unsafe"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // AlignedBuffer gives n bytes of zeroed memory outside the Go heap, aligned to a
 // page, for direct I/O. The garbage collector does not know it: the owner returns
@@ -33,9 +29,4 @@ func FreeAligned(b []byte) {
 	if err := unix.Munmap(b[:cap(b)]); err != nil {
 		panic("device: free of a buffer that AlignedBuffer did not give: " + err.Error())
 	}
-}
-
-// IsAligned says whether p starts at a multiple of Align, as direct I/O wants.
-func IsAligned(p []byte) bool {
-	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%Align == 0
 }

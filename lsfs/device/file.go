@@ -18,8 +18,6 @@ type Options struct {
 	// ReadOnly opens for reading: for checks of a pool that nobody serves. Several
 	// readers may share a file, none together with a writer.
 	ReadOnly bool
-	// Buffered goes through the page cache even where direct I/O is possible.
-	Buffered bool
 }
 
 // file is a Device on a block device or a regular file.
@@ -110,9 +108,7 @@ func open(path string, o Options) (_ *file, err error) {
 		return nil, fmt.Errorf("%w: only %d bytes", ErrNotUsable, f.size)
 	}
 	f.reserved = !f.block && st.Blocks*512 >= f.size
-	if !o.Buffered {
-		f.direct = setDirect(f.fd)
-	}
+	f.direct = setDirect(f.fd)
 	return f, nil
 }
 

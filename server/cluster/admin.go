@@ -36,10 +36,11 @@ type VolumeSpec struct {
 	RequestID string
 }
 
-// CreateVolume makes a volume with replicas on up to two data nodes, all in sync
-// and empty, owned by the one of them that owns fewest. Like every mutation it is
-// sent to the leader and returns when this node shows the effect. Errors:
-// ErrExists, ErrInvalid, ErrNotFound (a host), ErrRefused (a limit), ErrNoQuorum.
+// CreateVolume makes a volume with replicas on up to two data nodes, owned by the
+// one of them that owns fewest. The owner alone is in sync at first; it takes the
+// other one in (M4). Like every mutation it is sent to the leader and returns when
+// this node shows the effect. Errors: ErrExists, ErrInvalid, ErrNotFound (a host),
+// ErrRefused (a limit), ErrNoQuorum.
 func (c *Cluster) CreateVolume(ctx context.Context, spec VolumeSpec) (*Volume, error) {
 	ctx, cancel := adminContext(ctx)
 	defer cancel()

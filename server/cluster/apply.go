@@ -325,14 +325,11 @@ func (x *cmdCreateVolume) apply(e *edit) result {
 	if r.Code != codeOK {
 		return r
 	}
-	rec := place(s)
+	rec := place(s, x.UUID)
 	rec.Volume = s.nextVolume
 	rec.SizeBytes = x.SizeBytes
 	rec.Epoch = 1
 	rec.Dedup, rec.Compress = x.Dedup, x.Compress
-	for _, n := range rec.InSync {
-		rec.Replicas = append(rec.Replicas, replication.Replica{Node: n, ID: replicaID(x.UUID, n)})
-	}
 	v := &Volume{
 		ID: s.nextVolume, UUID: x.UUID, Name: x.Name, LUN: freeLUN(s), NAA: x.NAA, Serial: x.Serial,
 		BlockBytes: x.BlockBytes, Thin: x.Thin, AnyHost: x.AnyHost, Hosts: hosts, Created: e.env.Now, Record: rec,
@@ -349,7 +346,7 @@ const copies = 2
 
 // place picks the nodes of a new volume: those with the fewest replicas, and of
 // them the one that owns fewest as the owner. Lower ids win ties.
-func place(s *State) (r replication.Record) {
+func place(s *State, uuid [16]byte) (r replication.Record) {
 	type load struct {
 		id             replication.NodeID
 		replicas, owns int
@@ -379,9 +376,13 @@ func place(s *State) (r replication.Record) {
 	})
 	r.Owner = owner.id
 	for _, l := range loads {
-		r.InSync = append(r.InSync, l.id)
+		r.Replicas = append(r.Replicas, replication.Replica{Node: l.id, ID: replicaID(uuid, l.id)})
 	}
-	slices.Sort(r.InSync)
+	slices.SortFunc(r.Replicas, func(a, b replication.Replica) int { return cmp.Compare(a.Node, b.Node) })
+	// The others prove themselves like any replica that comes back: the owner
+	// compares (nothing, of an empty volume) and takes them into the in-sync set. So
+	// a node that the record calls in sync has had its copy, always (B4).
+	r.InSync = []replication.NodeID{owner.id}
 	return r
 }
 

@@ -182,7 +182,7 @@ func TestApplyRefusals(t *testing.T) {
 		{"start of a stranger", &cmdStart{Node: 9, Addresses: Addresses{Sync: "10.0.0.9:7"}}, codeNotFound},
 		{"start at another's address", &cmdStart{Node: 1, Addresses: Addresses{Sync: "10.0.0.2:7"}}, codeExists},
 		{"remove a stranger", &cmdRemoveNode{9}, codeNotFound},
-		{"remove an in-sync node", &cmdRemoveNode{2}, codeRefused},
+		{"remove an in-sync node", &cmdRemoveNode{1}, codeRefused},
 		{"volume name taken", vol(func(x *cmdCreateVolume) { x.Name = "vm1" }), codeExists},
 		{"volume name malformed", vol(func(x *cmdCreateVolume) { x.Name = "-" }), codeInvalid},
 		{"volume of no size", vol(func(x *cmdCreateVolume) { x.SizeBytes = 0 }), codeInvalid},
@@ -251,7 +251,7 @@ func TestPlacement(t *testing.T) {
 	for i := range 6 {
 		r := b.ok(volumeCommand(fmt.Sprintf("vm%d", i)))
 		rec := b.m.state.Volume(lsfs.VolumeID(r.ID)).Record
-		if !slices.Equal(rec.InSync, []replication.NodeID{1, 2}) || len(rec.Replicas) != 2 || rec.Replicas[0].ID == rec.Replicas[1].ID {
+		if !slices.Equal(rec.InSync, []replication.NodeID{rec.Owner}) || len(rec.Replicas) != 2 || rec.Replicas[0].ID == rec.Replicas[1].ID {
 			t.Errorf("record %+v", rec)
 		}
 		owners[rec.Owner]++
@@ -263,7 +263,7 @@ func TestPlacement(t *testing.T) {
 	b.ok(&cmdCreateToken{token{Hash: [32]byte{4}, Role: RoleData, Expires: day.Add(time.Hour)}})
 	b.ok(&cmdJoin{Token: [32]byte{4}, Name: "c", Role: RoleData, Addresses: Addresses{Sync: "10.0.0.4:7"}, KeyPrint: [32]byte{4}})
 	rec := b.m.state.Volume(lsfs.VolumeID(b.ok(volumeCommand("vm6")).ID)).Record
-	if rec.Owner != 4 || !slices.Equal(rec.InSync, []replication.NodeID{1, 4}) {
+	if rec.Owner != 4 || rec.Replicas[0].Node != 1 || rec.Replicas[1].Node != 4 {
 		t.Errorf("record %+v", rec)
 	}
 }

@@ -49,7 +49,12 @@ func TestChange(t *testing.T) {
 		t.Run(tt.what, func(t *testing.T) {
 			b := newBench(t)
 			id := lsfs.VolumeID(b.ok(volumeCommand("vm1")).ID)
-			r := b.ok(&cmdChange{change{Volume: id, Expect: 1, Owner: 1, InSync: tt.inSync, By: 1}})
+			first := change{Volume: id, Expect: 1, Owner: 1, InSync: tt.inSync, By: 1}
+			if slices.Contains(tt.inSync, 2) {
+				first.Grow, first.GrowReplica = 2, b.m.state.Volume(id).Record.Replicas[1].ID
+				first.GrowIncarnation = b.m.state.Node(2).Incarnation
+			}
+			r := b.ok(&cmdChange{first})
 			ch := tt.ch
 			if ch.Volume == 0 {
 				ch.Volume = id

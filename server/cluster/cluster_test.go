@@ -371,7 +371,9 @@ func TestJoinRefused(t *testing.T) {
 	wantErr(t, err, ErrInvalid)
 
 	// Used once; the same node may ask again with the same key.
-	a.joins = joinGate{}
+	a.joins.mu.Lock()
+	a.joins.tokens = joinBurst
+	a.joins.mu.Unlock()
 	dir := filepath.Join(t.TempDir(), "b")
 	jc := JoinConfig{Addr: a.addr.Sync, Token: l.init.DataToken, NodeName: "b", Role: RoleData, Addresses: Addresses{Sync: sync}}
 	for range 2 {
@@ -457,6 +459,26 @@ func TestPreferredNode(t *testing.T) {
 	}
 }
 
+// mirror has the owner of a new volume take the other data node's replica into
+// the in-sync set.
+func (l *lab) mirror(v *Volume) {
+	l.t.Helper()
+	for _, m := range l.members {
+		if m.Self() != v.Record.Owner {
+			continue
+		}
+		for _, p := range v.Record.Replicas {
+			if p.Node == v.Record.Owner {
+				continue
+			}
+			must(m.Propose(testContext(l.t), replication.Change{
+				Volume: v.ID, Expect: 1, Owner: v.Record.Owner, InSync: []replication.NodeID{1, 2}, By: m.Self(),
+				Grow: p.Node, GrowReplica: p.ID, GrowIncarnation: m.State().Node(p.Node).Incarnation,
+			}))(l.t)
+		}
+	}
+}
+
 // agree2 is agree among some members.
 func (l *lab) agree2(names ...string) {
 	l.t.Helper()
@@ -480,30 +502,32 @@ func TestThreeNodes(t *testing.T) {
 
 	v := must(follower.CreateVolume(ctx, VolumeSpec{Name: "vm1", SizeBytes: 1 << 30}))(t)
 	v2 := must(lead.CreateVolume(ctx, VolumeSpec{Name: "vm2", SizeBytes: 1 << 30}))(t)
-	if v.Record.Owner == v2.Record.Owner || len(v.Record.InSync) != 2 || v.LUN == v2.LUN {
+	if v.Record.Owner == v2.Record.Owner || len(v.Record.Replicas) != 2 || v.LUN == v2.LUN {
 		t.Errorf("placement: %+v and %+v", v.Record, v2.Record)
 	}
 
-	// Compare and set, through the follower.
+	// The owner takes the other replica in, then one of them goes on alone, by
+	// compare and set through the follower.
 	owner := v.Record.Owner
 	other := 3 - owner // nodes 1 and 2
-	ch := replication.Change{Volume: v.ID, Expect: 1, Owner: owner, InSync: []replication.NodeID{owner}, By: follower.Self(), Reason: "test"}
+	l.mirror(v)
+	ch := replication.Change{Volume: v.ID, Expect: 2, Owner: owner, InSync: []replication.NodeID{owner}, By: follower.Self(), Reason: "test"}
 	r := must(follower.Propose(ctx, ch))(t)
-	if r.Epoch != 2 || r.Has(other) {
+	if r.Epoch != 3 || r.Has(other) {
 		t.Errorf("record %+v", r)
 	}
 	r, err := follower.Propose(ctx, ch)
 	wantErr(t, err, replication.ErrConflict)
-	if r.Epoch != 2 {
+	if r.Epoch != 3 {
 		t.Errorf("conflict without the current record: %+v", r)
 	}
-	if r := must(lead.Record(ctx, v.ID))(t); r.Epoch != 2 {
+	if r := must(lead.Record(ctx, v.ID))(t); r.Epoch != 3 {
 		t.Errorf("record %+v", r)
 	}
 	_, err = lead.Record(ctx, 99)
 	wantErr(t, err, ErrNotFound)
 	// Nobody speaks for another node.
-	ch.Expect, ch.By = 2, lead.Self()
+	ch.Expect, ch.By = 3, lead.Self()
 	_, err = follower.Propose(ctx, ch)
 	wantErr(t, err, ErrRefused)
 	// A witness neither proposes changes nor makes volumes.
@@ -584,10 +608,31 @@ func TestNoQuorum(t *testing.T) {
 	must(a.Sync(testContext(t)))(t)
 }
 
+// All nodes lose power at once. None of them has a snapshot, so each finds the
+// others by what is in its raft log alone.
+func TestAllDown(t *testing.T) {
+	l, a, _, _ := full(t)
+	must(a.CreateVolume(testContext(t), VolumeSpec{Name: "vm1", SizeBytes: 1 << 20}))(t)
+	for _, name := range []string{"a", "b", "w"} {
+		l.crash(name)
+	}
+	for _, name := range []string{"w", "b", "a"} {
+		l.restart(name)
+	}
+	for name, m := range l.members {
+		l.ready(m)
+		if m.Incarnation() != 2 || m.State().VolumeNamed("vm1") == nil {
+			t.Errorf("%s: incarnation %d", name, m.Incarnation())
+		}
+	}
+	l.agree()
+}
+
 func TestManyProposers(t *testing.T) {
 	l, a, b, _ := full(t)
 	ctx := testContext(t)
 	v := must(a.CreateVolume(ctx, VolumeSpec{Name: "vm1", SizeBytes: 1 << 20}))(t)
+	l.mirror(v)
 	// Both nodes try to change the record at once, again and again: each epoch has one winner.
 	var mu sync.Mutex
 	winners := make(map[lsfs.Epoch]replication.NodeID)
@@ -619,7 +664,7 @@ func TestManyProposers(t *testing.T) {
 	}
 	wg.Wait()
 	r := must(a.Record(ctx, v.ID))(t)
-	if int(r.Epoch) != len(winners)+1 {
+	if len(winners) == 0 || int(r.Epoch) != len(winners)+2 {
 		t.Errorf("epoch %d after %d changes", r.Epoch, len(winners))
 	}
 	l.agree()

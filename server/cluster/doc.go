@@ -29,8 +29,10 @@
 //
 // # Locks
 //
-//	Cluster.mu      life: closing, incarnation, the connection tables of the listener have their own
+//	Cluster.mu      closing, against new futures of raft
+//	broadcast.mu    waiters for a change of leader
 //	fsm.mu          waiters for an index; the state itself is an atomic pointer
+//	raftStore.mu    the latched error
 //	rpcPool.mu      idle connections
 //	raftLayer.mu    open raft connections
 //	listener.mu     open connections, counts of half-open handshakes

@@ -242,21 +242,31 @@ func TestData(t *testing.T) {
 }
 
 func TestRemovedNode(t *testing.T) {
-	l, a, b, w := full(t)
-	ctx := testContext(t)
-	// While b is in sync with nothing it may go.
-	if err := a.RemoveNode(ctx, b.Self()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "b is refused", func() bool {
-		_, err := b.Ping(ctx, w.Self())
-		_, err2 := b.Dial(ctx, 1)
-		return err != nil && err2 != nil
-	})
-	eventually(t, "a votes alone", func() bool { return slices.Equal(a.Voters(), []replication.NodeID{1}) })
-	l.agree2("a", "w")
-	if _, err := b.Sync(shortContext(t)); err == nil {
-		t.Error("a removed node reads linearizably")
+	for _, gone := range []string{"a", "b"} {
+		t.Run(gone, func(t *testing.T) {
+			l, a, b, w := full(t)
+			ctx := testContext(t)
+			eventually(t, "a leads", func() bool { return a.Leader() == a.Self() })
+			out, rest := l.members[gone], a
+			if gone == "a" {
+				rest = b // the leader itself goes
+			}
+			if err := rest.RemoveNode(ctx, out.Self()); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the removed node is refused", func() bool {
+				_, err := out.Ping(ctx, w.Self())
+				_, err2 := out.Dial(ctx, rest.Self())
+				return err != nil && err2 != nil
+			})
+			eventually(t, "the other data node votes alone", func() bool {
+				return rest.Leader() == rest.Self() && slices.Equal(rest.Voters(), []replication.NodeID{rest.Self()})
+			})
+			l.agree2(rest.id.Name, "w")
+			if _, err := out.Sync(shortContext(t)); err == nil {
+				t.Error("a removed node reads linearizably")
+			}
+		})
 	}
 }
 

@@ -237,6 +237,7 @@ func (c *client) expectClosed() {
 			if errors.As(err, &timeout) && timeout.Timeout() {
 				c.tb.Fatal("the target did not close the connection")
 			}
+			_ = c.conn.Close()
 			return
 		}
 		if r.Opcode() == pdu.OpAsync {

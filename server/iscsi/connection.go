@@ -391,8 +391,7 @@ func (c *connection) cut(cause error, reset bool) {
 	c.mu.Unlock()
 }
 
-// finish sends what is left, as far as the peer takes it in time, and closes
-// so that the peer gets to read it.
+// finish sends what is left, as far as the peer takes it in time.
 func (c *connection) finish() {
 	c.flush()
 	until := c.target.elapsed() + lingerTime
@@ -401,7 +400,6 @@ func (c *connection) finish() {
 		c.changed.Wait()
 	}
 	c.mu.Unlock()
-	linger(c.conn, c.in)
 }
 
 // linger closes a connection for writing and reads on for a moment: closing a
@@ -424,13 +422,19 @@ func linger(conn *net.TCPConn, scratch []byte) {
 }
 
 // shut ends all tasks and waits until the device server has none of them, no
-// write is under way and all memory is given back.
-func (c *connection) shut() {
-	_ = c.conn.Close()
-	c.dropped.Store(true)
+// write is under way and all memory is given back. Gracefully, the peer gets to
+// read what was sent.
+func (c *connection) shut(gracefully bool) {
 	c.mu.Lock()
 	c.closed = true
 	c.endParkedLocked(func(*task) bool { return true })
+	c.mu.Unlock()
+	if gracefully {
+		linger(c.conn, c.in)
+	}
+	_ = c.conn.Close()
+	c.dropped.Store(true)
+	c.mu.Lock()
 	for c.active > 0 || c.managements > 0 || c.writing {
 		c.changed.Wait()
 	}

@@ -97,9 +97,8 @@ func (c *connection) abortTask(p *pdu.TaskRequest) error {
 	c.window.mark(p.RefCmdSN)
 	c.aborted++
 	c.mu.Unlock()
-	err := c.runHeld()
 	c.managed(p.ITT, scsi.FunctionComplete)
-	return err
+	return c.runHeld()
 }
 
 // managed sends the response of a task management function. It may be called

@@ -498,10 +498,11 @@ func (t *Target) handle(c *connection) {
 	c.in = make([]byte, inputLen)
 	c.w = copy(c.in, rest)
 	err := c.serve()
-	if !c.dropped.Load() && !errors.Is(err, io.EOF) {
+	gracefully := !c.dropped.Load() && !errors.Is(err, io.EOF)
+	if gracefully {
 		c.finish()
 	}
-	c.shut()
+	c.shut(gracefully)
 	s := c.session
 	t.log.Info("connection ended", "nexus", s.initiator, "peer", c.peer, "err", err)
 	t.event(Event{Kind: ConnectionEnded, Initiator: s.initiator, Peer: c.peer, Portal: c.portal, Discovery: s.discovery, Reason: err.Error()})

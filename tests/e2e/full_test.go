@@ -18,7 +18,10 @@ func TestDeviceFull(t *testing.T) {
 	scenario(t)
 	r := up(t, lab.Options{DeviceSize: "1G", Volumes: []string{"demo:128M", "ballast:4G"}})
 	v, ballast := r.volume("demo"), r.volume("ballast")
-	load := r.verify(r.both(v.LUN), 0, 64*mib)
+	// All blocks of the range are written, none is shared and none compressed: an
+	// overwrite then frees as much as it takes.
+	r.load("--rw", "write", "--once", "--bs", "64k", "--iodepth", "8", "--size", fmt.Sprint(64*mib), r.c.URL("a", v.LUN))
+	load := r.verify(r.both(v.LUN), 0, 64*mib, "--dedupe", "0", "--compress", "0")
 
 	filler, err := lab.RunLoad(r.ctx, r.iscsiload, "--rw", "write", "--once", "--bs", "256k", "--iodepth", "4", r.c.URL(ballast.Owner, ballast.LUN))
 	switch {
@@ -41,8 +44,7 @@ func TestDeviceFull(t *testing.T) {
 			t.Errorf("node %s says that %d of %d bytes are live", name, p.Live, p.Size)
 		}
 	}
-	// The volume's blocks are all written, so that each overwrite frees what it
-	// takes: it goes on for ever, several times the size of the pool's free room.
+	// Overwrites go on for ever: several times the room that is left.
 	full := r.elapseUntilRewritten(load, 3)
 	t.Logf("a full pool took %d overwrites", full)
 	if res := load.stop(); res.Errors.SCSI != 0 {

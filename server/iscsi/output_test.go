@@ -1,0 +1,240 @@
+package iscsi
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twinsan/twinsan/server/iscsi/pdu"
+)
+
+// TestSlowReader: who does not take its replies is not read from any more, holds
+// bounded memory, does not disturb others, and is closed in the end.
+func TestSlowReader(t *testing.T) {
+	b := newBench(t, func(c *Config) {
+		c.Limits = Limits{Unsent: 1 << 20, WriteTime: 500 * time.Millisecond}
+	})
+	c := dial(t, b).login("MaxRecvDataSegmentLength=65536")
+	_ = c.conn.(*net.TCPConn).SetReadBuffer(4096)
+	other := dial(t, b)
+	other.isid[5]++
+	other.login()
+	var sent sync.WaitGroup
+	sent.Go(func() { // more than the socket and the limit hold; this blocks, too
+		for n := range 4096 {
+			p := pdu.SCSICommand{Final: true, Read: true, ITT: uint32(n), Expected: 65536, CDB: read10(0, 128), CmdSN: c.cmdSN + uint32(n)}
+			var h pdu.Header
+			p.Encode(&h)
+			if _, err := c.conn.Write(h[:]); err != nil {
+				return
+			}
+		}
+	})
+	eventually(t, "a stall", func() bool { return b.Stats().WriteStalls > 0 })
+	other.quiet()
+	for _, s := range b.Sessions() {
+		if s.Unsent > 4<<20 {
+			t.Errorf("%d bytes unsent", s.Unsent)
+		}
+	}
+	eventually(t, "the connection to be closed", func() bool {
+		n := 0
+		for _, s := range b.Sessions() {
+			if s.Peer != "" {
+				n++
+			}
+		}
+		return n == 1
+	})
+	_ = c.conn.Close()
+	sent.Wait()
+	other.quiet()
+}
+
+// TestStalledReaderCatchesUp: a reader that was slow for a while gets everything,
+// in order, with data sent from task buffers and from the output buffer.
+func TestStalledReaderCatchesUp(t *testing.T) {
+	b := newBench(t, nil)
+	c := dial(t, b).login("MaxRecvDataSegmentLength=262144")
+	want := pattern(1<<20, 7)
+	c.writeAll(0, want, 65536)
+	b.device.cached = false
+	var tags []uint32
+	for range 24 {
+		tags = append(tags, c.command(pdu.SCSICommand{Final: true, Read: true, Expected: 1 << 20, CDB: read10(0, 2048)}, nil))
+		tags = append(tags, c.command(pdu.SCSICommand{Final: true, Read: true, Expected: 4096, CDB: read10(0, 8)}, nil))
+	}
+	eventually(t, "a stall", func() bool { return b.Stats().WriteStalls > 0 })
+	for i, itt := range tags {
+		got, p := c.collect(itt)
+		if p.Status != 0 || !bytes.Equal(got, want[:len(got)]) || len(got) != []int{1 << 20, 4096}[i%2] {
+			t.Fatalf("read %d: %d bytes, %+v", i, len(got), p)
+		}
+	}
+	c.quiet()
+}
+
+// TestConcurrentCompletions: completions on many goroutines never interleave
+// PDUs, repeat or skip a StatSN, or lose a response.
+func TestConcurrentCompletions(t *testing.T) {
+	b := newBench(t, nil)
+	b.device.cached = false
+	c := dial(t, b).login("HeaderDigest=CRC32C", "DataDigest=CRC32C", "MaxRecvDataSegmentLength=4096")
+	const rounds, depth = 20, 100
+	b.device.gate(true)
+	stop := make(chan struct{})
+	var workers sync.WaitGroup
+	for range 4 {
+		workers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				b.device.mu.Lock()
+				var batch = b.device.queue
+				if n := len(batch); n > 3 {
+					batch = batch[n-3:]
+				}
+				b.device.queue = b.device.queue[:len(b.device.queue)-len(batch)]
+				batch = append(batch[:0:0], batch...)
+				b.device.mu.Unlock()
+				for _, task := range batch {
+					b.device.complete(task)
+				}
+				b.Flush()
+			}
+		})
+	}
+	var next uint32
+	for round := range rounds {
+		open := make(map[uint32]bool)
+		for i := range depth {
+			open[c.command(pdu.SCSICommand{Final: true, Read: true, Expected: uint32(testBlock * (i%20 + 1)), CDB: read10(i, i%20+1)}, nil)] = true
+		}
+		for len(open) > 0 {
+			r, err := c.receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Opcode() != pdu.OpDataIn || !open[r.ITT()] {
+				t.Fatalf("% x", r.Header[:])
+			}
+			if r.Header[1]&1 != 0 {
+				if next != 0 && r.StatSN() != next {
+					t.Fatalf("round %d: StatSN %d, want %d", round, r.StatSN(), next)
+				}
+				next = r.StatSN() + 1
+				delete(open, r.ITT())
+			}
+		}
+	}
+	close(stop)
+	workers.Wait()
+}
+
+// TestBatch writes batches of bytes and inserts in steps of all sizes.
+func TestBatch(t *testing.T) {
+	var b batch
+	var want []byte
+	add := func(n int, insert bool) {
+		p := pattern(n, byte(len(want)))
+		want = append(want, p...)
+		if insert {
+			b.insert(p, lease{})
+		} else {
+			b.append(p)
+		}
+	}
+	for i, n := range []int{0, 5, 48, 1, 0, 70000, 3, 3, 200, 0, 9} {
+		add(n, i%2 == 0 || i == 7)
+	}
+	if b.size != len(want) {
+		t.Errorf("size %d, want %d", b.size, len(want))
+	}
+	for _, step := range []int{1, 2, 3, 7, 48, 1000, 1 << 20} {
+		w := writeState{batch: &b}
+		w.skipDone()
+		var got []byte
+		for w.more() {
+			n := w.collect()
+			var seen []byte
+			for _, v := range w.vectors[:n] {
+				seen = append(seen, vectorBytes(v)...)
+			}
+			if len(seen) == 0 {
+				t.Fatal("nothing collected")
+			}
+			seen = seen[:min(step, len(seen))]
+			got = append(got, seen...)
+			w.consume(len(seen))
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("steps of %d: %d bytes differ from %d", step, len(got), len(want))
+		}
+	}
+	b.empty()
+	if b.size != 0 || len(b.buf) != 0 || len(b.inserts) != 0 {
+		t.Error("not empty")
+	}
+}
+
+// TestNoAllocation: the steady state of reads and writes allocates nothing.
+func TestNoAllocation(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	b := newBench(t, nil)
+	c := dial(t, b).login()
+	const depth = 32
+	one := func(p pdu.SCSICommand, data []byte) []byte {
+		var h pdu.Header
+		p.Encode(&h)
+		return encode(c.layout, &h, nil, data)
+	}
+	var reads, writes []byte
+	block := pattern(4096, 1)
+	for range depth {
+		reads = append(reads, one(pdu.SCSICommand{Final: true, Read: true, Expected: 4096, CDB: read10(0, 8)}, nil)...)
+		writes = append(writes, one(pdu.SCSICommand{Final: true, Write: true, Expected: 4096, CDB: write10(0, 8)}, block)...)
+	}
+	answer := make([]byte, depth*(48+4096))
+	round := func(pdus []byte, answerLen int) {
+		step := len(pdus) / depth
+		for i := range depth {
+			h := (*pdu.Header)(pdus[i*step:])
+			var p pdu.SCSICommand
+			p.Decode(h)
+			p.ITT, p.CmdSN = c.cmdSN, c.cmdSN
+			p.Encode(h)
+			h.SetDataLen(step - pdu.HeaderLen)
+			c.cmdSN++
+		}
+		if _, err := c.conn.Write(pdus); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c.conn, answer[:depth*answerLen]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	measure := func(name string, f func()) {
+		for range 20 {
+			f()
+		}
+		if n := testing.AllocsPerRun(50, f); n >= 1 {
+			t.Errorf("%s: %v allocations for %d commands", name, n, depth)
+		}
+	}
+	b.device.state = nil // its bookkeeping allocates
+	quiet := &quietDevice{b.device}
+	b.Target.device = quiet
+	defer func() { b.device.state = map[*scsiTask]string{}; b.Target.device = b.device }()
+	measure("cached reads", func() { round(reads, 48+4096) })
+	measure("writes", func() { round(writes, 48) })
+	quiet.cached = false
+	measure("reads that are executed", func() { round(reads, 48+4096) })
+}
