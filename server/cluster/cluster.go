@@ -24,8 +24,10 @@ import (
 const (
 	heartbeatTimeout = 500 * time.Millisecond
 	leaseTimeout     = 400 * time.Millisecond
-	commitTimeout    = 10 * time.Millisecond
-	raftIOTimeout    = 3 * time.Second
+	// commitTimeout is also the leader's idle pace towards each follower: at 10 ms
+	// an idle cluster burned 6 % of a core in TLS records alone.
+	commitTimeout = 50 * time.Millisecond
+	raftIOTimeout = 3 * time.Second
 	// maxApplies bounds commands in flight at a leader. More wait.
 	maxApplies = 256
 )
