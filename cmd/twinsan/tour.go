@@ -271,6 +271,15 @@ func (t *tour) volumeURL(m member, v *v1.Volume) string {
 	return ""
 }
 
+// holder is a node with a replica of a volume: with three nodes not every one has.
+func (t *tour) holder(v *v1.Volume, i int) member {
+	m, err := t.file.member(v.Replicas[i].Node)
+	if err != nil {
+		return t.file.members()[i]
+	}
+	return m
+}
+
 // pool is the fill of a node's store.
 func (t *tour) pool(ctx context.Context, name string) (*v1.Pool, error) {
 	n, err := t.client.Nodes.GetNode(ctx, &v1.GetNodeRequest{Name: name})
@@ -284,16 +293,17 @@ func (t *tour) pool(ctx context.Context, name string) (*v1.Pool, error) {
 }
 
 func (t *tour) write(ctx context.Context, image string, v *v1.Volume) error {
-	before, err := t.pool(ctx, t.file.Nodes[0].Name)
+	through := t.holder(v, 0)
+	before, err := t.pool(ctx, through.name)
 	if err != nil {
 		return err
 	}
 	start := time.Now()
-	if err := t.tool(ctx, "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, t.volumeURL(t.file.members()[0], v)); err != nil {
+	if err := t.tool(ctx, "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, t.volumeURL(through, v)); err != nil {
 		return err
 	}
 	took := time.Since(start)
-	after, err := t.pool(ctx, t.file.Nodes[0].Name)
+	after, err := t.pool(ctx, through.name)
 	if err != nil {
 		return err
 	}
@@ -312,10 +322,11 @@ func (t *tour) writeAndCompare(ctx context.Context) error {
 	if err := t.write(ctx, t.image, v); err != nil {
 		return err
 	}
-	if err := t.compare(ctx, t.file.members()[1]); err != nil {
+	second := t.holder(v, 1)
+	if err := t.compare(ctx, second); err != nil {
 		return err
 	}
-	t.say("   read through node %s: identical", t.file.Nodes[1].Name)
+	t.say("   read through node %s: identical", second.name)
 	return nil
 }
 
@@ -416,7 +427,7 @@ func (t *tour) killUnderLoad(ctx context.Context) error {
 	go func() { ended <- load.Wait() }()
 	defer func() { endLoad(); <-ended }()
 
-	w := &writeWatch{client: client, volume: v.Name, node: t.other.name}
+	w := &writeWatch{client: client, node: t.other.name}
 	if err := w.until(ctx, ended, &out, 2000); err != nil {
 		return err
 	}
@@ -458,44 +469,41 @@ func holds(v *v1.Volume, node string) bool {
 	return false
 }
 
-// writeWatch measures pauses of the writes that one node completes.
+// writeWatch measures pauses of the writes that initiators get done through one node.
 type writeWatch struct {
 	client  *api.Client
-	volume  string
 	node    string
+	ops     uint64    // at the last look
+	moved   time.Time // when ops had risen; zero: never looked
 	longest time.Duration
 }
 
-// until returns when n more writes were completed. ended is fed when the writer ends.
+// until returns when n more writes were completed. A pause counts from the last
+// look that saw progress to the first that sees some again, so it is never
+// understated. ended is fed when the writer ends.
 func (w *writeWatch) until(ctx context.Context, ended chan error, out *bytes.Buffer, n uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	first, last, moved := uint64(0), uint64(0), time.Now()
-	for started := false; ; {
-		once, cancel := context.WithTimeout(ctx, 5*time.Second)
-		v, err := w.client.Volumes.GetVolume(once, &v1.GetVolumeRequest{Name: w.volume})
-		cancel()
-		switch ops := v.GetTraffic().GetWriteOps(); {
-		case err != nil:
-		case !started:
-			first, last, started, moved = ops, ops, true, time.Now()
-		case ops < last: // the counters of the killed node are gone
-			first, last = ops-min(ops, last-first), ops
-		case ops > last:
-			w.longest = max(w.longest, time.Since(moved))
-			last, moved = ops, time.Now()
-			if last-first >= n {
-				return nil
+	for done := uint64(0); ; {
+		x, err := w.client.Nodes.GetNode(ctx, &v1.GetNodeRequest{Name: w.node})
+		if ops := x.GetTraffic().GetWriteOps(); err == nil && ops > w.ops {
+			if !w.moved.IsZero() {
+				w.longest = max(w.longest, time.Since(w.moved))
+				done += ops - w.ops
 			}
+			w.ops, w.moved = ops, time.Now()
+		}
+		if done >= n {
+			return nil
 		}
 		select {
 		case err := <-ended:
 			ended <- err
 			return fmt.Errorf("the writer ended: %v\n%s", err, bytes.TrimSpace(out.Bytes()))
 		case <-ctx.Done():
-			return fmt.Errorf("writes stand still for %.1f s", time.Since(moved).Seconds())
+			return fmt.Errorf("writes stand still for %.1f s", time.Since(w.moved).Seconds())
 		case <-tick.C:
 		}
 	}
@@ -565,10 +573,14 @@ func (t *tour) prove(ctx context.Context) error {
 		}
 		t.say("   twinsan volume check %s: the replicas hold the same content", v.Name)
 	}
-	if err := t.compare(ctx, t.owner); err != nil {
+	through, note := t.owner, ", which was killed"
+	if !holds(t.volumes[0], through.name) {
+		through, note = t.holder(t.volumes[0], 0), ""
+	}
+	if err := t.compare(ctx, through); err != nil {
 		return err
 	}
-	t.say("   the image read through node %s, which was killed: identical", t.owner.name)
+	t.say("   the image read through node %s%s: identical", through.name, note)
 	return nil
 }
 
