@@ -19,13 +19,18 @@ import (
 
 var seedFlag = flag.Uint64("lsfs.seed", 0, "run the random tests with this seed only")
 
-// eachSeed runs f for a few seeds, or for the one of the flag.
-func eachSeed(t *testing.T, n uint64, f func(t *testing.T, seed uint64)) {
+// eachSeed runs f for a few seeds and those that found something once, or for the
+// one of the flag.
+func eachSeed(t *testing.T, n uint64, f func(t *testing.T, seed uint64), found ...uint64) {
 	if *seedFlag != 0 {
 		f(t, *seedFlag)
 		return
 	}
+	seeds := found
 	for seed := uint64(1); seed <= n; seed++ {
+		seeds = append(seeds, seed)
+	}
+	for _, seed := range seeds {
 		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) { f(t, seed) })
 		if !ok {
 			t.Fatalf("replay with: go test ./lsfs -run %s -lsfs.seed=%d", t.Name(), seed)

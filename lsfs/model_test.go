@@ -198,7 +198,7 @@ func TestModel(t *testing.T) {
 		quiet()
 		verify()
 		mustClose(t, s)
-	})
+	}, 100, 104, 116)
 }
 
 // TestHugeUnmapIsCut unmaps more than one slice while few pages may be dirty, so

@@ -48,6 +48,18 @@ func (pg *pager) lookup(t tree, shift uint, i uint64) (data []byte, leaf, missin
 	}
 }
 
+// emptyBelow is the first index of the empty run that ends with i, where lookup
+// found no leaf but an empty subtree of 1<<span.
+func (t tree) emptyBelow(shift uint, i uint64, span uint) uint64 {
+	if t.top == 0 {
+		return 0
+	}
+	if whole := shift + 9*uint(t.height-1); i>>whole != 0 {
+		return 1 << whole
+	}
+	return i >> span << span
+}
+
 // ensure finds or makes the leaf of index i. The existing path must be resident.
 func (pg *pager) ensure(t *tree, shift uint, i uint64, kind format.PageKind) uint32 {
 	kindAt := func(level uint8) format.PageKind {

@@ -135,10 +135,13 @@ func (s *Store) nextTail(v *Volume) (start, end uint64, deleting bool, err error
 	for at := end; size < at; {
 		s.mu.RLock()
 		blocks, _, missing, span := s.pg.lookup(v.mapTree, wordShift, at-1)
+		mlow := v.mapTree.emptyBelow(wordShift, at-1, span)
 		var versions []byte
-		var vspan uint
+		var vlow uint64
 		if missing == 0 {
-			versions, _, missing, vspan = s.pg.lookup(v.versions, wordShift, (at-1)>>chunkShift)
+			c := (at - 1) >> chunkShift
+			versions, _, missing, span = s.pg.lookup(v.versions, wordShift, c)
+			vlow = v.versions.emptyBelow(wordShift, c, span)
 		}
 		s.mu.RUnlock()
 		if missing != 0 {
@@ -147,19 +150,17 @@ func (s *Store) nextTail(v *Volume) (start, end uint64, deleting bool, err error
 			}
 			continue
 		}
-		if blocks == nil && (versions == nil || !versionsIn(versions, max(size, (at-1)&^(unmapSlice-1)), at)) {
-			// Nothing here, and nothing in all that the trees lack around it.
-			bits := min(span, 12)
+		slice := max(size, (at-1)&^(unmapSlice-1))
+		if blocks == nil && (versions == nil || !versionsIn(versions, slice, at)) {
+			// Nothing here, and nothing in all that both trees lack below.
+			low := slice
 			if versions == nil {
-				bits = min(span, vspan+chunkShift)
+				low = vlow << chunkShift
 			}
-			if bits >= 63 {
-				break
-			}
-			at = (at - 1) &^ (1<<bits - 1)
+			at = max(low, mlow)
 			continue
 		}
-		return max(size, (at-1)&^(unmapSlice-1)), at, deleting, nil
+		return slice, at, deleting, nil
 	}
 	if deleting {
 		return size, size, true, nil

@@ -47,7 +47,7 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 			return err
 		}
 		return v.takeMirror(l, h, pos)
-	case wire.SyncStart, wire.SyncCompare, wire.SyncApply, wire.SyncEnd, wire.Digests:
+	case wire.SyncStart, wire.SyncCompare, wire.SyncApply, wire.SyncEnd, wire.Digests, wire.Changed:
 		n.spawn(func() {
 			if err := v.allows(epoch, method); err != nil {
 				l.replyError(h, err)
@@ -64,6 +64,8 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 				out, err = v.syncApply(n.ctx, meta, data)
 			case wire.SyncEnd:
 				err = v.syncEnd(meta)
+			case wire.Changed:
+				outData, err = changedList(n.ctx, v.copy(), 0)
 			case wire.Digests:
 				out, err = v.serveDigests(n.ctx, meta)
 			}
@@ -89,7 +91,7 @@ func (v *Volume) allows(epoch lsfs.Epoch, m wire.Method) error {
 		return errStale
 	case v.copy() == nil || v.gone != nil:
 		return errAbsent
-	case m != wire.Digests && (v.g.role == Active || v.g.role == Activating || v.g.role == Candidate):
+	case m != wire.Digests && m != wire.Changed && (v.g.role == Active || v.g.role == Activating || v.g.role == Candidate):
 		return fmt.Errorf("this node is %s itself", v.g.role)
 	}
 	return nil
@@ -134,19 +136,37 @@ func (v *Volume) syncStart(meta []byte) (out, list []byte, err error) {
 			v.g.fit = false
 			v.mu.Unlock()
 		}
-		changed, err := c.ChangedChunks(v.node.ctx, from.Seq)
-		if err != nil {
-			return err
-		}
-		for _, chunk := range changed {
-			list = binary.LittleEndian.AppendUint32(list, chunk)
-		}
-		if len(list) > wire.MaxData {
-			return fmt.Errorf("%d changed chunks do not fit a frame", len(list)/4)
-		}
-		return nil
+		list, err = changedList(v.node.ctx, c, from.Seq)
+		return err
 	})
 	return nil, list, err
+}
+
+// changedList is the list of chunks with a version above since, as it is sent.
+func changedList(ctx context.Context, c Copy, since lsfs.Seq) (list []byte, err error) {
+	chunks, err := c.ChangedChunks(ctx, since)
+	if err != nil {
+		return nil, err
+	}
+	if len(chunks)*4 > wire.MaxData {
+		return nil, fmt.Errorf("%d changed chunks do not fit a frame", len(chunks))
+	}
+	for _, chunk := range chunks {
+		list = binary.LittleEndian.AppendUint32(list, chunk)
+	}
+	return list, nil
+}
+
+// parseChunks is the inverse of changedList.
+func parseChunks(list []byte) ([]uint32, error) {
+	if len(list)%4 != 0 {
+		return nil, fmt.Errorf("%w: list of chunks", wire.ErrFrame)
+	}
+	chunks := make([]uint32, len(list)/4)
+	for i := range chunks {
+		chunks[i] = binary.LittleEndian.Uint32(list[i*4:])
+	}
+	return chunks, nil
 }
 
 // takeMirror sets the position from which the live stream goes on.

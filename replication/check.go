@@ -19,8 +19,8 @@ const checkChunks = 16
 // CheckResult is what a comparison of a volume's replicas found.
 type CheckResult struct {
 	Owner    NodeID
-	Chunks   int
-	Digest   [32]byte // over the owner's chunks
+	Chunks   int      // compared; the others were never written
+	Digest   [32]byte // over the digests of those chunks at the owner
 	Replicas []CheckReplica
 }
 
@@ -46,25 +46,57 @@ func (v *Volume) Check(ctx context.Context, progress func(done, total int)) (Che
 		return res, fmt.Errorf("%w: ask node %d", ErrNotOwner, res.Owner)
 	}
 	c := v.copy()
-	total := uint32((c.Blocks() + wire.ChunkBlocks - 1) / wire.ChunkBlocks)
-	res.Chunks = int(total)
 	for _, n := range others {
 		res.Replicas = append(res.Replicas, CheckReplica{Node: n, Equal: true})
 	}
+	// What no copy has ever written is a hole in all of them.
+	chunks, err := c.ChangedChunks(ctx, 0)
+	if err != nil {
+		return res, err
+	}
+	for i := range res.Replicas {
+		r := &res.Replicas[i]
+		var rep reply
+		if rep, r.Err = v.ask(ctx, r.Node, epoch, wire.Changed, nil); r.Err != nil {
+			r.Equal = false
+			continue
+		}
+		theirs, err := parseChunks(rep.data)
+		if err != nil {
+			return res, err
+		}
+		chunks = union(chunks, theirs, c.Blocks())
+	}
 	sum := sha256.New()
-	for first := uint32(0); first < total; first += checkChunks {
+	for len(chunks) > 0 {
 		if err := ctx.Err(); err != nil {
 			return res, err
 		}
-		if err := v.checkRun(ctx, first, min(checkChunks, total-first), epoch, &res, func(d []byte) { sum.Write(d) }); err != nil {
+		// A run of consecutive chunks is compared under one lock.
+		n := 1
+		for n < len(chunks) && n < checkChunks && chunks[n] == chunks[0]+uint32(n) {
+			n++
+		}
+		if err := v.checkRun(ctx, chunks[0], uint32(n), epoch, &res, func(d []byte) { sum.Write(d) }); err != nil {
 			return res, err
 		}
+		chunks = chunks[n:]
+		res.Chunks += n
 		if progress != nil {
-			progress(int(min(first+checkChunks, total)), int(total))
+			progress(res.Chunks, res.Chunks+len(chunks))
 		}
 	}
 	sum.Sum(res.Digest[:0])
 	return res, nil
+}
+
+// ask calls a method of another node's replica.
+func (v *Volume) ask(ctx context.Context, n NodeID, epoch lsfs.Epoch, m wire.Method, meta []byte) (reply, error) {
+	l := v.node.linkTo(n)
+	if l == nil {
+		return reply{}, fmt.Errorf("no link to node %d", n)
+	}
+	return l.call(wire.Header{Volume: uint64(v.id), Epoch: uint64(epoch)}, m, meta, nil, ctx.Done())
 }
 
 func (v *Volume) checkRun(ctx context.Context, first, count uint32, epoch lsfs.Epoch, res *CheckResult, add func([]byte)) error {
@@ -83,15 +115,10 @@ func (v *Volume) checkRun(ctx context.Context, first, count uint32, epoch lsfs.E
 	meta := binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, first), count)
 	for i := range res.Replicas {
 		r := &res.Replicas[i]
-		l := v.node.linkTo(r.Node)
 		if r.Err != nil {
 			continue
 		}
-		if l == nil {
-			r.Equal, r.Err = false, fmt.Errorf("no link to node %d", r.Node)
-			continue
-		}
-		rep, err := l.call(wire.Header{Volume: uint64(v.id), Epoch: uint64(epoch)}, wire.Digests, meta, nil, ctx.Done())
+		rep, err := v.ask(ctx, r.Node, epoch, wire.Digests, meta)
 		if err != nil {
 			r.Equal, r.Err = false, err
 			continue

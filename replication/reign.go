@@ -272,7 +272,11 @@ func (g *reign) restart(now Instant) {
 	if g.rec.Owner == g.self {
 		g.activateAfter = 0 // our own older process is dead, and only it could serve
 	}
-	g.propose(now, Change{Owner: g.self, InSync: g.rec.InSync, Reason: "owner restarted"})
+	reason := "owner restarted"
+	if g.rec.Epoch == 1 {
+		reason = "first start"
+	}
+	g.propose(now, Change{Owner: g.self, InSync: g.rec.InSync, Reason: reason})
 }
 
 func (g *reign) propose(now Instant, c Change) {

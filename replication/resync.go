@@ -3,7 +3,6 @@ package replication
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -204,14 +203,7 @@ func (s *resync) start(from lsfs.OpID, mode byte) ([]uint32, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(rep.data)%4 != 0 {
-		return nil, fmt.Errorf("%w: list of chunks", wire.ErrFrame)
-	}
-	chunks := make([]uint32, len(rep.data)/4)
-	for i := range chunks {
-		chunks[i] = binary.LittleEndian.Uint32(rep.data[i*4:])
-	}
-	return chunks, nil
+	return parseChunks(rep.data)
 }
 
 // mirror opens the live stream to the replica at the present number (Y3) and

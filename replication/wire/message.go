@@ -28,6 +28,8 @@ const (
 	SyncEnd Method = 6
 	// Digests asks for the digests of chunks; meta: first u32, count u32. Reply: count digests of 32 bytes.
 	Digests Method = 7
+	// Changed asks for the chunks that were ever written. Reply: data part, a u32 each.
+	Changed Method = 9
 	// Fetch asks for a block by fingerprint (repair); meta: fingerprint. Reply: Content of one block.
 	Fetch Method = 8
 )
