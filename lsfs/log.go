@@ -40,6 +40,7 @@ type logWriter struct {
 	hash       [16]byte
 	hasher     *blake3.Hasher
 	sum        [32]byte
+	fill       prefill // of the next segment
 }
 
 // position is where the log goes on. The caller has the turn, or no one appends.
@@ -81,27 +82,36 @@ func (s *Store) begin(n int) (format.Addr, error) {
 
 // openSegment makes next the open segment and chooses its successor.
 func (s *Store) openSegment() error {
-	l := &s.log
 	var gen [8]byte
 	_, _ = rand.Read(gen[:])
+	s.endPrefill()
+	after, err := s.turnTo(binary.LittleEndian.Uint64(gen[:]))
+	if err == nil {
+		s.startPrefill(after)
+	}
+	return err
+}
+
+func (s *Store) turnTo(generation uint64) (uint32, error) {
+	l := &s.log
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	after := s.segs.take()
 	if after == format.NoSegment {
-		return fmt.Errorf("log: no free segment: %w", ErrNoSpace)
+		return after, fmt.Errorf("log: no free segment: %w", ErrNoSpace)
 	}
 	if l.segment != format.NoSegment {
 		seg := &s.segs.all[l.segment]
 		seg.state, seg.lastSeq = segmentSealed, l.seq
 	}
 	l.segment, l.offset, l.next = l.next, 0, after
-	l.generation = binary.LittleEndian.Uint64(gen[:])
+	l.generation = generation
 	l.left.Store(int64(s.segs.bytes))
 	s.segs.all[l.segment].state = segmentOpen
 	if s.low() {
 		s.cleaner.kick()
 	}
-	return nil
+	return after, nil
 }
 
 // commit completes the commit in buf (records and payload are in place, the

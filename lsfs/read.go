@@ -466,7 +466,7 @@ func (v *Volume) Repair(ctx context.Context, no BlockNo, b dedup.Block) error {
 // that an operation with a later sequence has touched.
 func (v *Volume) ChangedChunks(ctx context.Context, since Seq) ([]uint32, error) {
 	var list []uint32
-	err := v.eachVersion(ctx, func(chunk uint32, version Seq) {
+	err := v.eachVersion(ctx, 0, ^uint64(0), func(chunk uint32, version Seq) {
 		if since < version {
 			list = append(list, chunk)
 		}
@@ -478,16 +478,18 @@ func (v *Volume) ChangedChunks(ctx context.Context, since Seq) ([]uint32, error)
 // sequence of the last operation that touched each, 0 for none.
 func (v *Volume) ChunkVersions(ctx context.Context, first uint32, dst []Seq) error {
 	clear(dst)
-	return v.eachVersion(ctx, func(chunk uint32, version Seq) {
+	return v.eachVersion(ctx, uint64(first), uint64(first)+uint64(len(dst)), func(chunk uint32, version Seq) {
 		if first <= chunk && uint64(chunk) < uint64(first)+uint64(len(dst)) {
 			dst[chunk-first] = version
 		}
 	})
 }
 
-func (v *Volume) eachVersion(ctx context.Context, f func(chunk uint32, version Seq)) error {
+// eachVersion calls f for the chunks with a version on the pages that hold
+// [first, end), and so for some beside them.
+func (v *Volume) eachVersion(ctx context.Context, first, end uint64, f func(chunk uint32, version Seq)) error {
 	s := v.s
-	for c := uint64(0); ; {
+	for c := first &^ (format.WordsPerPage - 1); c < end; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -511,10 +513,9 @@ func (v *Volume) eachVersion(ctx context.Context, f func(chunk uint32, version S
 			}
 			continue
 		}
-		if c = nextSpan(c, max(span, wordShift)); c == ^uint64(0) {
-			return nil
-		}
+		c = nextSpan(c, max(span, wordShift))
 	}
+	return nil
 }
 
 // Digest is a hash over number and fingerprint of all mapped blocks: equal on

@@ -63,13 +63,13 @@ func (s *deviceSet) list() []openDevice {
 	return append([]openDevice(nil), s.all...)
 }
 
-// onFiles says whether some device is a regular file: space that was given up is
-// then given back to its file system. A disk is better left alone until asked.
-func onFiles(paths []string) bool {
+// onBlockDevices says whether all devices are block devices, which gain by being
+// told of freed segments. A file would only get holes that the log has to fill again.
+func onBlockDevices(paths []string) bool {
 	for _, p := range paths {
-		if info, err := os.Stat(p); err == nil && info.Mode().IsRegular() {
-			return true
+		if info, err := os.Stat(p); err != nil || info.Mode().IsRegular() {
+			return false
 		}
 	}
-	return false
+	return true
 }

@@ -139,7 +139,7 @@ func (n *Node) openStore(ctx context.Context) error {
 	}
 	n.devices = &deviceSet{}
 	config.OpenDevice = n.devices.open
-	config.Discard = onFiles(n.config.Store.Devices)
+	config.Discard = onBlockDevices(n.config.Store.Devices)
 	config.Logger = n.log
 	config.Event = func(e lsfs.Event) {
 		level := slog.LevelWarn

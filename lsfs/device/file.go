@@ -379,3 +379,14 @@ func syncDir(path string) error {
 	}
 	return nil
 }
+
+// Holes says whether a part of [off, off+n) has no written place in the file.
+func (f *file) Holes(off, n int64) bool {
+	f.life.RLock()
+	defer f.life.RUnlock()
+	if f.block || f.fd < 0 {
+		return false
+	}
+	at, err := unix.Seek(f.fd, off, unix.SEEK_HOLE)
+	return err == nil && at < off+n
+}

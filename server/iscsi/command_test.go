@@ -203,8 +203,8 @@ func TestDataOutViolations(t *testing.T) {
 				t.Errorf("%s: reject % x", name, reject.Header[:4])
 			}
 			c.expectClosed()
-			eventually(t, "forgotten", func() bool { b.device.mu.Lock(); defer b.device.mu.Unlock(); return b.device.forgotten == 1 })
-			if b.device.executed != 0 {
+			eventually(t, "forgotten", func() bool { return b.device.count().forgotten == 1 })
+			if b.device.count().executed != 0 {
 				t.Errorf("%s: executed", name)
 			}
 		}
@@ -263,7 +263,7 @@ func TestUnsolicited(t *testing.T) {
 			if p.Status != statusCheckCondition || sense(data) != tt.want {
 				t.Errorf("%+v, sense %x", p, sense(data))
 			}
-			if b.device.executed != 0 {
+			if b.device.count().executed != 0 {
 				t.Error("executed")
 			}
 			c.quiet() // the stream is in step
@@ -332,8 +332,8 @@ func TestDataDigestErrors(t *testing.T) {
 	if got, p := c.read(0, 1, 512); p.Status != 0 || got[1] != 0 {
 		t.Errorf("afterwards: %+v", p)
 	}
-	if n := b.Stats().DigestErrors; n != 4 || b.device.executed != 0 {
-		t.Errorf("%d digest errors, %d executed", n, b.device.executed)
+	if n := b.Stats().DigestErrors; n != 4 || b.device.count().executed != 0 {
+		t.Errorf("%d digest errors, %d executed", n, b.device.count().executed)
 	}
 	// A wrong header digest: nothing in the header can be trusted.
 	nop.Encode(&h)
@@ -347,8 +347,7 @@ func TestDataDigestErrors(t *testing.T) {
 // without a word, gaps wait, and all of it works across the wrap.
 func TestCommandNumbers(t *testing.T) {
 	for _, first := range []uint32{100, 0xfffffffe, 0xffffffff} {
-		b := newBench(t, func(c *Config) { c.Limits.Window = 16 })
-		b.firstStatSN = 0xfffffffd
+		b := newBench(t, func(c *Config) { c.Limits.Window = 16; c.firstStatSN = 0xfffffffd })
 		c := dial(t, b)
 		c.cmdSN = first
 		c.login()

@@ -87,6 +87,7 @@ type connection struct {
 
 	mu          sync.Mutex
 	changed     sync.Cond // writing, active or unsent went down, or a second has passed
+	full        bool      // full feature phase: PDUs may be sent unasked
 	closed      bool      // no output is taken any more
 	cause       error     // why it was cut
 	busy        bool      // the reader is awake and will flush before it sleeps
@@ -149,6 +150,9 @@ func newConnection(t *Target, conn *net.TCPConn) (*connection, error) {
 // serve runs full feature phase until the connection ends, and says why.
 func (c *connection) serve() error {
 	c.heard.Store(int64(c.target.elapsed()))
+	c.mu.Lock()
+	c.full = true
+	c.mu.Unlock()
 	for {
 		if c.dropped.Load() {
 			return c.why(errDropped)
@@ -165,6 +169,13 @@ func (c *connection) serve() error {
 		if c.flushDue {
 			c.flushDue = false
 			c.flush()
+			c.mu.Lock()
+			untaken := c.unsentLocked() > c.target.limits.Unsent
+			c.mu.Unlock()
+			if untaken {
+				c.settle()
+				c.awake()
+			}
 		}
 	}
 }
@@ -307,12 +318,12 @@ func (c *connection) settle() (limit int) {
 	return limit
 }
 
-// awake notes that the initiator was heard, and waits while it leaves too many
-// replies untaken.
+// awake follows settle. It notes that the initiator was heard, and waits while
+// it leaves too many replies untaken.
 func (c *connection) awake() {
 	c.heard.Store(int64(c.target.elapsed()))
 	c.mu.Lock()
-	for c.unsentLocked() > c.target.limits.Unsent && !c.closed && !c.dropped.Load() {
+	for c.unsentLocked() > c.target.limits.Unsent && c.cause == nil {
 		c.changed.Wait()
 	}
 	c.busy = true
@@ -394,9 +405,16 @@ func (c *connection) cut(cause error, reset bool) {
 // finish sends what is left, as far as the peer takes it in time.
 func (c *connection) finish() {
 	c.flush()
-	until := c.target.elapsed() + lingerTime
+	expired := false
+	timer := time.AfterFunc(lingerTime, func() {
+		c.mu.Lock()
+		expired = true
+		c.changed.Broadcast()
+		c.mu.Unlock()
+	})
+	defer timer.Stop()
 	c.mu.Lock()
-	for c.writing && !c.dropped.Load() && c.target.elapsed() < until {
+	for c.writing && !expired {
 		c.changed.Wait()
 	}
 	c.mu.Unlock()

@@ -228,23 +228,29 @@ func (c *connection) asyncLocked(event uint8, parameter2, parameter3 uint16) {
 	c.sealLocked(h, 0)
 }
 
-// farewell tells the initiator that its connection is about to close, and
-// closes it as soon as that is sent.
+// farewell tells the initiator that its session is about to end, and lets the
+// reader end it: its next read fails, then it sends what is left and closes.
 func (c *connection) farewell() {
 	c.mu.Lock()
-	if !c.closed {
+	full := c.full
+	if full && !c.closed {
 		c.asyncLocked(pdu.AsyncDropSession, uint16(c.params.time2Wait), uint16(c.params.time2Retain))
+		if c.cause == nil {
+			c.cause = ErrClosed
+		}
+		c.changed.Broadcast()
 	}
 	c.mu.Unlock()
-	c.flush()
-	c.cut(ErrClosed, false)
+	if !full || c.conn.SetReadDeadline(time.Now()) != nil {
+		c.cut(ErrClosed, false)
+	}
 }
 
 // requestLogout asks the initiator to log out.
 func (c *connection) requestLogout(within time.Duration) {
 	seconds := min(max(within/time.Second, 1), 1<<16-1)
 	c.mu.Lock()
-	if !c.closed {
+	if c.full && !c.closed {
 		c.asyncLocked(pdu.AsyncLogoutRequest, 0, uint16(seconds))
 		c.closeAt = c.target.elapsed() + seconds*time.Second
 	}
@@ -262,7 +268,7 @@ func (c *connection) tick(now time.Duration) {
 	c.mu.Lock()
 	var cause error
 	switch {
-	case c.closed:
+	case c.closed || !c.full:
 	case c.closeAt > 0 && now >= c.closeAt:
 		cause = errDropped
 	case c.gapSince > 0 && now-c.gapSince >= limits.GapTime:

@@ -180,7 +180,9 @@ func TestSendTargets(t *testing.T) {
 		t.Errorf("logout: %d", got)
 	}
 	c.expectClosed()
+	b.dir.mu.Lock()
 	b.dir.open = true
+	b.dir.mu.Unlock()
 	for name, p := range map[string]interface{ Encode(*pdu.Header) }{
 		"command": &pdu.SCSICommand{Final: true, CmdSN: 100}, "task management": &pdu.TaskRequest{Immediate: true, Function: 2},
 		"Data-Out": &pdu.DataOut{Final: true}, "logout of a connection": &pdu.Logout{Immediate: true, Reason: 1},

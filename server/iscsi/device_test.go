@@ -10,6 +10,9 @@ import (
 
 const testBlock = 512
 
+// The device server of the project is one that this package can use.
+var _ DeviceServer = (*scsi.Server)(nil)
+
 // memoryDevice is a device server with one logical unit in RAM at LUN 0 and the
 // few commands that initiators need to use it. While gate is closed it keeps
 // the commands that Execute brings, until release.
@@ -271,6 +274,15 @@ func (d *memoryDevice) queued() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.queue)
+}
+
+// deviceCount counts tasks.
+type deviceCount struct{ executed, forgotten int }
+
+func (d *memoryDevice) count() deviceCount {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return deviceCount{d.executed, d.forgotten}
 }
 
 func (d *memoryDevice) Forget(t *scsi.Task) {

@@ -366,7 +366,7 @@ func TestCHAP(t *testing.T) {
 			t.Errorf("algorithm of %q: %q", list, keys["CHAP_A"])
 		}
 		answer := respond(t, keys, userSecret)
-		r, keys := b.send(0, 1, true, "CHAP_N=0xuser", "CHAP_R="+strings.ToUpper(pdu.FormatBinary(answer)[2:4])+"x")
+		r, _ := b.send(0, 1, true, "CHAP_N=0xuser", "CHAP_R="+strings.ToUpper(pdu.FormatBinary(answer)[2:4])+"x")
 		if !r.failed() {
 			t.Error("nonsense accepted")
 		}

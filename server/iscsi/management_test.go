@@ -67,8 +67,8 @@ func TestAbortCollecting(t *testing.T) {
 	c.managed(c.manage(scsi.AbortTask, 5, itt, c.cmdSN-1), scsi.FunctionComplete)
 	c.dataOut(pdu.DataOut{Final: true, ITT: itt, TTT: pdu.NoTag}, make([]byte, 8192))
 	c.quiet()
-	if b.device.executed != 0 || b.Stats().TasksAborted != 2 {
-		t.Errorf("executed %d, %+v", b.device.executed, b.Stats())
+	if b.device.count().executed != 0 || b.Stats().TasksAborted != 2 {
+		t.Errorf("executed %d, %+v", b.device.count().executed, b.Stats())
 	}
 }
 
@@ -139,7 +139,7 @@ func TestClearedByAnother(t *testing.T) {
 	if p, _ := c.response(itt); p.Status != statusTaskAborted {
 		t.Errorf("%+v", p)
 	}
-	if b.device.forgotten != 1 {
+	if b.device.count().forgotten != 1 {
 		t.Errorf("%d forgotten", b.device.forgotten)
 	}
 }
@@ -180,8 +180,11 @@ func TestOtherFunctions(t *testing.T) {
 	c.managed(c.manage(127, 0, 1, 0), scsi.FunctionUnsupported)
 	c.managed(c.manage(scsi.LogicalUnitReset, 7, 1, 0), scsi.NoSuchLUN)
 	c.managed(c.manage(scsi.ClearACA, 7, 1, 0), scsi.NoSuchLUN)
-	if want := []scsi.TaskFunction{scsi.LogicalUnitReset, scsi.ClearACA}; !slices.Equal(b.device.functions, want) {
-		t.Errorf("device server saw %v", b.device.functions)
+	b.device.mu.Lock()
+	functions := slices.Clone(b.device.functions)
+	b.device.mu.Unlock()
+	if want := []scsi.TaskFunction{scsi.LogicalUnitReset, scsi.ClearACA}; !slices.Equal(functions, want) {
+		t.Errorf("device server saw %v", functions)
 	}
 	b.device.gate(true)
 	c.command(pdu.SCSICommand{Final: true}, nil)

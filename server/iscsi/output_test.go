@@ -58,7 +58,7 @@ func TestSlowReader(t *testing.T) {
 // in order, with data sent from task buffers and from the output buffer.
 func TestStalledReaderCatchesUp(t *testing.T) {
 	b := newBench(t, nil)
-	c := dial(t, b).login("MaxRecvDataSegmentLength=262144")
+	c := dial(t, b).login("MaxRecvDataSegmentLength=262144", "FirstBurstLength=65536")
 	want := pattern(1<<20, 7)
 	c.writeAll(0, want, 65536)
 	b.device.cached = false

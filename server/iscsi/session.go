@@ -120,7 +120,7 @@ func (t *Target) reinstateConnection(l *login, c *connection, expired <-chan tim
 	for {
 		t.mu.Lock()
 		s := t.byTSIH[l.first.TSIH]
-		if s == nil || s.ending || s.initiator != l.initiator || s.isid != l.first.ISID || s.discovery != l.discovery {
+		if s == nil || s.ending || s.detaching || t.closing || s.initiator != l.initiator || s.isid != l.first.ISID || s.discovery != l.discovery {
 			t.mu.Unlock()
 			return statusNoSession
 		}

@@ -54,7 +54,7 @@ func TestLogout(t *testing.T) {
 	p := pdu.Logout{Immediate: true, Reason: pdu.LogoutConnection, ITT: 500, CID: 3, CmdSN: c.cmdSN}
 	p.Encode(&h)
 	c.send(&h, nil)
-	eventually(t, "forgotten", func() bool { b.device.mu.Lock(); defer b.device.mu.Unlock(); return b.device.forgotten == 1 })
+	eventually(t, "forgotten", func() bool { return b.device.count().forgotten == 1 })
 	b.device.gate(false)
 	c.response(itt)
 	if r := c.expect(pdu.OpLogoutResponse); r.Header[2] != pdu.LogoutDone {
@@ -166,7 +166,7 @@ func TestRetention(t *testing.T) {
 	if len(b.Sessions()) != 1 {
 		t.Fatal("session ended early")
 	}
-	clock.advance(time.Second + 1)
+	clock.advance(time.Second)
 	b.tick()
 	if len(b.Sessions()) != 0 || !slices.Equal(b.detached(), []bool{true}) {
 		t.Errorf("sessions %v, detached %v", b.Sessions(), b.detached())
@@ -437,7 +437,9 @@ func TestContextEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.addr = target.Addrs()[0].String()
+	defer target.Close()
 	c := dial(t, b).login()
+	c.quiet() // its reader is at work
 	cancel()
 	r := c.expect(pdu.OpAsync)
 	if r.Header[36] != pdu.AsyncDropSession {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -82,6 +83,8 @@ type Config struct {
 	Available func() bool
 	// Event is called for logins and ends of sessions. It must not block. May be nil.
 	Event func(Event)
+
+	firstStatSN uint32 // where connections begin to number; any value is good
 }
 
 // EventKind says what happened.
@@ -169,10 +172,13 @@ func New(c Config) (*Target, error) {
 		now:       c.Now,
 		available: c.Available,
 		event:     c.Event,
-		stop:      make(chan struct{}),
-		sessions:  make(map[sessionKey]*session),
-		byTSIH:    make(map[uint16]*session),
-		logins:    make(map[uint16]uint64),
+
+		firstStatSN: c.firstStatSN,
+
+		stop:     make(chan struct{}),
+		sessions: make(map[sessionKey]*session),
+		byTSIH:   make(map[uint16]*session),
+		logins:   make(map[uint16]uint64),
 	}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
@@ -195,8 +201,9 @@ func New(c Config) (*Target, error) {
 	return t, nil
 }
 
-// elapsed is the time since the target was made, at least one nanosecond.
-func (t *Target) elapsed() time.Duration { return max(t.now().Sub(t.born), 1) }
+// elapsed is the time since the target was made, and a nanosecond: 0 stands for
+// never.
+func (t *Target) elapsed() time.Duration { return t.now().Sub(t.born) + 1 }
 
 // Start listens on all portals and serves them until Close or until ctx ends.
 // On an error nothing listens.
@@ -257,13 +264,13 @@ func (t *Target) shutdown() {
 			_ = l.Close()
 		}
 		conns := t.connectionsLocked("")
-		half := t.halfOpen
+		half := slices.Clone(t.halfOpen)
 		t.mu.Unlock()
-		for _, c := range half {
-			c.cut(errDropped, false)
-		}
 		for _, c := range conns {
 			c.farewell()
+		}
+		for _, c := range half {
+			c.cut(errDropped, false)
 		}
 	})
 }
