@@ -28,6 +28,16 @@ type fresh struct {
 	*dedup.Block
 }
 
+// hasWhole says whether a new block of the batch is stored uncompressed.
+func (b *batch) hasWhole() bool {
+	for i := range b.fresh {
+		if len(b.fresh[i].Data) == dedup.BlockSize {
+			return true
+		}
+	}
+	return false
+}
+
 func (b *batch) reset(next BID) {
 	b.end, b.n, b.first, b.bytes = format.CommitHeaderSize, 0, next, 0
 	clear(b.fresh)
@@ -413,19 +423,30 @@ func (v *Volume) Admit(start BlockNo, blocks []dedup.Block) bool {
 }
 
 // write gives the staged records their addresses and makes the commit durable.
+//
+// Blocks that are stored whole come first, each on a page of the device of its
+// own, so that reading one later takes one page and not two; the compressed ones
+// follow, packed to the byte.
 func (s *Store) write() error {
 	b := &s.batch
 	payloadOff := b.end
+	if whole := int(roundUp(b.end)); b.hasWhole() && roundUp(whole+int(b.bytes)) <= len(b.buf) {
+		payloadOff = whole
+		clear(b.buf[b.end:whole])
+	}
 	base, err := s.begin(roundUp(payloadOff + int(b.bytes)))
 	if err != nil {
 		return err
 	}
 	b.before = s.log.position()
 	off := payloadOff
-	for i := range b.fresh {
-		f := &b.fresh[i]
-		f.addr = base + format.Addr(off)
-		off += copy(b.buf[off:], f.Data)
+	for _, whole := range [...]bool{true, false} {
+		for i := range b.fresh {
+			if f := &b.fresh[i]; (len(f.Data) == dedup.BlockSize) == whole {
+				f.addr = base + format.Addr(off)
+				off += copy(b.buf[off:], f.Data)
+			}
+		}
 	}
 	next := 0
 	for at := format.CommitHeaderSize; at < b.end; {

@@ -40,6 +40,7 @@ type logWriter struct {
 	hash       [16]byte
 	hasher     *blake3.Hasher
 	sum        [32]byte
+	commits    int     // in the open segment
 	fill       prefill // of the next segment
 }
 
@@ -85,8 +86,10 @@ func (s *Store) openSegment() error {
 	var gen [8]byte
 	_, _ = rand.Read(gen[:])
 	s.endPrefill()
+	small := s.log.commits*fillBelow > int(s.segs.bytes)
+	s.log.commits = 0
 	after, err := s.turnTo(binary.LittleEndian.Uint64(gen[:]))
-	if err == nil {
+	if err == nil && small {
 		s.startPrefill(after)
 	}
 	return err
@@ -151,6 +154,7 @@ func (s *Store) commit(buf []byte, records, recordBytes, payloadOff, payloadLen 
 	s.stats.logBytes.Add(int64(total))
 	s.ckpt.bytes.Add(int64(total))
 	l.seq, l.hash = h.Seq, l.chain(buf[:format.CommitHeaderSize+recordBytes])
+	l.commits++
 	l.offset += uint32(total)
 	l.left.Add(-int64(total))
 	return nil

@@ -23,6 +23,10 @@ type prefill struct {
 	done chan struct{} // nil when none runs
 }
 
+// fillBelow is the mean size of the last segment's commits, in bytes, under which
+// filling pays: longer ones spend their time on the transfer, which filling doubles.
+const fillBelow = 128 << 10
+
 // fillPart is written at a time, so that stopping takes no longer than one of them.
 const fillPart = 1 << 20
 

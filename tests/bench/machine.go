@@ -29,7 +29,7 @@ type machine struct {
 
 func (m *machine) String() string {
 	direct := "direct I/O"
-	if !m.DirectIO {
+	if m.Twinsan != "" && !m.DirectIO {
 		direct = "no direct I/O here: reads that miss our cache may hit the page cache"
 	}
 	s := fmt.Sprintf("Machine: %s, %d cores, %.0f GiB, %s, devices are files on %s (4 KiB write and fdatasync: %d us; %s), %s",

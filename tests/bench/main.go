@@ -122,6 +122,12 @@ func (b *bench) saveRaw(m *machine) error {
 
 const volumeName = "bench"
 
+// Ports below those that clusters look for.
+const (
+	peerPort    = 14260
+	profilePort = 14900
+)
+
 func (b *bench) setUp(ctx context.Context, m *machine) error {
 	if !b.noOurs {
 		b.say("starting two nodes and a witness")
@@ -130,7 +136,7 @@ func (b *bench) setUp(ctx context.Context, m *machine) error {
 			Volumes: []string{fmt.Sprintf("%s:%dM", volumeName, 2*b.sizeMiB)},
 		}
 		if b.profile {
-			o.DebugPort = 14900
+			o.DebugPort = profilePort
 		}
 		c, err := lab.Up(ctx, o)
 		if err != nil {
@@ -149,7 +155,7 @@ func (b *bench) setUp(ctx context.Context, m *machine) error {
 	}
 	if !b.noPeer {
 		b.say("starting tgt")
-		p, err := lab.StartPeer(ctx, filepath.Join(b.dir, "peer"), 14260, b.sizeMiB<<21)
+		p, err := lab.StartPeer(ctx, filepath.Join(b.dir, "peer"), peerPort, b.sizeMiB<<21)
 		switch {
 		case errors.Is(err, lab.ErrNoPeer):
 			b.noPeerWhy = err.Error()

@@ -54,8 +54,12 @@ func TestDeviceFull(t *testing.T) {
 	r.load("--rw", "randread", "--runtime", "1", "--iodepth", "8", "--size", fmt.Sprint(256*mib), r.c.URL(ballast.Owner, ballast.LUN))
 	r.must(r.c.CheckEqual(r.ctx, "demo"), "volume check")
 
-	// A node that starts with a full pool starts.
-	r.restart()
+	// Nodes that start with a full pool start.
+	r.demo("down")
+	for _, node := range []string{"w", "a", "b"} {
+		r.demo("start", node)
+	}
+	r.must(r.c.WaitServed(r.ctx, time.Minute), "start with full pools")
 	load.check(r.c.URL("a", v.LUN))
 
 	// Room comes back without an operator's doing.

@@ -76,8 +76,8 @@ func scenario(t *testing.T) {
 		switch {
 		case t.Failed():
 			tally.failed++
-			t.Logf("repeat: make bin/twinsan && go test -tags e2e -count 1 -timeout 1h -v ./tests/e2e -run '^%s$' -seed %d -rounds %d -image-mib %d -absence %s",
-				t.Name(), *seedFlag, *rounds, *imageMiB, *absence)
+			t.Logf("repeat: make bin/twinsan && go test -tags e2e -count 1 -timeout 1h -v ./tests/e2e -run '^%s$' -seed %d -rounds %d -image-mib %d -absence %s -conformance '%s'",
+				t.Name(), *seedFlag, *rounds, *imageMiB, *absence, *conformWith)
 		case t.Skipped():
 			tally.skipped++
 		default:

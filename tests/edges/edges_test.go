@@ -23,7 +23,7 @@ var allowed = map[string][]string{
 	// The API translates what the node says; the words it translates live below the node.
 	"api": {"api/v1", "server", "replication", "lsfs"},
 
-	"server":         {"server/cluster", "server/iscsi", "server/scsi", "replication", "lsfs", "lsfs/device", "cache", "dedup"},
+	"server":         {"server/cluster", "server/iscsi", "server/scsi", "replication", "lsfs", "lsfs/device", "lsfs/format", "cache", "dedup"},
 	"server/cluster": {"replication", "lsfs", "dedup"},
 	"server/iscsi":   {"server/scsi", "server/iscsi/pdu"},
 	// Of replication it takes the type of a request and nothing else.

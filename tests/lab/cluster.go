@@ -146,10 +146,13 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 // portSpan is how many ports from its base a demo uses.
 const portSpan = 320
 
-// freePorts looks for a base port all of whose ports are free: the demo's own
-// default first, so that what a test prints looks like the documentation.
+// freePorts looks for a base port all of whose ports are free. It begins at a place
+// of this process, so that test runs side by side do not look at the same ones.
 func freePorts() (int, error) {
-	for base := 13260; base < 32000; base += portSpan {
+	const first, last = 15000, 32000
+	const places = (last - first) / portSpan
+	for i := range places {
+		base := first + (os.Getpid()+i)%places*portSpan
 		free := true
 		for _, offset := range []int{0, 1, 2, 100, 101, 102, 200, 201, 202, 300, 301, 302} {
 			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+offset))
@@ -163,7 +166,7 @@ func freePorts() (int, error) {
 			return base, nil
 		}
 	}
-	return 0, errors.New("no free ports from 13260 to 32000")
+	return 0, fmt.Errorf("no free ports from %d to %d", first, last)
 }
 
 // Demo runs "twinsan demo ARGS" on this cluster and reads demo.json again.

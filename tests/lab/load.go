@@ -113,6 +113,8 @@ func Start(ctx context.Context, iscsiload string, args ...string) (*Load, error)
 	l := &Load{cmd: exec.CommandContext(ctx, iscsiload, args...), cancel: cancel, ended: make(chan struct{}),
 		Command: "bin/iscsiload " + strings.Join(args, " ")}
 	l.cmd.Stdout, l.cmd.Stderr = &l.out, &l.errs
+	// A generator that outlived a killed test would write to the next cluster on its port.
+	l.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := l.cmd.Start(); err != nil {
 		cancel()
 		return nil, err

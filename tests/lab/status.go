@@ -128,13 +128,33 @@ func (c *Cluster) WaitHealthy(ctx context.Context, limit time.Duration) error {
 		if s.Health != "healthy" {
 			return fmt.Errorf("the cluster is %s: %+v", s.Health, s.Problems)
 		}
-		for _, v := range s.Volumes {
-			if v.State != "online" || len(v.ServedBy) < len(c.Nodes) {
-				return fmt.Errorf("volume %s is %s, served by %v", v.Name, v.State, v.ServedBy)
-			}
-		}
-		return nil
+		return c.served(s)
 	})
+}
+
+// WaitServed returns when every node serves every volume and every replica is
+// in sync, whatever else may be wrong.
+func (c *Cluster) WaitServed(ctx context.Context, limit time.Duration) error {
+	return Until(ctx, limit, func() error {
+		s, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		return c.served(s)
+	})
+}
+
+func (c *Cluster) served(s *Status) error {
+	// A node that has just started may not know yet what exists.
+	if !s.Quorum || len(s.Volumes) < min(1, len(c.File.Volumes)) {
+		return fmt.Errorf("quorum %t, %d volumes are known", s.Quorum, len(s.Volumes))
+	}
+	for _, v := range s.Volumes {
+		if v.State != "online" || len(v.ServedBy) < len(c.Nodes) {
+			return fmt.Errorf("volume %s is %s, served by %v", v.Name, v.State, v.ServedBy)
+		}
+	}
+	return nil
 }
 
 // CheckEqual compares the replicas of a volume by digest.
