@@ -14,6 +14,9 @@ import (
 type Config struct {
 	// Devices are the paths of all devices of the pool, in any order.
 	Devices []string
+	// Pool is the pool that the devices must belong to; the zero value takes any.
+	// A node that knows its pool so refuses another node's disks in its slots.
+	Pool [16]byte
 	// OpenDevice opens a device. Default: device.Open with direct I/O.
 	OpenDevice func(path string) (device.Device, error)
 	// Key is the cluster's fingerprint key. A pool refuses any other than the one

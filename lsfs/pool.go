@@ -207,6 +207,8 @@ func importDevices(c *Config) (devices []device.Device, sb *format.Superblock, e
 	for i, s := range supers {
 		path := opened[i].Path()
 		switch {
+		case c.Pool != [16]byte{} && s.Pool != c.Pool:
+			return nil, nil, fmt.Errorf("open pool: %s belongs to pool %x, this node's pool is %x: were devices swapped between nodes?", path, s.Pool, c.Pool)
 		case s.Pool != supers[0].Pool:
 			return nil, nil, fmt.Errorf("open pool: %s belongs to pool %x, %s to pool %x", path, s.Pool, opened[0].Path(), supers[0].Pool)
 		case len(sb.Members) <= s.Index || sb.Members[s.Index] != s.Members[s.Index]:

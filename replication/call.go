@@ -69,8 +69,10 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 			case wire.Digests:
 				out, err = v.serveDigests(n.ctx, meta)
 			}
-			if err != nil {
+			if err != nil && !errors.Is(err, errAgain) {
 				v.log.Warn("request of the owner failed", "peer", l.peer, "method", int(method), "err", err)
+			}
+			if err != nil {
 				l.replyError(h, err)
 				return
 			}
@@ -298,10 +300,9 @@ func (v *Volume) syncApply(ctx context.Context, meta, data []byte) ([]byte, erro
 			} else {
 				var held bool
 				if pinned, held = n.pool.Pin(&sc.Fingerprints[k]); !held {
-					if b, err = n.pool.ReadFingerprint(ctx, &sc.Fingerprints[k], make([]byte, blockSize)); err != nil {
-						n.unpin(w)
-						return nil, fmt.Errorf("block %d of chunk %d went away: %w", k, sc.Chunk, err)
-					}
+					// Live operations have overwritten its last copy since the comparison.
+					n.unpin(w)
+					return nil, errAgain
 				}
 			}
 			w.op.Blocks = append(w.op.Blocks, b)

@@ -211,6 +211,8 @@ func (l *link) wait(c pendingCall, cancel <-chan struct{}) (reply, error) {
 			return r, errStale
 		case r.status == wire.StatusAbsent:
 			return r, errAbsent
+		case r.status == wire.StatusAgain:
+			return r, errAgain
 		default:
 			return r, fmt.Errorf("node %d: %s", l.peer, r.meta)
 		}
@@ -225,6 +227,7 @@ func (l *link) wait(c pendingCall, cancel <-chan struct{}) (reply, error) {
 var (
 	errStale     = errors.New("the peer promised a later epoch")
 	errAbsent    = errors.New("the peer does not have it")
+	errAgain     = errors.New("a block that was there has gone")
 	errCancelled = errors.New("cancelled")
 )
 
@@ -254,6 +257,8 @@ func (l *link) replyError(h wire.Header, err error) {
 		l.reply(h, wire.StatusStale, nil, nil)
 	case errors.Is(err, errAbsent):
 		l.reply(h, wire.StatusAbsent, nil, nil)
+	case errors.Is(err, errAgain):
+		l.reply(h, wire.StatusAgain, nil, nil)
 	default:
 		l.reply(h, wire.StatusError, []byte(err.Error()), nil)
 	}

@@ -320,19 +320,16 @@ func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
 	if sc.Index, err = wire.DecodeNeed(rep.meta); err != nil {
 		return err
 	}
-	buf := make([]byte, len(sc.Index)*blockSize)
-	for k, i := range sc.Index {
-		if int(i) >= len(sc.Fingerprints) {
-			return fmt.Errorf("%w: index %d", wire.ErrFrame, i)
+	rep, err = s.apply(c, start, &sc)
+	if errors.Is(err, errAgain) {
+		sc.Index = sc.Index[:0]
+		for i := range sc.Fingerprints {
+			if sc.Fingerprints[i] != (dedup.Fingerprint{}) {
+				sc.Index = append(sc.Index, uint32(i))
+			}
 		}
-		var b [1]dedup.Block
-		if err := c.ReadReduced(s.ctx, start+lsfs.BlockNo(i), b[:], buf[k*blockSize:(k+1)*blockSize]); err != nil {
-			return err
-		}
-		sc.Blocks = append(sc.Blocks, b[0])
-		s.sent.Add(int64(len(b[0].Data)))
+		rep, err = s.apply(c, start, &sc)
 	}
-	rep, err = s.call(wire.SyncApply, wire.AppendSyncChunk(nil, &sc), wire.AppendBlockData(nil, sc.Blocks))
 	if err != nil {
 		return err
 	}
@@ -340,6 +337,22 @@ func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
 		return fmt.Errorf("chunk %d differs after it was copied to node %d", chunk, s.peer)
 	}
 	return nil
+}
+
+// apply sends the contents that sc.Index names.
+func (s *resync) apply(c Copy, start lsfs.BlockNo, sc *wire.SyncChunk) (reply, error) {
+	buf := make([]byte, len(sc.Index)*blockSize)
+	sc.Blocks = make([]dedup.Block, len(sc.Index))
+	for k, i := range sc.Index {
+		if int(i) >= len(sc.Fingerprints) {
+			return reply{}, fmt.Errorf("%w: index %d", wire.ErrFrame, i)
+		}
+		if err := c.ReadReduced(s.ctx, start+lsfs.BlockNo(i), sc.Blocks[k:k+1], buf[k*blockSize:(k+1)*blockSize]); err != nil {
+			return reply{}, err
+		}
+		s.sent.Add(int64(len(sc.Blocks[k].Data)))
+	}
+	return s.call(wire.SyncApply, wire.AppendSyncChunk(nil, sc), wire.AppendBlockData(nil, sc.Blocks))
 }
 
 // chunkDigest is the digest of a chunk's content: SHA-256 over its fingerprints.

@@ -33,6 +33,24 @@ type poolRecord struct {
 	Devices []string  `json:"devices"`
 }
 
+// readPool says which pool this node's devices must belong to: the disks of
+// another node in its slots would be served as its own replicas.
+func readPool(dataDir string) ([16]byte, error) {
+	path := filepath.Join(dataDir, poolFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return [16]byte{}, fmt.Errorf("this node has no pool yet (%s is missing): repeat its twinsan init or join", path)
+	}
+	if err != nil {
+		return [16]byte{}, err
+	}
+	var r poolRecord
+	if err := json.Unmarshal(text, &r); err != nil || r.Version != 1 || r.Pool == uuid.Nil {
+		return [16]byte{}, fmt.Errorf("%s is damaged: restore it from a backup", path)
+	}
+	return r.Pool, nil
+}
+
 // InitOptions describe a new cluster.
 type InitOptions struct {
 	Cluster string // its name
@@ -218,8 +236,12 @@ func (c *Config) store() (lsfs.Config, error) {
 	if err != nil {
 		return lsfs.Config{}, fmt.Errorf("this machine is no data node yet: %w", err)
 	}
+	pool, err := readPool(c.DataDir)
+	if err != nil {
+		return lsfs.Config{}, err
+	}
 	return lsfs.Config{
-		Devices: c.Store.Devices, Key: key,
+		Devices: c.Store.Devices, Key: key, Pool: pool,
 		L1Bytes: int64(c.Store.Cache), MetadataBytes: int64(c.Store.Metadata), IndexBytes: int64(c.Store.Index),
 	}, nil
 }

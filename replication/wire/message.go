@@ -40,6 +40,7 @@ const (
 	StatusError  = 1 // meta is a text
 	StatusStale  = 2 // refused: Epoch holds the promised epoch
 	StatusAbsent = 3 // no such replica, volume or block here
+	StatusAgain  = 4 // a block that was there has gone: repeat with all contents
 )
 
 // Greeting is the meta part of Hello and HelloAck.
