@@ -86,9 +86,10 @@ type forwarding struct {
 }
 
 type forwarded struct {
-	v *Volume
-	r *Request
-	l *link
+	v     *Volume
+	r     *Request
+	l     *link
+	until Instant // Z3
 }
 
 // forward ships a request to the owner with the epoch in which it was accepted (Z2).
@@ -110,7 +111,7 @@ func (n *Node) forward(v *Volume, l *link, epoch lsfs.Epoch, r *Request) {
 	if f.open == nil {
 		f.open = map[uint64]forwarded{}
 	}
-	f.open[id] = forwarded{v, r, l}
+	f.open[id] = forwarded{v, r, l, n.now().After(n.timing.Drop)}
 	f.mu.Unlock()
 	l.lock()
 	dead := l.err != nil
@@ -183,23 +184,44 @@ func (n *Node) forwardDone(p *peer, h wire.Header, meta, data []byte) error {
 	return nil
 }
 
-// forwardsLost ends what waits for an answer on a link that broke. A read may be
-// repeated; whether a write took effect only the initiator may find out, by its
-// session being reset (Z1).
+// forwardsLost ends what waits for an answer on a link that broke.
 func (n *Node) forwardsLost(l *link) {
+	n.endForwards(func(x *forwarded) bool { return x.l == l })
+}
+
+// forwardsMoved ends what waits for the answer of a node that does not own the
+// volume any more: it may be frozen, and its link as good as ever.
+func (v *Volume) forwardsMoved(owner NodeID) {
+	v.node.endForwards(func(x *forwarded) bool { return x.v == v && x.l.peer != owner })
+}
+
+// forwardsExpired ends what waits too long (Z3).
+func (n *Node) forwardsExpired(now Instant) {
+	n.endForwards(func(x *forwarded) bool { return now > x.until })
+}
+
+// endForwards ends forwarded requests without an answer. A read may be repeated;
+// whether a write took effect only the initiator may find out, by its session
+// being reset (Z1).
+func (n *Node) endForwards(which func(*forwarded) bool) {
 	f := &n.forwards
 	var lost []forwarded
 	f.mu.Lock()
 	for id, x := range f.open {
-		if x.l == l {
+		if which(&x) {
 			lost = append(lost, x)
 			delete(f.open, id)
 		}
 	}
 	f.mu.Unlock()
+	if len(lost) == 0 {
+		return
+	}
 	now := n.now()
 	for _, x := range lost {
 		if x.r.Op == OpRead || x.r.Op == OpFlush {
+			// The answer may still be on its way into this buffer's place: nobody finds
+			// the request any more, so it is dropped there.
 			x.v.mu.Lock()
 			x.v.holdLocked(x.r, now)
 			x.v.mu.Unlock()

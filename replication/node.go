@@ -341,6 +341,7 @@ func (n *Node) ticker() {
 		for _, v := range *n.volumes.Load() {
 			v.tick(now)
 		}
+		n.forwardsExpired(now)
 		if beacon = !beacon; beacon && !n.failed.Load() {
 			n.sendBeacons()
 		}

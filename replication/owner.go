@@ -2,6 +2,7 @@ package replication
 
 import (
 	"slices"
+	"time"
 
 	"github.com/twinsan/twinsan/lsfs"
 	"github.com/twinsan/twinsan/replication/wire"
@@ -21,6 +22,9 @@ func (v *Volume) sequence(w *work) {
 			f.link.lock()
 			f.link.out = wire.AppendPrepare(f.link.out, &w.op)
 			f.link.unlock()
+			if f.mirror && w.hasRefs() {
+				f.refs = w.op.ID.Seq
+			}
 		}
 	}
 	v.open++
@@ -119,8 +123,18 @@ func (v *Volume) retireLocked(list []*work) []*work {
 	}
 	committed := v.local
 	for _, f := range v.followers {
-		if v.g.needsAck(f.id) {
+		switch {
+		case v.g.needsAck(f.id):
 			committed = min(committed, f.acked)
+		case f.mirror && f.link != nil:
+			// A replica that is being filled does not have to have it, but the stream to
+			// it is bounded: clients are slowed to what it takes. An operation with
+			// references stays in flight until it has them: it may ask for the contents.
+			if f.acked < f.refs {
+				committed = min(committed, f.acked)
+			} else {
+				committed = min(committed, f.acked+mirrorWindow)
+			}
 		}
 	}
 	for v.flight.len() > 0 && v.flight.at(0).op.ID.Seq <= committed {
@@ -130,6 +144,31 @@ func (v *Volume) retireLocked(list []*work) []*work {
 		list = append(list, w)
 	}
 	return list
+}
+
+// mirrorWindow is how many operations a replica that is being filled may be behind.
+// mirrorStall is how long it may make no progress before its resync ends.
+const (
+	mirrorWindow = 256
+	mirrorStall  = 2 * time.Second
+)
+
+// mirrorsStuck ends the resync of replicas that hold the clients up. Called with mu.
+func (v *Volume) mirrorsStuck(now Instant) {
+	for _, f := range v.followers {
+		if !f.mirror || f.link == nil {
+			continue
+		}
+		if f.acked+mirrorWindow >= v.next || f.acked != f.seen {
+			f.seen, f.since = f.acked, now
+		} else if now > f.since.After(mirrorStall) {
+			v.log.Warn("a replica that is being filled takes nothing, its resync starts over", "peer", f.id)
+			f.link = nil
+			if s := v.syncing[f.id]; s != nil {
+				s.cancel()
+			}
+		}
+	}
 }
 
 func (v *Volume) follower(id NodeID) *follower {

@@ -308,7 +308,7 @@ func (n *Node) Accept(from NodeID, c net.Conn) {
 	}, n.afterBatch)
 	l.fail(err)
 	n.removeInbound(l)
-	n.log.Debug("inbound link ended", "peer", from, "err", err)
+	n.log.Warn("inbound link ended", "peer", from, "err", err)
 }
 
 // greet answers a Hello with where our replicas stand.

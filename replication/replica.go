@@ -297,7 +297,7 @@ func (v *Volume) sendContent(l *link, h wire.Header, index []uint32) {
 	}
 	v.mu.Unlock()
 	if len(fps) != len(index) {
-		return // committed without it, or we are not the owner any more
+		return // we are not the owner any more: what counts waits for it in flight
 	}
 	buf := make([]byte, len(fps)*blockSize)
 	blocks := make([]dedup.Block, len(fps))

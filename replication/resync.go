@@ -75,7 +75,9 @@ func (s *resync) run(r Replica) {
 	}
 	err := s.ctx.Err()
 	if err == nil {
+		v.filling.Add(1)
 		err = s.whole(r)
+		v.filling.Add(-1)
 	}
 	s.cancel()
 	if err != nil {
@@ -226,6 +228,7 @@ func (s *resync) mirror() error {
 		v.followers = append(v.followers, f)
 	}
 	f.mirror, f.acked, f.link = true, v.next-1, s.link
+	f.seen, f.since = f.acked, v.node.now()
 	// Under the mutex: the call stands in the stream before the first mirrored operation.
 	c := s.link.begin(wire.Header{Volume: uint64(v.id), Epoch: uint64(s.epoch)}, wire.SyncMirror, wire.AppendPosition(nil, &pos), nil)
 	v.mu.Unlock()

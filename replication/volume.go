@@ -38,6 +38,7 @@ type Volume struct {
 	lease    atomic.Int64 // Instant until which it may serve (R1, L1)
 	size     atomic.Uint64
 	dup      atomic.Bool
+	filling  atomic.Int32 // replicas that take the stream while they are filled
 	compress atomic.Bool
 	replica  atomic.Pointer[localCopy]
 	replicas atomic.Pointer[[]Replica] // as recorded
@@ -71,6 +72,9 @@ type follower struct {
 	acked  lsfs.Seq // durable there up to
 	link   *link    // nil while it does not take the stream
 	mirror bool     // takes the stream although it is not in sync (Y3)
+	refs   lsfs.Seq // newest operation with references that a mirror was sent
+	seen   lsfs.Seq // acked as of since: the progress of a mirror
+	since  Instant
 }
 
 // heldRequest waits for an owner (Q4).
@@ -229,6 +233,7 @@ func (v *Volume) perform(a action, after []func()) []func() {
 	case actActivate:
 		v.log.Info("becoming owner", "epoch", v.g.rec.Epoch)
 		v.startActivation(a.at)
+		after = append(after, func() { v.forwardsMoved(n.self) })
 	case actEpoch:
 		v.log.Info("in-sync set changed", "epoch", v.g.rec.Epoch, "insync", v.g.rec.InSync)
 		v.trackFollowers()
@@ -239,7 +244,8 @@ func (v *Volume) perform(a action, after []func()) []func() {
 		after = append(after, v.retryHeld)
 	case actRole:
 		v.log.Info("role changed", "role", v.g.role.String(), "epoch", v.g.rec.Epoch, "owner", v.g.rec.Owner)
-		after = append(after, v.retryHeld)
+		owner := v.g.rec.Owner
+		after = append(after, func() { v.forwardsMoved(owner) }, v.retryHeld)
 		if l := v.ackTo; l != nil && v.g.role == Standby {
 			// What came while this node was no standby was not taken: ask for it.
 			l.lock()
@@ -299,8 +305,10 @@ func (v *Volume) tick(now Instant) {
 			v.retiredAt = now
 			stuck = true
 		}
+		v.mirrorsStuck(now)
 		v.startResyncs()
 	})
+	v.retire()
 	for _, r := range expired {
 		v.end(r, ErrUnavailable)
 	}

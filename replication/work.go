@@ -143,6 +143,16 @@ func (n *Node) reduce(w *work, start lsfs.BlockNo, data []byte, dup, compress bo
 	}
 }
 
+// hasRefs says whether a block goes by its fingerprint alone.
+func (w *work) hasRefs() bool {
+	for _, id := range w.op.Pinned {
+		if id != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // unpin gives back the pins of a work that will not be appended.
 func (n *Node) unpin(w *work) {
 	for _, id := range w.op.Pinned {

@@ -76,6 +76,11 @@ func (v *Volume) writeBlocks(r *Request, elsewhere func()) {
 	}
 }
 
+// shares says whether duplicates go by reference. Not while a replica is being
+// filled: it lacks much of what we hold, and would ask for it block by block. The
+// stores find the duplicates by themselves when they commit.
+func (v *Volume) shares() bool { return v.dup.Load() && v.filling.Load() == 0 }
+
 // parts joins the ends of the parts of one long write. Repeating it elsewhere
 // when some parts took effect is what the initiator would do: no 4 KiB block is
 // written with anything but the request's own data.
@@ -113,7 +118,7 @@ func (v *Volume) writePart(off uint64, data []byte, r *Request, then func(error)
 		return
 	}
 	start := lsfs.BlockNo(off / blockSize)
-	n.reduce(w, start, data, v.dup.Load(), v.compress.Load())
+	n.reduce(w, start, data, v.shares(), v.compress.Load())
 	w.req, w.then = r, then
 	if !v.hasRoom(w) {
 		n.unpin(w)
@@ -300,7 +305,7 @@ func (v *Volume) write(start lsfs.BlockNo, data []byte) error {
 		if w == nil {
 			return ErrBusy
 		}
-		v.node.reduce(w, start, part, v.dup.Load(), v.compress.Load())
+		v.node.reduce(w, start, part, v.shares(), v.compress.Load())
 		if !v.hasRoom(w) {
 			v.node.unpin(w)
 			v.node.works.put(w)
