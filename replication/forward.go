@@ -95,6 +95,9 @@ type forwarded struct {
 // forward ships a request to the owner with the epoch in which it was accepted (Z2).
 func (n *Node) forward(v *Volume, l *link, epoch lsfs.Epoch, r *Request) {
 	b := wire.ForwardBody{Op: uint8(r.Op), FUA: r.FUA, Off: r.Off, Len: r.Len}
+	if p := (*n.peers.Load())[l.peer]; p != nil {
+		b.Stamp = p.clock.Load()
+	}
 	data := r.Data
 	if r.Op == OpRead {
 		data = nil
@@ -122,8 +125,8 @@ func (n *Node) forward(v *Volume, l *link, epoch lsfs.Epoch, r *Request) {
 	l.out = append(l.out, data...)
 	l.out = wire.End(l.out, at, wire.Header{Type: wire.Forward, Volume: uint64(v.id), Epoch: uint64(epoch), Seq: id}, metaLen)
 	l.unlock()
-	if dead {
-		n.forwardsLost(l)
+	if dead { // it never left
+		n.endForwards(ErrBusy, func(x *forwarded) bool { return x.l == l && x.r == r })
 	}
 }
 
@@ -184,26 +187,31 @@ func (n *Node) forwardDone(p *peer, h wire.Header, meta, data []byte) error {
 	return nil
 }
 
-// forwardsLost ends what waits for an answer on a link that broke.
-func (n *Node) forwardsLost(l *link) {
-	n.endForwards(func(x *forwarded) bool { return x.l == l })
+// A forwarded request whose answer does not come ends when it cannot take effect
+// any more, and not before: then the initiator may repeat it, and no old command
+// lands on top of newer ones.
+
+// forwardsDrained ends what was sent on older links to a node that has greeted us
+// on a new one: it reads the old ones no more.
+func (n *Node) forwardsDrained(l *link) {
+	n.endForwards(ErrBusy, func(x *forwarded) bool { return x.l.peer == l.peer && x.l != l })
 }
 
 // forwardsMoved ends what waits for the answer of a node that does not own the
-// volume any more: it may be frozen, and its link as good as ever.
+// volume any more: what it did not commit is gone for good (M3).
 func (v *Volume) forwardsMoved(owner NodeID) {
-	v.node.endForwards(func(x *forwarded) bool { return x.v == v && x.l.peer != owner })
+	v.node.endForwards(ErrBusy, func(x *forwarded) bool { return x.v == v && x.l.peer != owner })
 }
 
-// forwardsExpired ends what waits too long (Z3).
+// forwardsExpired ends what waits too long: the owner refuses it by now (Z3). The
+// path fails, so that the initiator takes another (Z5).
 func (n *Node) forwardsExpired(now Instant) {
-	n.endForwards(func(x *forwarded) bool { return now > x.until })
+	n.endForwards(ErrUnavailable, func(x *forwarded) bool { return now > x.until })
 }
 
-// endForwards ends forwarded requests without an answer. A read may be repeated;
-// whether a write took effect only the initiator may find out, by its session
-// being reset (Z1).
-func (n *Node) endForwards(which func(*forwarded) bool) {
+// endForwards ends forwarded requests without an answer: a read is repeated here,
+// anything else by the initiator, for nobody knows whether it took effect.
+func (n *Node) endForwards(err error, which func(*forwarded) bool) {
 	f := &n.forwards
 	var lost []forwarded
 	f.mu.Lock()
@@ -220,13 +228,11 @@ func (n *Node) endForwards(which func(*forwarded) bool) {
 	now := n.now()
 	for _, x := range lost {
 		if x.r.Op == OpRead || x.r.Op == OpFlush {
-			// The answer may still be on its way into this buffer's place: nobody finds
-			// the request any more, so it is dropped there.
 			x.v.mu.Lock()
 			x.v.holdLocked(x.r, now)
 			x.v.mu.Unlock()
 		} else {
-			x.v.end(x.r, ErrUnavailable)
+			x.v.end(x.r, err)
 		}
 	}
 	n.flush()
@@ -289,6 +295,8 @@ func (n *Node) serveForward(l *link, h wire.Header, meta, data []byte) error {
 	v.mu.Lock()
 	current := v.g.role == Active && lsfs.Epoch(h.Epoch) == v.g.rec.Epoch
 	v.mu.Unlock()
+	// Z3: whoever sent it has given it up, or is about to.
+	current = current && n.now() < Instant(b.Stamp).After(n.timing.Drop)
 	refuse := func() {
 		r.Err = ErrBusy
 		done.done(r)

@@ -34,6 +34,7 @@ type link struct {
 	pending atomic.Bool // out is not empty
 	wake    chan struct{}
 	closed  chan struct{}
+	drained chan struct{} // inbound: closed when no frame of it is handled any more
 
 	scratch readScratch
 }
@@ -64,7 +65,7 @@ const (
 func newLink(n *Node, peer NodeID, c net.Conn, dialled bool) *link {
 	return &link{
 		node: n, peer: peer, conn: c, dialled: dialled,
-		calls: map[uint64]chan reply{}, wake: make(chan struct{}, 1), closed: make(chan struct{}),
+		calls: map[uint64]chan reply{}, wake: make(chan struct{}, 1), closed: make(chan struct{}), drained: make(chan struct{}),
 	}
 }
 
@@ -293,6 +294,11 @@ func (l *link) read(handle func(h wire.Header, meta, data []byte) error, batch f
 			meta := rest[wire.HeaderLen : wire.HeaderLen+int(h.MetaLen)]
 			if err := wire.CheckMeta(meta, sum); err != nil {
 				return err
+			}
+			select {
+			case <-l.closed: // what is still in the buffer came from a life that is over (Z1)
+				return net.ErrClosed
+			default:
 			}
 			if err := handle(h, meta, rest[wire.HeaderLen+int(h.MetaLen):size]); err != nil {
 				return err

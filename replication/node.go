@@ -233,23 +233,25 @@ func (n *Node) flush() {
 }
 
 // addInbound and removeInbound keep the list of links that others opened. A new
-// one from a node ends the older ones from it: their commands are dead (Z1).
-func (n *Node) addInbound(l *link) bool {
+// one from a node ends the older ones from it, which are returned: their commands
+// are dead (Z1).
+func (n *Node) addInbound(l *link) (older []*link, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.ctx.Err() != nil {
-		return false
+		return nil, false
 	}
 	links := []*link{l}
 	for _, old := range *n.inbound.Load() {
 		if old.peer == l.peer {
 			old.fail(errReplaced)
+			older = append(older, old)
 		} else {
 			links = append(links, old)
 		}
 	}
 	n.inbound.Store(&links)
-	return true
+	return older, true
 }
 
 func (n *Node) removeInbound(l *link) {

@@ -22,6 +22,7 @@ type peer struct {
 	link   atomic.Pointer[link] // nil while down
 	room   atomic.Int64         // free room of its pool as last reported, less what was sent since, bytes
 	inc    atomic.Uint64        // its incarnation as last greeted
+	clock  atomic.Int64         // its own clock in its newest beacon
 	quit   chan struct{}
 	nonce  uint64 // ticker goroutine's
 	echoed atomic.Uint64
@@ -158,6 +159,7 @@ func (p *peer) up(l *link, g *wire.Greeting) {
 		pos, here := at[v.id]
 		v.linkUp(p, l, pos, here)
 	}
+	n.forwardsDrained(l)
 	l.flush()
 }
 
@@ -170,7 +172,6 @@ func (p *peer) down(l *link, err error) {
 	for _, v := range *p.node.volumes.Load() {
 		v.linkDown(p)
 	}
-	p.node.forwardsLost(l)
 }
 
 // handle takes a frame that came back on the link we dialled.
@@ -260,6 +261,9 @@ func (n *Node) grant(l *link, meta []byte) error {
 	}
 	now := n.now()
 	fresh := b.Nonce <= b.Echo+echoWindow
+	if p := (*n.peers.Load())[l.peer]; p != nil {
+		p.clock.Store(b.Sent)
+	}
 	answer.Nonce, answer.Sent, answer.Room = b.Nonce, b.Sent, n.freeRoom()
 	answer.Leases = answer.Leases[:0]
 	if !n.failed.Load() {
@@ -281,9 +285,14 @@ func (n *Node) Accept(from NodeID, c net.Conn) {
 	l := newLink(n, from, c, false)
 	n.group.Add(1)
 	defer n.group.Done()
-	if !n.addInbound(l) {
+	defer close(l.drained)
+	older, ok := n.addInbound(l)
+	if !ok {
 		c.Close()
 		return
+	}
+	for _, o := range older {
+		<-o.drained
 	}
 	n.spawn(l.writer)
 	greeted := false

@@ -256,16 +256,19 @@ func DecodeSyncChunk(meta, data []byte) (c SyncChunk, err error) {
 
 // ForwardBody is the meta part of Forward: a client's request. The frame's epoch
 // is the reign under which the sender accepted the command (Z2). Sum is the
-// CRC32C of the data part.
+// CRC32C of the data part. Stamp is the newest reading of the receiver's own clock
+// that the sender had from its beacons: the receiver refuses what is too old (Z3)
+// without any agreement of clocks.
 type ForwardBody struct {
-	Op  uint8
-	FUA bool
-	Off uint64
-	Len uint64
-	Sum uint32
+	Op    uint8
+	FUA   bool
+	Off   uint64
+	Len   uint64
+	Sum   uint32
+	Stamp int64
 }
 
-const forwardLen = 24
+const forwardLen = 32
 
 // AppendForward appends b.
 func AppendForward(dst []byte, b *ForwardBody) []byte {
@@ -277,6 +280,7 @@ func AppendForward(dst []byte, b *ForwardBody) []byte {
 	binary.LittleEndian.PutUint32(m[4:], b.Sum)
 	binary.LittleEndian.PutUint64(m[8:], b.Off)
 	binary.LittleEndian.PutUint64(m[16:], b.Len)
+	binary.LittleEndian.PutUint64(m[24:], uint64(b.Stamp))
 	return append(dst, m[:]...)
 }
 
@@ -288,6 +292,7 @@ func DecodeForward(meta []byte) (b ForwardBody, err error) {
 	return ForwardBody{
 		Op: meta[0], FUA: meta[1] == 1, Sum: binary.LittleEndian.Uint32(meta[4:]),
 		Off: binary.LittleEndian.Uint64(meta[8:]), Len: binary.LittleEndian.Uint64(meta[16:]),
+		Stamp: int64(binary.LittleEndian.Uint64(meta[24:])),
 	}, nil
 }
 

@@ -80,7 +80,7 @@ func TestMessagesRoundTrip(t *testing.T) {
 	if got, err := DecodeSyncChunk(AppendSyncChunk(nil, &c), AppendBlockData(nil, c.Blocks)); err != nil || !reflect.DeepEqual(got, c) {
 		t.Errorf("chunk: %+v, %v", got, err)
 	}
-	f := ForwardBody{Op: 2, FUA: true, Off: 512, Len: 4096, Sum: 9}
+	f := ForwardBody{Op: 2, FUA: true, Off: 512, Len: 4096, Sum: 9, Stamp: -7}
 	if got, err := DecodeForward(AppendForward(nil, &f)); err != nil || got != f {
 		t.Errorf("forward: %+v, %v", got, err)
 	}
