@@ -265,8 +265,11 @@ func settled(s *v1.Status, nodes int, witness bool) error {
 			return fmt.Errorf("volume %s is served by %d of %d nodes", v.Name, len(v.ServedBy), want)
 		}
 	}
-	if s.Health != v1.Health_HEALTH_HEALTHY {
-		return fmt.Errorf("the cluster is %s", api.Word(s.Health, "HEALTH_"))
+	for _, p := range s.Problems {
+		// A pool that is full stays so: it is nothing to wait for.
+		if p.Severity != v1.Health_HEALTH_HEALTHY && p.Code != "pool-full" {
+			return fmt.Errorf("the cluster is %s: %s", api.Word(s.Health, "HEALTH_"), p.Cause)
+		}
 	}
 	return nil
 }
