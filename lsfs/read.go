@@ -73,18 +73,15 @@ func (v *Volume) TryRead(off uint64, dst []byte) bool {
 	}
 	var data []byte
 	var missing uint32
-	span := uint(0)
 	leafOf := ^uint64(0)
 	for len(dst) > 0 {
 		no := off / dedup.BlockSize
 		in := int(off % dedup.BlockSize)
 		n := min(dedup.BlockSize-in, len(dst))
 		if no>>wordShift != leafOf {
-			data, _, missing, span = s.pg.lookup(v.mapTree, wordShift, no)
-			if missing != 0 {
+			if data, _, missing, _ = s.pg.lookup(v.mapTree, wordShift, no); missing != 0 {
 				return false
 			}
-			_ = span
 			leafOf = no >> wordShift
 		}
 		bid := uint64(0)

@@ -155,6 +155,12 @@ func (d *demo) found(ctx context.Context, m member, config *server.Config, first
 func (d *demo) launch(m member, config *server.Config) error {
 	for _, address := range append([]string{config.Sync.Address, config.API.Address, config.Metrics.Address}, config.ISCSI.Portals...) {
 		l, err := net.Listen("tcp", address)
+		// A process that was killed may be a zombie by name while its last thread still
+		// holds the sockets.
+		for deadline := time.Now().Add(2 * time.Second); err != nil && time.Now().Before(deadline); {
+			time.Sleep(20 * time.Millisecond)
+			l, err = net.Listen("tcp", address)
+		}
 		if err != nil {
 			return fmt.Errorf("node %s: %s is taken: %w\n  choose others: twinsan demo clean%s, then twinsan demo up --base-port N", m.name, address, err, d.flag())
 		}
