@@ -141,6 +141,11 @@ func (c *Cluster) handleRPC(peer replication.NodeID, kind byte, body []byte) (st
 		if err == nil {
 			err = c.mayPropose(peer, env, cmd)
 		}
+		if err != nil && c.State().Node(peer) == nil {
+			// Just elected after a start, and our state is older than the log: who the
+			// peer is will show when it has caught up.
+			return rpcNotLeader, nil
+		}
 		if err != nil {
 			return fail(err)
 		}
