@@ -149,9 +149,9 @@ func (g *reign) peer(n NodeID) *peerView {
 	return p
 }
 
-// ackSet calls f for every other node whose durable acknowledgement a write
-// needs (W4): the recorded in-sync set and the one that a proposal of unknown
-// outcome may have made of it.
+// needsAck says whether a write needs the durable acknowledgement of another node
+// (W4): a member of the recorded in-sync set, or of the one that a proposal of
+// unknown outcome may have made of it.
 func (g *reign) needsAck(n NodeID) bool {
 	if n == g.self {
 		return false
@@ -205,23 +205,17 @@ func (g *reign) record(now Instant, rec Record, fit bool) {
 		g.do(action{kind: actEpoch})
 	case Activating:
 		g.do(action{kind: actActivate, at: g.activateAfter})
-	case Candidate:
-		g.become(Activating)
-		for _, n := range rec.InSync {
-			g.peer(n).seen, g.peer(n).progress = now, now
-		}
-		g.do(action{kind: actActivate, at: g.activateAfter})
 	default:
 		if !ours && g.role == Unknown {
 			g.restart(now) // M5: the recorded reign belongs to the process before us
 			return
 		}
-		// Given to us by a planned move (M6) or by our own restart proposal (M5).
+		// Won by a take-over (M2), given by a planned move (M6), or our own restart (M5).
 		g.become(Activating)
 		for _, n := range rec.InSync {
 			g.peer(n).seen, g.peer(n).progress = now, now
 		}
-		g.do(action{kind: actActivate, at: max(g.activateAfter, 0)})
+		g.do(action{kind: actActivate, at: g.activateAfter})
 	}
 }
 
@@ -265,13 +259,7 @@ func (g *reign) restart(now Instant) {
 		return
 	}
 	g.evictFrom = g.boot.After(g.timing.BootWait)
-	g.activateAfter = g.lastGrant.After(g.timing.Grace)
-	if len(g.rec.InSync) == 1 {
-		g.activateAfter = 0 // L4: nobody else was eligible
-	}
-	if g.rec.Owner == g.self {
-		g.activateAfter = 0 // our own older process is dead, and only it could serve
-	}
+	g.activateAfter = 0 // our own older process is dead, and only it could serve
 	reason := "owner restarted"
 	if g.rec.Epoch == 1 {
 		reason = "first start"
