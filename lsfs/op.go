@@ -44,7 +44,23 @@ const (
 	// version, stored as the version of the chunk it lies in) and does not move
 	// the volume's durable sequence.
 	OpCopy OpKind = 5
+	// OpClone makes Count blocks from Start equal to those from SourceStart of
+	// volume Source, as they are at its place in the log: by reference, sharing
+	// whole map pages where the ranges allow it. Source may be Volume; overlapping
+	// ranges end as if read first. It has a sequence number of Volume's. Either
+	// range may lie in an annex. The caller keeps the source range unchanged until
+	// Done, and sees to it that every replica that gets the operation holds the source.
+	OpClone OpKind = 6
 )
+
+// ClonedBlocksMax bounds the blocks of one OpClone: 64 MiB.
+const ClonedBlocksMax = 16 << 10
+
+// Extent is a run of blocks that are all mapped, or all holes.
+type Extent struct {
+	Blocks uint64
+	Mapped bool
+}
 
 // Op is one reduced operation of one volume, as it is logged and as it is
 // shipped to replicas. The caller owns it until Append and again after Done.
@@ -61,6 +77,9 @@ type Op struct {
 	Blocks []dedup.Block
 	Pinned []BID
 	State  []byte
+
+	Source      VolumeID // OpClone
+	SourceStart BlockNo
 
 	// Done is called once by the committing goroutine, when the operation is
 	// durable on this node and visible to Read, or has failed. Operations of one

@@ -13,8 +13,12 @@ const (
 	chunkShift = 8
 	// ChunkBlocks is the number of blocks in a chunk (1 MiB), the unit of versions.
 	ChunkBlocks = 1 << chunkShift
-	// VolumeBlocksMax bounds a volume: 64 PiB.
-	VolumeBlocksMax = 1 << 44
+	// VolumeBlocksMax bounds a volume: 128 TiB.
+	VolumeBlocksMax = 1 << 35
+	// AnnexStart is the first block of a volume's annex: AnnexBlocks of addresses
+	// behind every volume's end that belong to the volume and not to its size.
+	AnnexStart  BlockNo = 1 << 35
+	AnnexBlocks         = 1 << 34
 )
 
 // Meta is the small state of a volume. Its slices are never modified in place.

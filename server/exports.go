@@ -125,7 +125,7 @@ func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error
 	}
 	n.exports[v.LUN] = next
 	if old == nil || old.any != next.any || !slices.Equal(old.initiators, next.initiators) {
-		parts.scsi.SetAccess(v.LUN, next.any, next.initiators)
+		parts.scsi.SetAccess(v.LUN, scsi.Visibility{Any: next.any, Initiators: next.initiators})
 		if old != nil {
 			n.dropLost(parts, s, old)
 		}

@@ -61,7 +61,7 @@ func TestNewNexus(t *testing.T) {
 	if err := r.s.SetLU(unitConfig(5, memlu.New(mib))); err != nil {
 		t.Fatal(err)
 	}
-	r.s.SetAccess(5, true, nil)
+	r.s.SetAccess(5, scsi.Visibility{Any: true})
 	n, err := r.s.Attach(initiator, [6]byte{9})
 	if err != nil {
 		t.Fatal(err)
@@ -188,7 +188,7 @@ func TestReportedLUNsDataHasChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	own.expect() // not visible yet
-	r.s.SetAccess(300, false, []string{initiator})
+	r.s.SetAccess(300, scsi.Visibility{Initiators: []string{initiator}})
 	if got := r.luns(other.nexus); !slices.Equal(got, []uint64{0}) {
 		t.Errorf("other sees %x", got)
 	}
@@ -202,14 +202,14 @@ func TestReportedLUNsDataHasChanged(t *testing.T) {
 	r.refused(r.on(other.nexus, 0x412c<<48).run(unitReadyCmd), badLUN)
 
 	// REPORT LUNS clears it.
-	r.s.SetAccess(300, true, nil)
+	r.s.SetAccess(300, scsi.Visibility{Any: true})
 	r.luns(other.nexus)
 	other.expect()
 	own.expect() // nothing changed for it
-	r.s.SetAccess(300, false, nil)
+	r.s.SetAccess(300, scsi.Visibility{})
 	own.expect(uaLUNs)
 	r.refused(far.run(unitReadyCmd), badLUN)
-	r.s.SetAccess(300, true, nil)
+	r.s.SetAccess(300, scsi.Visibility{Any: true})
 	r.s.RemoveLU(300)
 	r.s.RemoveLU(300)
 	other.expect(uaLUNs)
@@ -218,7 +218,7 @@ func TestReportedLUNsDataHasChanged(t *testing.T) {
 	}
 	// A reset keeps it.
 	r.luns(r.n)
-	r.s.SetAccess(7, true, nil) // before SetLU
+	r.s.SetAccess(7, scsi.Visibility{Any: true}) // before SetLU
 	if err := r.s.SetLU(unitConfig(7, memlu.New(mib))); err != nil {
 		t.Fatal(err)
 	}
@@ -267,27 +267,14 @@ func TestInvalidUnits(t *testing.T) {
 	}
 }
 
-// reserved is a reservation that one nexus does not hold.
-type reserved struct {
-	holder *scsi.Nexus
-	from   scsi.Access
-}
-
-func (r *reserved) Conflicts(n *scsi.Nexus, a scsi.Access) bool {
-	return n != r.holder && a >= r.from
-}
-
 // Each command is made to fail every check from some step on; the first of the
 // standard's order must be the one that is reported.
 func TestOrderOfChecks(t *testing.T) {
 	state := scsi.ActiveOptimized
-	hold := &reserved{from: scsi.AccessRead}
 	r := newRig(t, mib, func(c *scsi.LUConfig) {
 		c.ReadOnly = true
-		c.Reservations = hold
 		c.Paths = func() []scsi.PortGroup { return []scsi.PortGroup{{ID: 1, Ports: []uint16{2}, State: state}} }
 	})
-	hold.holder = r.n
 	n, err := r.s.Attach("iqn.2026-11.test:other", [6]byte{7})
 	if err != nil {
 		t.Fatal(err)
@@ -305,13 +292,6 @@ func TestOrderOfChecks(t *testing.T) {
 	state = scsi.ActiveNonOptimized
 	r.s.PathsChanged(0)
 	r.refused(p.run(bad), uaPaths)
-	if res := p.run(bad); res.status != cdb.ReservationConflict {
-		t.Errorf("status %02x", res.status)
-	}
-	if res := p.run(command{cdb: []byte{0xff}}); res.status != cdb.ReservationConflict {
-		t.Errorf("unknown command: status %02x", res.status)
-	}
-	hold.holder = n
 	r.refused(p.run(bad), badField)
 	bad.cdb[1] = 0
 	r.refused(p.run(bad), badLBA)
@@ -329,34 +309,6 @@ func TestOrderOfChecks(t *testing.T) {
 	r.good(p.run(readBlock0Cmd))
 	// AHS longer than 16 bytes.
 	r.refused(p.run(command{cdb: readBlock0, read: true, expected: 512, extended: true}), badOpcode)
-}
-
-func TestReservationClasses(t *testing.T) {
-	hold := &reserved{from: scsi.AccessWrite + 1}
-	r := newRig(t, mib, func(c *scsi.LUConfig) { c.Reservations = hold })
-	conflict := func(from scsi.Access, c []byte) bool {
-		hold.from = from
-		return r.do(command{cdb: c, read: true, expected: 255}).status == cdb.ReservationConflict
-	}
-	for _, c := range []struct {
-		cdb    []byte
-		access scsi.Access
-	}{
-		{testUnitReady, scsi.AccessAny}, {inq(0, 0, 255), scsi.AccessAny}, {requestSense, scsi.AccessAny},
-		{reportLUNsCDB, scsi.AccessAny}, {readCapacity16(32), scsi.AccessAny}, {[]byte{cdb.ReadCapacity10, 9: 0}, scsi.AccessAny},
-		{maintenanceIn(cdb.ActionReportTargetPorts, 0, 0, 0, 255), scsi.AccessAny},
-		{readBlock0, scsi.AccessRead}, {rw16(cdb.Verify16, 0, 0, 1), scsi.AccessRead}, {rw10(cdb.PreFetch10, 0, 0, 1), scsi.AccessRead},
-		{modeSense6(0, 8, 0), scsi.AccessRead}, {maintenanceIn(cdb.ActionReportOpcodes, 0, 0, 0, 255), scsi.AccessRead},
-		{rw10(cdb.Write10, 0, 0, 1), scsi.AccessWrite}, {unmapCDB(0), scsi.AccessWrite},
-		{rw10(cdb.SynchronizeCache10, 0, 0, 0), scsi.AccessWrite}, {rw16(cdb.WriteSame16, 1, 0, 1), scsi.AccessWrite},
-		{caw(0, 0, 0), scsi.AccessWrite}, {rw10(cdb.WriteAndVerify10, 0, 0, 1), scsi.AccessWrite},
-	} {
-		for from := scsi.AccessRead; from <= scsi.AccessWrite; from++ {
-			if got := conflict(from, c.cdb); got != (c.access >= from) {
-				t.Errorf("CDB %x, reserved from class %d: conflict %v", c.cdb, from, got)
-			}
-		}
-	}
 }
 
 func TestPathStates(t *testing.T) {
@@ -411,7 +363,7 @@ func TestPathStates(t *testing.T) {
 	if err := r.s.SetLU(c); err != nil {
 		t.Fatal(err)
 	}
-	r.s.SetAccess(0, true, nil)
+	r.s.SetAccess(0, scsi.Visibility{Any: true})
 	n := r.attach(initiator, 3)
 	r.refused(r.on(n, 0).run(unitReadyCmd), code{2, 4, 0x0c})
 }

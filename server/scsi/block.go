@@ -41,7 +41,7 @@ func (t *Task) within(lba, blocks, limit uint64, field uint16) bool {
 
 // writable refuses commands that write on a read-only unit.
 func (t *Task) writable() bool {
-	if t.state.cmd.writes && t.state.unit.ReadOnly {
+	if t.state.cmd.writes && t.state.protected {
 		t.refuse(&senseProtected)
 		return false
 	}

@@ -1,6 +1,11 @@
 package scsi
 
-import "github.com/twinsan/twinsan/server/scsi/cdb"
+import (
+	"cmp"
+	"slices"
+
+	"github.com/twinsan/twinsan/server/scsi/cdb"
+)
 
 // command is a row of the command table.
 type command struct {
@@ -21,6 +26,7 @@ type command struct {
 	passAttention bool  // unit attentions stay pending
 	tryRead       bool  // a READ: TryExecute may answer it
 	writes        bool  // refused on write protected units
+	readsState    bool  // reply needs t.state.ordered, the newest ordered state
 	seconds       uint16
 	offered       func(*unitConfig) bool // nil: on every unit
 
@@ -66,10 +72,18 @@ const (
 var commands []*command
 
 func commandTable() []*command {
+	table := slices.Concat(baseCommands())
+	slices.SortStableFunc(table, func(a, b *command) int {
+		return cmp.Or(cmp.Compare(a.op, b.op), cmp.Compare(a.action, b.action))
+	})
+	return table
+}
+
+func baseCommands() []*command {
 	return []*command{
 		{name: "TEST UNIT READY", op: cdb.TestUnitReady,
 			ignore: cdb.Mask{1: oldLUN, 5: control}, begin: beginNothing},
-		{name: "REQUEST SENSE", op: cdb.RequestSense, worksIn: inAnyState, passAttention: true,
+		{name: "REQUEST SENSE", op: cdb.RequestSense, access: AccessAlways, worksIn: inAnyState, passAttention: true,
 			usage: cdb.Mask{1: 0x01, 4: all}, ignore: cdb.Mask{1: oldLUN, 5: control},
 			begin: beginReply, reply: requestSense, alloc: allocField{at: 4, width: 1}},
 		{name: "READ(6)", op: cdb.Read6, class: ClassRead, access: AccessRead, tryRead: true,
@@ -78,7 +92,7 @@ func commandTable() []*command {
 		{name: "WRITE(6)", op: cdb.Write6, class: ClassWrite, access: AccessWrite, writes: true,
 			usage: cdb.Mask{1: 0x1f, 2: all, 3: all, 4: all}, ignore: cdb.Mask{1: oldLUN, 5: control},
 			begin: beginWrite, run: runWrite},
-		{name: "INQUIRY", op: cdb.Inquiry, worksIn: inAnyState, passAttention: true,
+		{name: "INQUIRY", op: cdb.Inquiry, access: AccessAlways, worksIn: inAnyState, passAttention: true,
 			usage: cdb.Mask{1: 0x01, 2: all, 3: all, 4: all}, ignore: cdb.Mask{1: oldLUN, 5: control},
 			begin: beginReply, reply: inquiry, alloc: allocField{at: 3, width: 2}},
 		{name: "MODE SENSE(6)", op: cdb.ModeSense6, access: AccessRead, worksIn: inStandby,
@@ -162,7 +176,7 @@ func commandTable() []*command {
 			usage:  cdb.Mask{10: all, 11: all, 12: all, 13: all},
 			ignore: cdb.Mask{1: oldLUN, 2: all, 3: all, 4: all, 5: all, 6: all, 7: all, 8: all, 9: all, 15: control},
 			begin:  beginReply, reply: readCapacity16, alloc: allocField{at: 10, width: 4}},
-		{name: "REPORT LUNS", op: cdb.ReportLUNs, worksIn: inAnyState, passAttention: true,
+		{name: "REPORT LUNS", op: cdb.ReportLUNs, access: AccessAlways, worksIn: inAnyState, passAttention: true,
 			usage: cdb.Mask{2: all, 6: all, 7: all, 8: all, 9: all}, ignore: cdb.Mask{1: oldLUN, 11: control},
 			begin: beginReply, reply: reportLUNs, alloc: allocField{at: 6, width: 4}},
 		{name: "REPORT TARGET PORT GROUPS", op: cdb.MaintenanceIn, actions: true, action: cdb.ActionReportTargetPorts, worksIn: inAnyState,

@@ -37,8 +37,6 @@ type LUConfig struct {
 	// not called on the path of a READ or WRITE. Nil: this node's port alone,
 	// active/optimized.
 	Paths func() []PortGroup
-	// Reservations decides on reservation conflicts. Nil: there are none.
-	Reservations Reservations
 }
 
 // Limits that VPD page B0 advertises and every buffer obeys, in bytes.
@@ -80,6 +78,7 @@ type logicalUnit struct {
 	moved    atomic.Bool   // the state has changed since the unit was set
 	flushing atomic.Bool   // a SYNCHRONIZE CACHE with IMMED=1 is under way
 	reported atomic.Bool   // an unknown error was logged
+	state    atomic.Pointer[luState]
 
 	size uint64 // bytes; under Server.mu: the capacity that initiators were told of
 
@@ -89,18 +88,22 @@ type logicalUnit struct {
 	answered uint64  // the latest asking that path is the answer to
 }
 
-// access says who may see a LUN. The zero value is nobody.
-type access struct {
-	any        bool
-	initiators map[string]struct{}
+// Visibility says which initiators see a LUN. The zero value is nobody.
+type Visibility struct {
+	Any        bool     // every initiator
+	Initiators []string // those listed
+	ReadOnly   []string // those of them (or of any) whose writes are refused
 }
 
-func (a access) allows(initiator string) bool {
-	if a.any {
-		return true
-	}
-	_, ok := a.initiators[initiator]
-	return ok
+// access is a Visibility for look-up: true for read-only.
+type access struct {
+	any        bool
+	initiators map[string]bool
+}
+
+func (a access) allows(initiator string) (allowed, readOnly bool) {
+	readOnly, ok := a.initiators[initiator]
+	return ok || a.any, readOnly
 }
 
 // checked validates a configuration and fills in the defaults.
@@ -156,33 +159,44 @@ func (s *Server) SetLU(c LUConfig) error {
 		return err
 	}
 	path := s.pathState(next)
-	lu, err := s.setUnit(next, path)
+	lu, watched, err := s.setUnit(next, path)
 	if err != nil {
 		return err
+	}
+	if watched != next.Volume {
+		if watched != nil {
+			watched.Watch(nil)
+		}
+		next.Volume.Watch(func(id StateID, value []byte, live bool) { s.publish(lu, id, value, live) })
 	}
 	s.askPaths(lu, false)
 	return nil
 }
 
-// setUnit returns the unit with its new configuration; a new unit has path.
-func (s *Server) setUnit(next *unitConfig, path PathState) (*logicalUnit, error) {
+// setUnit returns the unit with its new configuration and the volume that was
+// watched for its LUN before; a new unit has path.
+func (s *Server) setUnit(next *unitConfig, path PathState) (lu *logicalUnit, watched Volume, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	lu := s.units[next.LUN]
+	lu = s.units[next.LUN]
+	if lu != nil {
+		watched = lu.config.Load().Volume
+	}
 	if lu != nil && lu.config.Load().VolumeUUID == next.VolumeUUID {
-		return lu, lu.changeLocked(next)
+		return lu, watched, lu.changeLocked(next)
 	}
 	if lu == nil && len(s.units) >= MaxLUs {
-		return nil, fmt.Errorf("LUN %d: there are %d logical units already: %w", next.LUN, MaxLUs, ErrInvalidLU)
+		return nil, nil, fmt.Errorf("LUN %d: there are %d logical units already: %w", next.LUN, MaxLUs, ErrInvalidLU)
 	}
 	lu = &logicalUnit{lun: next.LUN, size: next.Volume.SizeBytes(), itls: make(map[*itlNexus]struct{})}
 	lu.config.Store(next)
+	lu.state.Store(&luState{})
 	lu.path.Store(uint32(path))
 	s.units[next.LUN] = lu
 	for n := range s.nexuses {
 		s.rebuildLocked(n)
 	}
-	return lu, nil
+	return lu, watched, nil
 }
 
 // changeLocked puts a new configuration on a living unit. It needs Server.mu.
@@ -207,23 +221,28 @@ func (lu *logicalUnit) changeLocked(next *unitConfig) error {
 // end as their volume ends them.
 func (s *Server) RemoveLU(lun uint16) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.access, lun)
-	if s.units[lun] == nil {
-		return
-	}
+	lu := s.units[lun]
 	delete(s.units, lun)
-	for n := range s.nexuses {
-		s.rebuildLocked(n)
+	if lu != nil {
+		for n := range s.nexuses {
+			s.rebuildLocked(n)
+		}
+	}
+	s.mu.Unlock()
+	if lu != nil {
+		lu.config.Load().Volume.Watch(nil)
 	}
 }
 
-// SetAccess says which initiators see a LUN: any, or those listed. It may be called
-// before SetLU.
-func (s *Server) SetAccess(lun uint16, any bool, initiators []string) {
-	a := access{any: any, initiators: make(map[string]struct{}, len(initiators))}
-	for _, name := range initiators {
-		a.initiators[name] = struct{}{}
+// SetAccess says which initiators see a LUN. It may be called before SetLU.
+func (s *Server) SetAccess(lun uint16, v Visibility) {
+	a := access{any: v.Any, initiators: make(map[string]bool, len(v.Initiators)+len(v.ReadOnly))}
+	for _, name := range v.Initiators {
+		a.initiators[name] = false
+	}
+	for _, name := range v.ReadOnly {
+		a.initiators[name] = true
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -289,6 +308,7 @@ func (lu *logicalUnit) join(i *itlNexus) {
 	lu.mu.Lock()
 	defer lu.mu.Unlock()
 	lu.itls[i] = struct{}{}
+	i.grant.Store(lu.state.Load().grantTo(i.nexus.id()))
 }
 
 func (lu *logicalUnit) leave(i *itlNexus) {

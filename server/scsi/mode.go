@@ -54,7 +54,7 @@ func modeSense(_ *Server, t *Task, b []byte) ([]byte, bool) {
 	}
 
 	var device byte = 0x10 // DPOFUA
-	if u.ReadOnly {
+	if t.state.protected {
 		device |= 0x80 // WP
 	}
 	descriptor := 8

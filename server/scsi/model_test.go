@@ -135,7 +135,7 @@ func TestConcurrent(t *testing.T) {
 	if err := s.SetLU(unitConfig(0, lu)); err != nil {
 		t.Fatal(err)
 	}
-	s.SetAccess(0, true, nil)
+	s.SetAccess(0, scsi.Visibility{Any: true})
 	const workers, rounds = 4, 300
 	var wg, disturb sync.WaitGroup
 	stop := make(chan struct{})
@@ -169,7 +169,7 @@ func TestConcurrent(t *testing.T) {
 				if err := s.SetLU(unitConfig(9, lu)); err != nil {
 					t.Error(err)
 				}
-				s.SetAccess(9, true, nil)
+				s.SetAccess(9, scsi.Visibility{Any: true})
 			case 5:
 				s.RemoveLU(9)
 				s.Stats()

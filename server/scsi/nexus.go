@@ -45,9 +45,11 @@ func (v *view) find(address uint64) *itlNexus {
 // moment the initiator sees the unit until it no longer does and the last task
 // has ended.
 type itlNexus struct {
-	nexus *Nexus
-	lu    *logicalUnit
+	nexus    *Nexus
+	lu       *logicalUnit
+	readOnly bool // writes from this initiator are refused
 
+	grant    atomic.Pointer[grant]    // under the ordered state; set before the nexus sees the unit
 	pending  atomic.Int32             // len(attentions)
 	counters atomic.Pointer[counters] // made at the first command
 
@@ -107,13 +109,14 @@ func (s *Server) rebuildLocked(n *Nexus) {
 	next := &view{units: make(map[uint16]*itlNexus, len(old.units))}
 	changed := false
 	for lun, lu := range s.units {
-		if !s.access[lun].allows(n.Initiator) {
+		allowed, readOnly := s.access[lun].allows(n.Initiator)
+		if !allowed {
 			continue
 		}
 		i := old.units[lun]
-		if i == nil || i.lu != lu {
+		if i == nil || i.lu != lu || i.readOnly != readOnly {
 			changed = true
-			i = &itlNexus{nexus: n, lu: lu}
+			i = &itlNexus{nexus: n, lu: lu, readOnly: readOnly}
 			i.raise(n.state.greeting)
 			lu.join(i)
 		}

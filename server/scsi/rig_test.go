@@ -49,7 +49,7 @@ func newRig(t testing.TB, size uint64, change func(*scsi.LUConfig)) *rig {
 	if err := s.SetLU(c); err != nil {
 		t.Fatal(err)
 	}
-	s.SetAccess(0, true, nil)
+	s.SetAccess(0, scsi.Visibility{Any: true})
 	r.n = r.attach(initiator, 1)
 	return r
 }

@@ -43,6 +43,7 @@ var answers = [...]answerTo{
 	{ErrMiscompare, cdb.CheckCondition, senseDiffers},
 	{ErrNoSpace, cdb.CheckCondition, cdb.Sense{Key: cdb.DataProtect, ASC: 0x27, ASCQ: 0x07}}, // SPACE ALLOCATION FAILED WRITE PROTECT
 	{ErrMedium, cdb.CheckCondition, cdb.Sense{Key: cdb.MediumError, ASC: 0x11}},              // UNRECOVERED READ ERROR
+	{ErrReserved, cdb.ReservationConflict, cdb.Sense{}},
 	{ErrReadOnly, cdb.CheckCondition, cdb.Sense{Key: cdb.DataProtect, ASC: 0x27, ASCQ: 0x02}},
 	{ErrDeleted, cdb.CheckCondition, senseLUN},
 }

@@ -13,6 +13,7 @@ type sequencer struct {
 	mu     sync.Mutex
 	first  *Task
 	last   *Task
+	change *stateChange // newest first: they are few, and none waits for another
 	closed bool
 }
 
@@ -44,25 +45,46 @@ func (q *sequencer) add(s *Server, t *Task) {
 	}
 }
 
-// take removes all tasks at once.
-func (q *sequencer) take() (first *Task, closed bool) {
+// addChange queues a change of state whose request is done.
+func (q *sequencer) addChange(c *stateChange) {
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		c.done(nil, ErrBusy)
+		return
+	}
+	c.next, q.change = q.change, c
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take removes all that waits at once.
+func (q *sequencer) take() (first *Task, change *stateChange, closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	first = q.first
-	q.first, q.last = nil, nil
-	return first, q.closed
+	first, change = q.first, q.change
+	q.first, q.last, q.change = nil, nil, nil
+	return first, change, q.closed
 }
 
 func (q *sequencer) loop(s *Server) {
 	defer close(q.done)
 	for range q.wake {
 		for {
-			t, closed := q.take()
-			if t == nil {
+			t, c, closed := q.take()
+			if t == nil && c == nil {
 				if closed {
 					return
 				}
 				break
+			}
+			for c != nil {
+				next := c.next
+				c.step()
+				c = next
 			}
 			for t != nil {
 				next := t.state.queued // the step may end the task and its memory be used again

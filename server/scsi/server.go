@@ -147,9 +147,10 @@ const (
 
 // taskState is the device server's part of a Task.
 type taskState struct {
-	unit  *unitConfig // the logical unit as Begin found it; nil without one
-	cmd   *command
-	start time.Duration
+	unit      *unitConfig // the logical unit as Begin found it; nil without one
+	protected bool        // writes are refused
+	cmd       *command
+	start     time.Duration
 
 	// Under itl.mu, set while the task is registered.
 	itl        *itlNexus
@@ -158,9 +159,10 @@ type taskState struct {
 	abort      uint8
 	waiters    []*abortWait
 
-	off    uint64 // bytes: where the command works
-	length uint64 // bytes: on how much of the medium
-	alloc  uint32 // replies: allocation length
+	off     uint64   // bytes: where the command works
+	length  uint64   // bytes: on how much of the medium
+	alloc   uint32   // replies: allocation length
+	ordered *luState // replies that need the newest state: it
 
 	// Commands of several requests; see sequencer.go.
 	step    func(*Server, *Task) // what to do after the current request; nil: the task ends
@@ -229,19 +231,20 @@ func (s *Server) beginOn(t *Task, itl *itlNexus, known bool) Verdict {
 			return t.refuse(pathSense(state))
 		}
 	}
-	if r := unit.Reservations; r != nil {
-		access := AccessWrite // of an unknown command the worst is assumed
-		if cmd != nil {
-			access = cmd.access
-		}
-		if r.Conflicts(t.Nexus, access) {
-			t.Status = cdb.ReservationConflict
-			return Finished
-		}
+	grant := itl.grant.Load()
+	access := AccessWrite // of an unknown command the worst is assumed
+	if cmd != nil {
+		access = cmd.access
+	}
+	if grant.denies(access) {
+		t.Status = cdb.ReservationConflict
+		return Finished
 	}
 	if !t.checkCommand(known) {
 		return Finished
 	}
+	t.Req.State, t.Req.Recheck = grant.id, recheck
+	t.state.protected = unit.ReadOnly || itl.readOnly || grant.protected
 	return cmd.begin(s, t)
 }
 
@@ -299,7 +302,7 @@ func (s *Server) beginWithoutUnit(t *Task) Verdict {
 func (s *Server) TryExecute(t *Task) bool {
 	cmd, itl := t.state.cmd, t.state.itl
 	switch {
-	case cmd.reply == nil && !cmd.tryRead:
+	case cmd.reply == nil && !cmd.tryRead, cmd.readsState:
 		return false
 	case itl == nil:
 		s.answer(t)
@@ -329,6 +332,8 @@ func (s *Server) Execute(t *Task) {
 		t.Complete(t)
 	case !itl.begin(t):
 		s.finish(t)
+	case cmd.readsState:
+		t.readState()
 	case cmd.reply != nil:
 		s.answer(t)
 		s.finish(t)
@@ -356,6 +361,7 @@ func (t *Task) submit(op RequestOp, off, length uint64, data []byte) {
 	r.Off, r.Len, r.Data = off, length, data
 	r.Err = nil
 	r.Miscompare = 0
+	r.Atomic = false
 	r.Scratch = nil
 	r.Done = requestDone
 	t.state.unit.Volume.Submit(r)

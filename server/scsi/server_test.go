@@ -88,7 +88,7 @@ func TestCloseEndsCommands(t *testing.T) {
 	if err := s.SetLU(unitConfig(0, lu)); err != nil {
 		t.Fatal(err)
 	}
-	s.SetAccess(0, true, nil)
+	s.SetAccess(0, scsi.Visibility{Any: true})
 	r.n = r.attach(initiator, 1)
 	lu.Hold()
 	f := r.on(r.n, 0).launch(command{cdb: rw10(cdb.Verify10, 0, 0, 2000)}, true)
@@ -115,7 +115,7 @@ func TestInjectedClock(t *testing.T) {
 	if err := s.SetLU(unitConfig(0, lu)); err != nil {
 		t.Fatal(err)
 	}
-	s.SetAccess(0, true, nil)
+	s.SetAccess(0, scsi.Visibility{Any: true})
 	r.n = r.attach(initiator, 1)
 	r.good(r.read(rw10(cdb.Read10, 0, 0, 1), 512))
 	c := s.Stats()[0].Classes[scsi.ClassRead]
@@ -168,7 +168,7 @@ func TestReportManyLUNs(t *testing.T) {
 		if err := r.s.SetLU(unitConfig(lun*16, v)); err != nil {
 			t.Fatal(err)
 		}
-		r.s.SetAccess(lun*16, true, nil)
+		r.s.SetAccess(lun*16, scsi.Visibility{Any: true})
 	}
 	want := command{cdb: []byte{cdb.ReportLUNs, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0}, read: true, expected: 1 << 31}
 	res := r.good(r.do(want))

@@ -224,7 +224,7 @@ func TestResetSeesFormerNexuses(t *testing.T) {
 	r.lu.Hold()
 	f := r.on(r.n, 0).launch(writeBlock0, true)
 	waiting := r.on(r.n, 0).launch(writeBlock0, false)
-	r.s.SetAccess(0, false, []string{"iqn.2026-11.test:other"})
+	r.s.SetAccess(0, scsi.Visibility{Initiators: []string{"iqn.2026-11.test:other"}})
 	r.refused(r.on(r.n, 0).run(unitReadyCmd), badLUN)
 	answered := false
 	r.s.TaskManagement(other, scsi.LogicalUnitReset, 0, nil, func(scsi.TaskResponse) { answered = true })

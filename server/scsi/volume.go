@@ -16,7 +16,21 @@ const (
 	OpWriteSame       = replication.OpWriteSame
 	OpCompareAndWrite = replication.OpCompareAndWrite
 	OpFlush           = replication.OpFlush
+	OpOrWrite         = replication.OpOrWrite
+	OpState           = replication.OpState
+	OpReadState       = replication.OpReadState
+	OpExtents         = replication.OpExtents
+	OpClone           = replication.OpClone
 )
+
+// VolumeID names a volume in the whole cluster.
+type VolumeID = replication.VolumeID
+
+// StateID names one value of a volume's ordered state.
+type StateID = replication.StateID
+
+// Extent is a run of bytes that is mapped or not.
+type Extent = replication.Extent
 
 // The errors of a Request; sense.go translates them.
 const (
@@ -26,6 +40,9 @@ const (
 	ErrBusy        = replication.ErrBusy
 	ErrUnavailable = replication.ErrUnavailable
 	ErrReadOnly    = replication.ErrReadOnly
+	ErrReserved    = replication.ErrReserved
+	ErrStateMoved  = replication.ErrStateMoved
+	ErrNoClone     = replication.ErrNoClone
 	ErrDeleted     = replication.ErrDeleted
 )
 
@@ -40,6 +57,14 @@ type Volume interface {
 	// calling goroutine but does not wait for I/O. Work queued by Submit may stay
 	// queued until Kick.
 	Submit(r *Request)
+	// ID is the volume's name for OpClone.
+	ID() VolumeID
+	// Watch sets the function that learns of the ordered state: of the newest one
+	// before Watch returns, then of each that follows, in order, one call at a time,
+	// on any goroutine and before the operation that made it is answered. live is
+	// false when others may have been missed (at first, after a resync). value is
+	// not modified afterwards. The function must neither block nor submit. Nil ends it.
+	Watch(func(id StateID, value []byte, live bool))
 	// SizeBytes is the current capacity, a multiple of 4096.
 	SizeBytes() uint64
 }

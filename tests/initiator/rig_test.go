@@ -53,7 +53,7 @@ func newRig(t testing.TB, async bool, limits iscsi.Limits) *rig {
 		t.Fatal(err)
 	}
 	device.SetHooks(scsi.Hooks{Flush: target.Flush, AbortWaiting: target.AbortWaiting, DropSessions: target.DropSessions})
-	device.SetAccess(0, true, nil)
+	device.SetAccess(0, scsi.Visibility{Any: true})
 	if err := device.SetLU(scsi.LUConfig{LUN: 0, VolumeUUID: [16]byte{1}, Name: "v", Serial: "serial0001",
 		NAA: []byte{0x3f, 1, 2, 3, 4, 5, 6, 7}, Thin: true, Volume: r.lu}); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/twinsan/twinsan/replication"
 	"github.com/twinsan/twinsan/server/scsi"
 )
 
@@ -28,7 +29,12 @@ type LU struct {
 
 	mu     sync.RWMutex
 	blocks map[uint64]*[blockBytes]byte
-	counts [8]uint64 // by RequestOp
+	counts [16]uint64 // by RequestOp
+	id     scsi.VolumeID
+	state  []byte
+	stated scsi.StateID
+	watch  func(scsi.StateID, []byte, bool)
+	others map[scsi.VolumeID]*LU // clone sources
 
 	queueMu sync.Mutex
 	queue   []queued // submitted, before Kick
@@ -52,7 +58,7 @@ func New(size uint64) *LU {
 	if size%blockBytes != 0 {
 		panic("memlu: size is not a multiple of 4096")
 	}
-	lu := &LU{blocks: make(map[uint64]*[blockBytes]byte)}
+	lu := &LU{blocks: make(map[uint64]*[blockBytes]byte), id: 1}
 	lu.size.Store(size)
 	lu.wake = sync.NewCond(&lu.queueMu)
 	return lu
@@ -139,6 +145,48 @@ func (lu *LU) Allocated() int {
 	lu.mu.RLock()
 	defer lu.mu.RUnlock()
 	return len(lu.blocks)
+}
+
+// SetID names the volume, and the volumes that OpClone may read besides itself.
+func (lu *LU) SetID(id scsi.VolumeID, others ...*LU) {
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	lu.id = id
+	lu.others = make(map[scsi.VolumeID]*LU)
+	for _, o := range others {
+		lu.others[o.id] = o
+	}
+}
+
+// ID implements scsi.Volume.
+func (lu *LU) ID() scsi.VolumeID { return lu.id }
+
+// Watch implements scsi.Volume.
+func (lu *LU) Watch(f func(id scsi.StateID, value []byte, live bool)) {
+	lu.mu.Lock()
+	lu.watch = f
+	id, value := lu.stated, lu.state
+	lu.mu.Unlock()
+	if f != nil {
+		f(id, value, false)
+	}
+}
+
+// SetState replaces the ordered state as another node would.
+func (lu *LU) SetState(value []byte) {
+	lu.mu.Lock()
+	lu.setState(value)
+	lu.mu.Unlock()
+}
+
+// setState needs mu; the watcher takes no lock of the volume.
+func (lu *LU) setState(value []byte) {
+	lu.stated.Epoch = 1
+	lu.stated.Seq++
+	lu.state = bytes.Clone(value)
+	if lu.watch != nil {
+		lu.watch(lu.stated, lu.state, true)
+	}
 }
 
 // SizeBytes implements scsi.Volume.
@@ -235,13 +283,27 @@ func (lu *LU) validate(r *scsi.Request) {
 		if n := len(r.Data); n != 512 && n != 4096 || r.Len%uint64(n) != 0 {
 			panic(fmt.Sprintf("memlu: write same: a block of %d bytes", n))
 		}
-	case scsi.OpUnmap:
+	case scsi.OpOrWrite:
+		if uint64(len(r.Data)) != r.Len {
+			panic(fmt.Sprintf("memlu: or write: %d bytes of data, length %d", len(r.Data), r.Len))
+		}
+	case scsi.OpUnmap, scsi.OpState, scsi.OpReadState:
+	case scsi.OpExtents:
+		if cap(r.Extents) == 0 || r.Len == 0 {
+			panic("memlu: extents without room or range")
+		}
+	case scsi.OpClone:
+		if (r.Off|r.Len|r.SourceOff)%blockBytes != 0 || r.Len > replication.CloneBytesMax {
+			panic(fmt.Sprintf("memlu: clone of %d+%d from %d", r.Off, r.Len, r.SourceOff))
+		}
 	case scsi.OpFlush:
 		length = 0
 	default:
 		panic(fmt.Sprintf("memlu: op %d", r.Op))
 	}
-	if r.Off%512 != 0 || length%512 != 0 || r.Off+length > lu.size.Load() || r.Off+length < r.Off {
+	if r.Off >= replication.AnnexOff && (r.Op == scsi.OpRead || r.Op == scsi.OpUnmap || r.Op == scsi.OpClone) {
+		length = 0 // the annex
+	} else if r.Off%512 != 0 || length%512 != 0 || r.Off+length > lu.size.Load() || r.Off+length < r.Off {
 		panic(fmt.Sprintf("memlu: op %d: range %d+%d", r.Op, r.Off, length))
 	}
 	if r.Borrowed && r.Op != scsi.OpWrite {
@@ -262,7 +324,41 @@ func (lu *LU) apply(q queued) {
 			return
 		}
 	}
+	if r.Recheck != nil && r.State != lu.stated {
+		if r.Err = r.Recheck(r); r.Err != nil {
+			return
+		}
+	}
 	switch r.Op {
+	case scsi.OpState:
+		if r.State != lu.stated {
+			r.Err = scsi.ErrStateMoved
+			return
+		}
+		lu.setState(q.data)
+		r.State = lu.stated
+	case scsi.OpReadState:
+		r.State, r.Value = lu.stated, lu.state
+	case scsi.OpExtents:
+		lu.extents(r)
+	case scsi.OpOrWrite:
+		old := make([]byte, r.Len)
+		lu.read(r.Off, old)
+		for i := range old {
+			old[i] |= q.data[i]
+		}
+		lu.write(r.Off, old)
+	case scsi.OpClone:
+		source := lu
+		if r.Source != lu.id {
+			if source = lu.others[r.Source]; source == nil {
+				r.Err = scsi.ErrNoClone
+				return
+			}
+			source.mu.RLock()
+			defer source.mu.RUnlock()
+		}
+		lu.clone(r, source)
 	case scsi.OpRead:
 		lu.read(r.Off, r.Data)
 	case scsi.OpWrite:
@@ -284,6 +380,42 @@ func (lu *LU) apply(q queued) {
 			}
 		}
 		lu.write(r.Off, q.data[r.Len:])
+	}
+}
+
+// extents merges equal neighbours up to the capacity.
+func (lu *LU) extents(r *scsi.Request) {
+	r.Extents = r.Extents[:0]
+	for off, end := r.Off, r.Off+r.Len; off < end; {
+		n := min(blockBytes-off%blockBytes, end-off)
+		mapped := lu.blocks[off/blockBytes] != nil
+		if k := len(r.Extents); k > 0 && r.Extents[k-1].Mapped == mapped {
+			r.Extents[k-1].Bytes += n
+		} else if k == cap(r.Extents) {
+			return
+		} else {
+			r.Extents = append(r.Extents, scsi.Extent{Bytes: n, Mapped: mapped})
+		}
+		off += n
+	}
+}
+
+func (lu *LU) clone(r *scsi.Request, source *LU) {
+	n := r.Len / blockBytes
+	copied := make([]*[blockBytes]byte, n)
+	for i := range n {
+		if b := source.blocks[r.SourceOff/blockBytes+i]; b != nil {
+			c := *b
+			copied[i] = &c
+		}
+	}
+	for i, b := range copied {
+		at := r.Off/blockBytes + uint64(i)
+		if b == nil {
+			delete(lu.blocks, at)
+		} else {
+			lu.blocks[at] = b
+		}
 	}
 }
 

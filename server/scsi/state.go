@@ -1,0 +1,355 @@
+package scsi
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/twinsan/twinsan/server/scsi/cdb"
+)
+
+// luState is the ordered state of a logical unit: what every node must answer
+// alike, across take-over and restart (C2). It travels in the volume's stream of
+// operations as one value; each node decodes what its replica holds. A published
+// luState is never modified, nor is anything that it points to: an edit works on
+// a copy.
+type luState struct {
+	id        StateID
+	event     stateEvent
+	protected bool   // SWP of the control mode page
+	identity  []byte // SET IDENTIFYING INFORMATION
+	unknown   []section
+}
+
+// portID names an initiator port at a target port: an I_T nexus in the whole cluster.
+type portID struct {
+	initiator string
+	isid      [6]byte
+	target    uint16 // relative target port id
+}
+
+func (n *Nexus) id() portID { return portID{n.Initiator, n.ISID, n.Port} }
+
+// eventKind says what made a state, so that every node can tell its initiators.
+// Part of the wire and disk formats, do not change.
+type eventKind uint8
+
+const (
+	// eventOther has nothing to be told.
+	eventOther eventKind = 0
+	// eventMode: MODE SELECT.
+	eventMode eventKind = 1
+)
+
+// stateEvent is the change that led to a state, and whose it was.
+type stateEvent struct {
+	kind eventKind
+	by   portID
+}
+
+// The encoded state: a version byte, then sections in ascending order of their tag:
+//
+//	0  u8  tag    1  u16 length of the body, big-endian    3  body
+//
+// A section whose tag this version does not know is kept as it is, so that nodes
+// of two versions do not lose each other's state. Part of the wire and disk
+// formats, do not change.
+const stateVersion = 1
+
+const (
+	sectionEvent    = 1
+	sectionControl  = 4
+	sectionIdentity = 5
+)
+
+// section is one that this version does not know.
+type section struct {
+	tag  byte
+	body []byte
+}
+
+// stateSections is the codec: put appends a body, nothing for an absent one; get
+// takes one and must copy what it keeps.
+var stateSections = [...]struct {
+	tag byte
+	put func(*luState, []byte) []byte
+	get func(*luState, []byte) error
+}{
+	{sectionEvent, (*luState).putEvent, (*luState).getEvent},
+	{sectionControl, (*luState).putControl, (*luState).getControl},
+	{sectionIdentity, (*luState).putIdentity, (*luState).getIdentity},
+}
+
+var errState = errors.New("unreadable state of a logical unit")
+
+// encode appends the state.
+func (st *luState) encode(b []byte) []byte {
+	b = append(b, stateVersion)
+	rest := st.unknown
+	add := func(tag byte, put func([]byte) []byte) {
+		start := len(b)
+		b = put(append(b, tag, 0, 0))
+		if len(b) == start+3 {
+			b = b[:start]
+			return
+		}
+		binary.BigEndian.PutUint16(b[start+1:], uint16(len(b)-start-3))
+	}
+	for i := range stateSections {
+		s := &stateSections[i]
+		for ; len(rest) > 0 && rest[0].tag < s.tag; rest = rest[1:] {
+			add(rest[0].tag, func(b []byte) []byte { return append(b, rest[0].body...) })
+		}
+		add(s.tag, func(b []byte) []byte { return s.put(st, b) })
+	}
+	for _, u := range rest {
+		add(u.tag, func(b []byte) []byte { return append(b, u.body...) })
+	}
+	return b
+}
+
+// decodeState reads a value of the ordered state; an empty one is that of a new unit.
+func decodeState(id StateID, b []byte) (*luState, error) {
+	st := &luState{id: id}
+	if len(b) == 0 {
+		return st, nil
+	}
+	if b[0] != stateVersion {
+		return nil, fmt.Errorf("%w: version %d", errState, b[0])
+	}
+	last := byte(0)
+	for b = b[1:]; len(b) > 0; {
+		if len(b) < 3 {
+			return nil, fmt.Errorf("%w: cut short", errState)
+		}
+		tag, n := b[0], int(binary.BigEndian.Uint16(b[1:]))
+		if tag <= last || n == 0 || len(b)-3 < n {
+			return nil, fmt.Errorf("%w: section %d of %d bytes", errState, tag, n)
+		}
+		body := b[3 : 3+n]
+		b, last = b[3+n:], tag
+		known := false
+		for i := range stateSections {
+			if s := &stateSections[i]; s.tag == tag {
+				known = true
+				if err := s.get(st, body); err != nil {
+					return nil, fmt.Errorf("section %d: %w", tag, err)
+				}
+			}
+		}
+		if !known {
+			st.unknown = append(st.unknown, section{tag, slices.Clone(body)})
+		}
+	}
+	return st, nil
+}
+
+// edited returns a copy to be changed, with the event that the change is.
+func (st *luState) edited(kind eventKind, by portID) *luState {
+	next := *st
+	next.event = stateEvent{kind, by}
+	return &next
+}
+
+func appendPort(b []byte, p portID) []byte {
+	b = append(b, p.isid[:]...)
+	b = binary.BigEndian.AppendUint16(b, p.target)
+	b = append(b, byte(len(p.initiator)))
+	return append(b, p.initiator...)
+}
+
+// cutPort reads a port from the beginning of b and returns the rest.
+func cutPort(b []byte) (p portID, rest []byte, err error) {
+	if len(b) < 9 || len(b)-9 < int(b[8]) {
+		return p, nil, fmt.Errorf("%w: port cut short", errState)
+	}
+	copy(p.isid[:], b)
+	p.target = binary.BigEndian.Uint16(b[6:])
+	n := 9 + int(b[8])
+	p.initiator = string(b[9:n])
+	return p, b[n:], nil
+}
+
+func (st *luState) putEvent(b []byte) []byte {
+	if st.event.kind == eventOther {
+		return b
+	}
+	return appendPort(append(b, byte(st.event.kind)), st.event.by)
+}
+
+func (st *luState) getEvent(b []byte) (err error) {
+	st.event.kind = eventKind(b[0])
+	st.event.by, _, err = cutPort(b[1:])
+	return err
+}
+
+func (st *luState) putControl(b []byte) []byte {
+	if !st.protected {
+		return b
+	}
+	return append(b, 1)
+}
+
+func (st *luState) getControl(b []byte) error {
+	st.protected = b[0]&1 != 0
+	return nil
+}
+
+func (st *luState) putIdentity(b []byte) []byte { return append(b, st.identity...) }
+
+func (st *luState) getIdentity(b []byte) error {
+	st.identity = slices.Clone(b)
+	return nil
+}
+
+// publish makes a value of the ordered state the unit's: it is Watch's function.
+// It runs on goroutines of the volume, one call at a time.
+func (s *Server) publish(lu *logicalUnit, id StateID, value []byte, live bool) {
+	next, err := decodeState(id, value)
+	if err != nil {
+		s.log.Error("state of a logical unit cannot be read, the last one stays in force: is a node of an older version running?",
+			"volume", lu.config.Load().Name, "err", err)
+		return
+	}
+	lu.mu.Lock()
+	old := lu.state.Swap(next)
+	for i := range lu.itls {
+		i.grant.Store(next.grantTo(i.nexus.id()))
+	}
+	lu.mu.Unlock()
+	if live {
+		s.react(lu, old, next)
+	}
+}
+
+// react tells this node's initiators what another state means to them. It is
+// called for every change in turn, on every node.
+func (s *Server) react(lu *logicalUnit, _, next *luState) {
+	if next.event.kind == eventMode {
+		lu.raiseOthers(attentionMode, next.event.by)
+	}
+}
+
+// raiseOthers queues a unit attention for every nexus of the unit but one.
+func (lu *logicalUnit) raiseOthers(a attention, but portID) {
+	for _, i := range lu.members() {
+		if i.nexus.id() != but {
+			i.raise(a)
+		}
+	}
+}
+
+// refusal is an edit's error that has a sense of its own.
+type refusal struct{ sense cdb.Sense }
+
+func (*refusal) Error() string { return "the command is refused" }
+
+// stateChange is one change of the ordered state on its way: computed from the
+// newest value, submitted, and computed again when another change came first.
+type stateChange struct {
+	s     *Server
+	lu    *logicalUnit
+	edit  func(now *luState) (*luState, error)
+	done  func(after *luState, err error)
+	req   Request
+	after *luState
+	tries int
+	next  *stateChange // the sequencer's list
+}
+
+// changeTries bounds how often a change is overtaken by others before it is BUSY.
+const changeTries = 100
+
+// changeState changes the ordered state of a unit. edit is given the newest value
+// and returns the next one (made with edited), nil when nothing is to be
+// changed, or an error to end the change with; it may be called several times
+// and must not block. done is called once, on the sequencer's goroutine, with the
+// value in force: after it every node acts by the new value. Not to be called
+// from inside a request's Done: there the sequencer comes between.
+func (s *Server) changeState(lu *logicalUnit, edit func(now *luState) (*luState, error), done func(after *luState, err error)) {
+	c := &stateChange{s: s, lu: lu, edit: edit, done: done}
+	c.read()
+}
+
+func (c *stateChange) submit(op RequestOp, data []byte) {
+	c.req = Request{Op: op, Data: data, State: c.req.State, Done: func(*Request) { c.s.sequencer.addChange(c) }}
+	c.lu.config.Load().Volume.Submit(&c.req)
+}
+
+func (c *stateChange) read() {
+	c.after = nil
+	c.submit(OpReadState, nil)
+}
+
+// step goes on after a request has ended.
+func (c *stateChange) step() {
+	err := c.req.Err
+	switch {
+	case errors.Is(err, ErrStateMoved) && c.tries < changeTries:
+		c.tries++
+		c.read()
+		return
+	case errors.Is(err, ErrStateMoved):
+		c.done(nil, ErrBusy)
+		return
+	case err != nil:
+		c.done(nil, err)
+		return
+	case c.after != nil:
+		c.after.id = c.req.State
+		c.done(c.after, nil)
+		return
+	}
+	now, err := decodeState(c.req.State, c.req.Value)
+	if err != nil {
+		c.s.log.Error("state of a logical unit cannot be read", "volume", c.lu.config.Load().Name, "err", err)
+		c.done(nil, ErrBusy)
+		return
+	}
+	next, err := c.edit(now)
+	if err != nil || next == nil {
+		c.done(now, err)
+		return
+	}
+	c.after = next
+	c.submit(OpState, next.encode(nil))
+}
+
+// changeState runs a change for a command and ends the command by its outcome.
+func (t *Task) changeState(s *Server, edit func(now *luState) (*luState, error)) {
+	s.changeState(t.state.itl.lu, edit, func(_ *luState, err error) { s.concludeChange(t, err) })
+}
+
+func (s *Server) concludeChange(t *Task, err error) {
+	var r *refusal
+	if errors.As(err, &r) {
+		t.check(&r.sense)
+		s.finish(t)
+		return
+	}
+	s.conclude(t, err)
+}
+
+// readState gets the newest state for a command whose reply needs it.
+func (t *Task) readState() {
+	t.state.step = stepState
+	t.Req.Recheck = nil
+	t.submit(OpReadState, 0, 0, nil)
+}
+
+func stepState(s *Server, t *Task) {
+	err := t.Req.Err
+	if err == nil && !t.Aborted.Load() {
+		if t.state.ordered, err = decodeState(t.Req.State, t.Req.Value); err != nil {
+			err = ErrBusy
+		}
+	}
+	t.Req.Value = nil
+	if err != nil || t.Aborted.Load() {
+		s.conclude(t, err)
+		return
+	}
+	s.answer(t)
+	s.finish(t)
+}
