@@ -13,7 +13,7 @@ const unmapSlice = 8 * format.WordsPerPage
 
 // apply makes one logged record true. It is the only way in which the store
 // changes, live and in replay, so the two cannot drift. from is the number of
-// blocks of a huge unmap that are done already. cut is called between slices.
+// blocks of a huge unmap or clone that are done already. cut is called between slices.
 //
 // All pages are made resident first and are held until the round ends, so
 // nothing can fail once something has changed. held says that this was done.
@@ -21,6 +21,8 @@ func (s *Store) apply(r format.Record, held bool, from uint64, cut func(done uin
 	switch r.Kind {
 	case format.RecordUnmap, format.RecordTrim:
 		return s.applyUnmap(r, from, cut)
+	case format.RecordClone:
+		return s.applyClone(r, from, cut)
 	case format.RecordPages, format.RecordDirs, format.RecordRoot:
 		return nil
 	}
@@ -64,11 +66,11 @@ func (s *Store) scan(r format.Record) error {
 	switch r.Kind {
 	case format.RecordWrite, format.RecordCopy:
 		h := r.Op()
-		v, err := s.target(h)
+		v, err := s.target(r.Kind, h)
 		if err != nil {
 			return err
 		}
-		s.scanRange(v, h.Start, h.Start+uint64(h.Count))
+		s.scanRange(v, h.Start, h.Start+uint64(h.Count), parentsMax)
 		s.scanVersions(v, h)
 		last := ^uint64(0)
 		for i := range int(h.Count) {
@@ -128,22 +130,71 @@ func (s *Store) scanPath(t tree, shift uint, i uint64) (data []byte, span uint, 
 
 func (s *Store) scanIdentity(b BID) { s.scanPath(s.identities, entryShift, uint64(b)) }
 
-// scanRange holds the map pages of a range and the identity pages of what is mapped there.
-func (s *Store) scanRange(v *Volume, start, end uint64) {
-	var last BID
-	for i := start; i < end; {
-		data, span, ok := s.scanPath(v.mapTree, wordShift, i)
-		stop := min(end, nextSpan(i, max(span, wordShift)))
-		if ok && data != nil {
-			for ; i < stop; i++ {
-				b := BID(format.Word(data, int(i)&(format.WordsPerPage-1)))
-				if b != 0 && (b/format.EntriesPerPage != last/format.EntriesPerPage || last == 0) {
-					s.scanIdentity(b)
-					last = b
-				}
-			}
+// scanInner holds the path to the leaf of index i of a map, but not the leaf, whose
+// id it returns: 0 when there is none.
+func (s *Store) scanInner(t tree, i uint64) (leaf uint32, span uint, ok bool) {
+	if t.top == 0 {
+		return 0, 64, true
+	}
+	if span = wordShift + 9*uint(t.height-1); i>>span != 0 {
+		return 0, 64, true
+	}
+	id := t.top
+	for ; span > wordShift; id = leaf {
+		data := s.pg.data(id)
+		if data == nil {
+			s.need(id)
+			return 0, 0, false
 		}
+		s.pg.hold(id)
+		span -= 9
+		w := format.Word(data, int(i>>span)&(format.WordsPerPage-1))
+		if w == 0 {
+			return 0, span, true
+		}
+		leaf = uint32(w)
+	}
+	return id, wordShift, true
+}
+
+// scanRange holds the map pages of a range and the identity pages of what is mapped
+// there. A shared leaf that lies there in part will be copied, so all its identities
+// are held. One that lies there wholly will leave the map, and nothing of it is
+// needed unless that may be its last parent: when it has no more than slots, which
+// is how many may go between this scan and the change.
+func (s *Store) scanRange(v *Volume, start, end uint64, slots uint16) {
+	for i := start; i < end; {
+		leaf, span, ok := s.scanInner(v.mapTree, i)
+		from, stop := i, min(end, nextSpan(i, max(span, wordShift)))
 		i = stop
+		if !ok || leaf == 0 {
+			continue
+		}
+		if p := s.pg.page(leaf); p.parents > 1 {
+			if from%format.WordsPerPage == 0 && stop == nextSpan(from, wordShift) && p.parents > slots && p.flags&pageCounted != 0 {
+				continue
+			}
+			from, stop = from&^(format.WordsPerPage-1), nextSpan(from, wordShift)
+		}
+		s.scanWords(leaf, from, stop)
+	}
+}
+
+// scanWords holds a leaf and the identity pages of blocks [from, to) of it.
+func (s *Store) scanWords(leaf uint32, from, to uint64) {
+	data := s.pg.data(leaf)
+	if data == nil {
+		s.need(leaf)
+		return
+	}
+	s.pg.hold(leaf)
+	var last BID
+	for ; from < to; from++ {
+		b := BID(format.Word(data, int(from)&(format.WordsPerPage-1)))
+		if b != 0 && (b/format.EntriesPerPage != last/format.EntriesPerPage || last == 0) {
+			s.scanIdentity(b)
+			last = b
+		}
 	}
 }
 
@@ -166,12 +217,12 @@ func (s *Store) scanVersions(v *Volume, h format.OpHead) {
 
 // target finds the volume of an operation and checks its range. Replay reads
 // records from a disk: what no writer wrote is refused, not believed.
-func (s *Store) target(h format.OpHead) (*Volume, error) {
+func (s *Store) target(kind format.RecordKind, h format.OpHead) (*Volume, error) {
 	v := s.volumes[VolumeID(h.Volume)]
 	if v == nil {
 		return nil, fmt.Errorf("record of volume %d: %w", h.Volume, ErrNoVolume)
 	}
-	if n := v.size.Load(); n < h.Start || n-h.Start < uint64(h.Count) {
+	if n := uint64(h.Count); !v.holds(h.Start, n) || kind == format.RecordWrite && v.size.Load() < h.Start+n {
 		return nil, fmt.Errorf("record of volume %d at %d+%d: %w", h.Volume, h.Start, h.Count, ErrRange)
 	}
 	return v, nil
@@ -179,7 +230,7 @@ func (s *Store) target(h format.OpHead) (*Volume, error) {
 
 func (s *Store) applyWrite(r format.Record) error {
 	h := r.Op()
-	v, err := s.target(h)
+	v, err := s.target(r.Kind, h)
 	if err != nil {
 		return err
 	}
@@ -198,14 +249,16 @@ func (s *Store) applyWrite(r format.Record) error {
 			s.born(BID(e.BID), &e)
 		}
 	}
+	s.unshare(v, h.Start, h.Start+uint64(h.Count))
+	mapped := v.counter(h.Start)
 	for i := range int(h.Count) {
 		w := r.BlockBID(i)
 		old := s.pg.setWord(&v.mapTree, h.Start+uint64(i), w)
 		if w != 0 {
-			v.mapped++
+			*mapped++
 		}
 		if old != 0 {
-			v.mapped--
+			*mapped--
 			s.unref(BID(old))
 		}
 	}
@@ -239,7 +292,7 @@ func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) e
 		}
 	} else {
 		h = r.Op()
-		v, _ = s.target(h)
+		v, _ = s.target(r.Kind, h)
 	}
 	s.mu.RUnlock()
 	if v == nil {
@@ -254,7 +307,7 @@ func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) e
 		for {
 			s.missing = s.missing[:0]
 			s.mu.RLock()
-			s.scanRange(v, i, stop)
+			s.scanRange(v, i, stop, unmapSlice/format.WordsPerPage)
 			s.scanVersions(v, format.OpHead{Start: i, Count: uint32(stop - i)})
 			s.mu.RUnlock()
 			if len(s.missing) == 0 {
@@ -267,15 +320,19 @@ func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) e
 			}
 		}
 		s.mu.Lock()
+		s.unshare(v, i, stop)
 		for at := i; at < stop; {
-			data, _, _, span := s.pg.lookup(v.mapTree, wordShift, at)
+			data, _, missing, span := s.pg.lookup(v.mapTree, wordShift, at)
+			if missing != 0 {
+				invariant("REFS", "page %d of an unmap is not resident", missing)
+			}
 			if data == nil {
 				at = min(stop, nextSpan(at, span))
 				continue
 			}
 			for leafEnd := min(stop, nextSpan(at, wordShift)); at < leafEnd; at++ {
 				if old := s.pg.setWord(&v.mapTree, at, 0); old != 0 {
-					v.mapped--
+					*v.counter(at)--
 					s.unref(BID(old))
 				}
 			}
@@ -357,7 +414,7 @@ func (s *Store) applyVolume(r format.Record) error {
 		v.meta.Durable = OpID{Epoch(h.Epoch), Seq(h.Seq)}
 	case format.RecordDelete:
 		v.deleting = true
-		v.tailEnd = max(v.tailEnd, v.size.Load())
+		v.tailEnd = annexEnd
 		v.size.Store(0)
 	case format.RecordGone:
 		if v.mapTree.top != 0 || v.versions.top != 0 {

@@ -32,8 +32,8 @@ func (r *Report) add(text string, args ...any) {
 }
 
 // Check walks all maps and compares: the references of each identity (REFS), the
-// live bytes of each segment and that none of it is free (LIVE), each page and its
-// checksum on the device, the counters of volumes. Operations wait meanwhile. The
+// live bytes of each segment and that none of it is free (LIVE), each page, its
+// checksum on the device and the number of its parents, the counters of volumes. Operations wait meanwhile. The
 // error is of the walk itself, such as ctx; what is wrong stands in the report.
 func (s *Store) Check(ctx context.Context) (*Report, error) { return s.check(ctx, false) }
 
@@ -68,7 +68,7 @@ func (s *Store) check(ctx context.Context, blocks bool) (*Report, error) {
 	if err := s.failure(); err != nil {
 		return nil, err
 	}
-	k := &checker{s: s, r: &Report{}, parents: make([]uint8, s.pg.n), live: make([]uint32, s.segs.count()), pages: make([]uint32, s.segs.count())}
+	k := &checker{s: s, r: &Report{}, parents: make([]uint32, s.pg.n), seen: make([]uint64, (s.pg.n+63)/64), live: make([]uint32, s.segs.count()), pages: make([]uint32, s.segs.count())}
 	if err := k.trees(ctx); err != nil {
 		return nil, err
 	}
@@ -88,35 +88,62 @@ func (s *Store) check(ctx context.Context, blocks bool) (*Report, error) {
 type checker struct {
 	s       *Store
 	r       *Report
-	parents []uint8 // of each page
+	parents []uint32 // of each page
+	seen    []uint64 // bitmap of shared leaves that this walk has been at
 	live    []uint32
 	pages   []uint32
 	refs    []uint32 // of identities in the window
 	low     BID
 }
 
-// reach counts a parent of a page and says whether it may be walked.
-func (k *checker) reach(id uint64, from string) bool {
-	if uint64(len(k.parents)) <= id || !k.s.pg.known(id) {
+// known says whether there is a page of that id. Reads go on beside a check, and bring
+// pages into RAM.
+func (k *checker) known(id uint64) bool {
+	k.s.mu.RLock()
+	defer k.s.mu.RUnlock()
+	return id < uint64(len(k.parents)) && k.s.pg.known(id)
+}
+
+// reach counts a parent of a page and says whether it may be walked. Only a leaf of
+// a map may have more than one.
+func (k *checker) reach(id uint64, leaf bool, from string) bool {
+	if !k.known(id) {
 		k.r.add("%s names page %d, which does not exist", from, id)
 		return false
 	}
-	if k.parents[id]++; k.parents[id] > 1 {
+	if k.parents[id]++; k.parents[id] > 1 && !leaf {
 		k.r.add("page %d has more than one parent (%s)", id, from)
 		return false
 	}
 	return true
 }
 
-// walk calls f for the leaves of a tree, under the read lock. count says whether
-// pages are counted as reached.
-func (k *checker) walk(ctx context.Context, t tree, shift uint, name string, count bool, f func(first uint64, page []byte)) error {
+// again says whether a shared leaf was met before on this walk of all maps.
+func (k *checker) again(id uint32) bool {
+	k.s.mu.RLock()
+	parents := k.s.pg.page(id).parents
+	k.s.mu.RUnlock()
+	if parents <= 1 {
+		return false
+	}
+	was := k.seen[id/64]&(1<<(id%64)) != 0
+	k.seen[id/64] |= 1 << (id % 64)
+	return was
+}
+
+// walk calls f for the leaves of a tree, with a copy of the page: nil for a leaf of a
+// map that was met before. count says whether pages are counted as reached.
+func (k *checker) walk(ctx context.Context, t tree, shift uint, name string, count bool, f func(first uint64, leaf uint32, page []byte)) error {
 	if t.top == 0 {
 		return nil
 	}
 	var visit func(id uint32, level uint8, first uint64) error
 	visit = func(id uint32, level uint8, first uint64) error {
-		if count && !k.reach(uint64(id), name) || !k.s.pg.known(uint64(id)) {
+		if count && !k.reach(uint64(id), level == 0 && shift == wordShift, name) || !k.known(uint64(id)) {
+			return nil
+		}
+		if level == 0 && shift == wordShift && k.again(id) {
+			f(first, id, nil)
 			return nil
 		}
 		if err := ctx.Err(); err != nil {
@@ -145,7 +172,7 @@ func (k *checker) walk(ctx context.Context, t tree, shift uint, name string, cou
 			break
 		}
 		if level == 0 {
-			f(first, page[:])
+			f(first, id, page[:])
 			return nil
 		}
 		for i := range format.WordsPerPage {
@@ -160,15 +187,52 @@ func (k *checker) walk(ctx context.Context, t tree, shift uint, name string, cou
 	return visit(t.top, t.height-1, 0)
 }
 
+// leaf copies a leaf into buf and returns it, nil if it cannot be read.
+func (k *checker) leaf(id uint32, buf []byte) []byte {
+	for {
+		k.s.mu.RLock()
+		data := k.s.pg.data(id)
+		copy(buf, data)
+		k.s.mu.RUnlock()
+		if data != nil {
+			return buf
+		}
+		if err := k.s.fault(id, false); err != nil {
+			k.r.add("page %d: %v", id, err)
+			return nil
+		}
+	}
+}
+
 func (k *checker) trees(ctx context.Context) error {
 	for id, v := range k.s.volumes {
 		k.r.Volumes++
 		mapped := uint64(0)
-		err := k.walk(ctx, v.mapTree, wordShift, fmt.Sprintf("map of volume %d", id), true, func(first uint64, page []byte) {
+		annex := uint64(0)
+		err := k.walk(ctx, v.mapTree, wordShift, fmt.Sprintf("map of volume %d", id), true, func(first uint64, leaf uint32, page []byte) {
+			n, end := &mapped, max(v.size.Load(), v.tailEnd)
+			if uint64(AnnexStart) <= first {
+				n, end = &annex, annexEnd
+			}
+			if v.deleting {
+				end = v.tailEnd
+			}
+			if page == nil && first+format.WordsPerPage <= end {
+				k.s.mu.RLock()
+				*n += uint64(k.s.pg.page(leaf).count) // it was compared with the page when that was met
+				k.s.mu.RUnlock()
+				return
+			}
+			var buf [format.PageSize]byte
+			if page == nil {
+				if page = k.leaf(leaf, buf[:]); page == nil {
+					return
+				}
+			}
 			for i := range format.WordsPerPage {
 				if format.Word(page, i) != 0 {
-					mapped++
-					if at := first + uint64(i); max(v.size.Load(), v.tailEnd) <= at {
+					*n++
+					if at := first + uint64(i); end <= at {
 						k.r.add("volume %d maps block %d behind its end", id, at)
 					}
 				}
@@ -180,8 +244,11 @@ func (k *checker) trees(ctx context.Context) error {
 		if mapped != v.mapped {
 			k.r.add("volume %d maps %d blocks, counts %d", id, mapped, v.mapped)
 		}
-		k.r.Mapped += mapped
-		err = k.walk(ctx, v.versions, wordShift, fmt.Sprintf("versions of volume %d", id), true, func(uint64, []byte) {})
+		if annex != v.annex {
+			k.r.add("volume %d maps %d blocks of its annex, counts %d", id, annex, v.annex)
+		}
+		k.r.Mapped += mapped + annex
+		err = k.walk(ctx, v.versions, wordShift, fmt.Sprintf("versions of volume %d", id), true, func(uint64, uint32, []byte) {})
 		if err != nil {
 			return err
 		}
@@ -209,8 +276,12 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 	defer s.giveBack(rc)
 	for k.low = 0; k.low < s.nextBID; k.low += checkWindow {
 		clear(k.refs)
+		clear(k.seen)
 		for _, v := range s.volumes {
-			err := k.walk(ctx, v.mapTree, wordShift, "map", false, func(_ uint64, page []byte) {
+			err := k.walk(ctx, v.mapTree, wordShift, "map", false, func(_ uint64, _ uint32, page []byte) {
+				if page == nil {
+					return // a shared leaf counts once
+				}
 				for i := range format.WordsPerPage {
 					if w := format.Word(page, i); w == 0 {
 						continue
@@ -226,7 +297,7 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 			}
 		}
 		first := k.low == 0
-		err := k.walk(ctx, s.identities, entryShift, "identities", first, func(at uint64, page []byte) {
+		err := k.walk(ctx, s.identities, entryShift, "identities", first, func(at uint64, _ uint32, page []byte) {
 			var e format.Entry
 			for i := range format.EntriesPerPage {
 				bid := at + uint64(i)
@@ -287,6 +358,7 @@ func (k *checker) block(rc *readContext, bid BID, e *format.Entry) {
 // directory compares pages with what the newest checkpoint says of them.
 func (k *checker) directory(ctx context.Context) error {
 	s := k.s
+	var shared int64
 	buf := device.AlignedBuffer(format.PageSize)
 	defer device.FreeAligned(buf)
 	for id := uint32(1); id < uint32(len(k.parents)); id++ {
@@ -299,8 +371,16 @@ func (k *checker) directory(ctx context.Context) error {
 		s.mu.RUnlock()
 		if p.flags&pageAlive != 0 {
 			k.r.Pages++
-			if k.parents[id] == 0 {
+			if n := k.parents[id]; n == 0 {
 				k.r.add("page %d has no parent", id)
+			} else if n != uint32(p.parents) {
+				k.r.add("page %d has %d parents, counts %d", id, n, p.parents)
+			}
+			if p.parents > 1 {
+				shared++
+			}
+			if e.Addr != 0 && p.flags&(pageDirty|pageRecount) == 0 && e.Refs != p.parents {
+				k.r.add("page %d counts %d parents, its directory entry %d", id, p.parents, e.Refs)
 			}
 			if e.Addr == 0 && p.flags&pageDirty == 0 {
 				k.r.add("page %d is clean but stands nowhere", id)
@@ -315,6 +395,9 @@ func (k *checker) directory(ctx context.Context) error {
 	}
 	if n := uint64(s.pg.nAlive.Load()); n != k.r.Pages {
 		k.r.add("the store counts %d pages, holds %d", n, k.r.Pages)
+	}
+	if n := s.pg.shared.Load(); n != shared {
+		k.r.add("the store counts %d shared pages, holds %d", n, shared)
 	}
 	c := &s.ckpt
 	for j := range c.dirAt {

@@ -41,6 +41,8 @@ type checkpointer struct {
 	// The cut that is being written; belongs to the checkpoint goroutine while running.
 	number   uint64
 	list     []uint32 // pages dirty or dead at the cut
+	parents  []uint16 // of list, at the cut
+	moved    []moved  // clean pages whose parents changed
 	drops    []uint32
 	root     []byte
 	pages    uint32 // ids at the cut
@@ -52,6 +54,12 @@ type checkpointer struct {
 	dirAt    []format.Extent // where the directory pages stand
 	dirDirty []bool
 	rootAt   []format.Extent
+}
+
+// moved is a page that stays where it is and has another number of parents.
+type moved struct {
+	id      uint32
+	parents uint16
 }
 
 const pagesPerCommit = 240 // with header and record just under 1 MiB
@@ -134,6 +142,18 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 	pg := s.pg
 	c.list, pg.dirty = pg.dirty, c.list[:0]
 	c.drops = c.drops[:0]
+	c.moved = c.moved[:0]
+	for _, id := range pg.moved {
+		p := pg.page(id)
+		if p.flags&pageRecount == 0 {
+			continue // dropped since
+		}
+		if p.flags &^= pageRecount; p.flags&pageDirty == 0 {
+			c.moved = append(c.moved, moved{id, p.parents})
+		}
+	}
+	pg.moved = pg.moved[:0]
+	c.parents = c.parents[:0]
 	live := c.list[:0]
 	for _, id := range c.list {
 		p := pg.page(id)
@@ -145,6 +165,7 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 		}
 		p.flags = p.flags&^pageDirty | pageCut
 		live = append(live, id)
+		c.parents = append(c.parents, p.parents)
 	}
 	c.list = live
 	c.pending.Store(int64(len(live)))
@@ -255,6 +276,10 @@ func (s *Store) writeCheckpoint() error {
 	for _, id := range c.drops {
 		s.setDir(id, format.DirEntry{})
 	}
+	for _, m := range c.moved {
+		s.pg.entry(m.id).Refs = m.parents
+		s.dirChanged(m.id)
+	}
 	dirs := int((c.pages + format.DirEntriesPerPage - 1) / format.DirEntriesPerPage)
 	for len(c.dirAt) < dirs {
 		c.dirAt = append(c.dirAt, format.Extent{})
@@ -322,6 +347,12 @@ func (s *Store) setDir(id uint32, e format.DirEntry) {
 		c.released = append(c.released, d.Addr.Segment())
 	}
 	*d = e
+	s.dirChanged(id)
+}
+
+// dirChanged has the directory page of a page's entry written by the running checkpoint.
+func (s *Store) dirChanged(id uint32) {
+	c := &s.ckpt
 	if j := int(id / format.DirEntriesPerPage); j < len(c.dirDirty) {
 		c.dirDirty[j] = true
 	}
@@ -371,7 +402,7 @@ func (s *Store) writePages() error {
 			p := pg.page(id)
 			p.flags &^= pageStaged
 			to := c.buf[(i+1)*format.PageSize : (i+2)*format.PageSize]
-			s.setDir(id, format.DirEntry{Addr: base + format.Addr(i*format.PageSize), Sum: format.Checksum(to), Refs: 1, Kind: p.kind})
+			s.setDir(id, format.DirEntry{Addr: base + format.Addr(i*format.PageSize), Sum: format.Checksum(to), Refs: c.parents[at+i], Kind: p.kind})
 			s.segs.addPages(base.Segment(), format.PageSize)
 		}
 		s.mu.Unlock()

@@ -20,11 +20,14 @@ type batch struct {
 	first  BID     // identity of fresh[0]
 	pinned []BID   // by the second probe
 	bytes  int64   // stored bytes of fresh
+	copies int64   // pages that shared leaves and clones cost
 	before format.Position
+	plain  [dedup.BlockSize]byte // of a block on its way to the cache
 }
 
 type fresh struct {
 	addr format.Addr
+	warm bool
 	*dedup.Block
 }
 
@@ -39,7 +42,7 @@ func (b *batch) hasWhole() bool {
 }
 
 func (b *batch) reset(next BID) {
-	b.end, b.n, b.first, b.bytes = format.CommitHeaderSize, 0, next, 0
+	b.end, b.n, b.first, b.bytes, b.copies = format.CommitHeaderSize, 0, next, 0, 0
 	clear(b.fresh)
 	b.fresh, b.pinned = b.fresh[:0], b.pinned[:0]
 }
@@ -90,6 +93,7 @@ func (s *Store) runOnce() bool {
 func (s *Store) nextRound() {
 	s.mu.Lock()
 	s.pg.round++
+	s.pg.held = 0
 	s.mu.Unlock()
 }
 
@@ -124,7 +128,12 @@ func (s *Store) runBatch(refuse bool) {
 	}
 	s.nextRound()
 	b.reset(s.nextBID)
-	for _, op := range b.ops {
+	for i, op := range b.ops {
+		if i > 0 && s.pg.held > s.pg.max/2 {
+			// BOUNDED: one write into a shared leaf may need the identities of 512 blocks.
+			s.putBack(i)
+			break
+		}
 		s.waiting.Add(-int64(op.payloadBytes))
 		if op.err == nil {
 			op.err = s.failure()
@@ -139,7 +148,9 @@ func (s *Store) runBatch(refuse bool) {
 	if b.n > 0 {
 		err := s.write()
 		if err == nil {
-			err = s.applyBatch()
+			if err = s.applyBatch(); err == nil {
+				s.warm()
+			}
 		}
 		for _, op := range b.ops {
 			if op.err == nil {
@@ -151,6 +162,17 @@ func (s *Store) runBatch(refuse bool) {
 		s.Unpin(bid)
 	}
 	s.finish()
+}
+
+// warm puts new blocks that will be read soon into the cache.
+func (s *Store) warm() {
+	b := &s.batch
+	for i := range b.fresh {
+		f := &b.fresh[i]
+		if f.warm && dedup.Decode(b.plain[:], f.Encoding, f.Data) == nil {
+			s.l1.Put(uint64(b.first)+uint64(i), b.plain[:])
+		}
+	}
 }
 
 // finish reports the batch: in the order of Append, then the hook once.
@@ -182,8 +204,16 @@ func (s *Store) stage(op *Op, refuse bool) error {
 	v := s.volumes[op.Volume]
 	ok := v != nil && !v.deleting
 	var blocks uint64
+	var copies int64
+	inside := false
 	if ok {
-		blocks = v.size.Load()
+		blocks, inside = v.size.Load(), v.holds(uint64(op.Start), uint64(op.Count))
+		if op.Kind == OpWrite {
+			inside = inside && uint64(op.Start) < blocks
+		}
+		if inside && (op.Kind == OpWrite || op.Kind == OpCopy || op.Kind == OpUnmap) {
+			copies = s.sharedEdges(v, uint64(op.Start), uint64(op.Start)+uint64(op.Count))
+		}
 	}
 	s.mu.RUnlock()
 	if !ok {
@@ -194,8 +224,8 @@ func (s *Store) stage(op *Op, refuse bool) error {
 	}
 	head := format.OpHead{Volume: uint64(op.Volume), Epoch: uint64(op.ID.Epoch), Seq: uint64(op.ID.Seq), Start: uint64(op.Start), Count: op.Count}
 	switch op.Kind {
-	case OpWrite, OpCopy, OpUnmap:
-		if blocks < head.Start || blocks-head.Start < uint64(op.Count) {
+	case OpWrite, OpCopy, OpUnmap, OpClone:
+		if !inside {
 			return fmt.Errorf("volume %d block %d+%d of %d: %w", op.Volume, op.Start, op.Count, blocks, ErrRange)
 		}
 	case OpState:
@@ -211,18 +241,28 @@ func (s *Store) stage(op *Op, refuse bool) error {
 	switch op.Kind {
 	case OpState:
 		copy(at[format.OpFixed:], op.State)
+	case OpClone:
+		format.PutSource(at, uint64(op.Source), uint64(op.SourceStart))
 	case OpWrite, OpCopy:
 		err = s.stageBlocks(op, at[format.OpFixed:])
 	}
 	if err == nil && !(op.Kind == OpUnmap && op.Count > unmapSlice) {
 		var r format.Record
 		if r, _, err = format.NextRecord(at); err == nil {
-			err = s.require(r)
+			if op.Kind == OpClone {
+				err = s.stageClone(r, refuse)
+			} else {
+				err = s.require(r)
+			}
 		}
+	}
+	if err == nil && copies > 0 {
+		b.copies += copies
+		err = s.stageCopies(v, op, refuse)
 	}
 	if err == nil && (op.Kind == OpWrite || op.Kind == OpCopy) {
 		grow := b.bytes - bytesWas
-		if add := b.bytes + int64(len(b.fresh))*identityCost; refuse && grow > 0 || s.usable+s.slack < s.charged()+add && !s.fits(v, op, add) {
+		if add := b.bytes + int64(len(b.fresh))*identityCost + b.copies*format.PageSize; refuse && grow > 0 || s.usable+s.slack < s.charged()+add && !s.fits(v, op, add) {
 			s.stats.spaceRefused.Add(1)
 			err = fmt.Errorf("volume %d: %d bytes of new data: %w", op.Volume, grow, ErrNoSpace)
 		}
@@ -239,6 +279,26 @@ func (s *Store) stage(op *Op, refuse bool) error {
 	b.n++
 	if op.Kind != OpCopy {
 		v.built = op.ID.Seq
+	}
+	return nil
+}
+
+// stageCopies looks at an operation that makes copies of shared leaves. Even an unmap
+// needs room for them, so when nothing at all is left it is refused.
+func (s *Store) stageCopies(v *Volume, op *Op, refuse bool) error {
+	if refuse {
+		s.stats.spaceRefused.Add(1)
+		return fmt.Errorf("volume %d: a copy of shared metadata: %w", op.Volume, ErrNoSpace)
+	}
+	start, end := uint64(op.Start), uint64(op.Start)+uint64(op.Count)
+	for _, i := range [...]uint64{start, end - 1} {
+		first := i &^ (format.WordsPerPage - 1)
+		s.mu.RLock()
+		err := s.roomForRefs(v, first, first+format.WordsPerPage, refsLast)
+		s.mu.RUnlock()
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -279,7 +339,7 @@ func (s *Store) stageBlocks(op *Op, at []byte) error {
 		}
 		if bid == 0 {
 			bid = b.first + BID(len(b.fresh))
-			b.fresh = append(b.fresh, fresh{Block: blk})
+			b.fresh = append(b.fresh, fresh{Block: blk, warm: op.Warm})
 			b.bytes += int64(len(blk.Data))
 			s.index.Insert(&blk.Fingerprint, uint64(bid))
 			s.stats.blocksNew.Add(1)
@@ -321,7 +381,7 @@ func (s *Store) probe(fp *dedup.Fingerprint) (bid BID, held bool) {
 		}
 		s.mu.RLock()
 		e, _, _ := s.entryOf(bid)
-		ok := e != nil && dedup.Fingerprint(e[:32]) == *fp && format.EntryRefs(e) < refsMax
+		ok := e != nil && dedup.Fingerprint(e[:32]) == *fp && format.EntryRefs(e) < s.refsMax
 		if ok {
 			s.pins.add(bid)
 		}
@@ -382,7 +442,10 @@ func (s *Store) fits(v *Volume, op *Op, add int64) bool {
 // What is not resident counts as a whole block.
 func (s *Store) freedBy(v *Volume, start BlockNo, count uint32) (freed int64) {
 	for i := uint64(start); i < uint64(start)+uint64(count); i++ {
-		data, _, missing, _ := s.pg.lookup(v.mapTree, wordShift, i)
+		data, leaf, missing, _ := s.pg.lookup(v.mapTree, wordShift, i)
+		if data != nil && s.pg.page(leaf).parents > 1 {
+			continue // the others keep what it names
+		}
 		if data == nil {
 			if missing != 0 {
 				freed += dedup.BlockSize + identityCost
@@ -414,11 +477,13 @@ func (v *Volume) Admit(start BlockNo, blocks []dedup.Block) bool {
 		}
 	}
 	over := s.charged() + s.waiting.Load() + add - s.usable
-	if add == 0 || over <= 0 {
+	shared := s.pg.shared.Load() > 0
+	if add == 0 || over <= 0 && !shared || over+2*format.PageSize <= 0 {
 		return true
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	over += s.sharedEdges(v, uint64(start), uint64(start)+uint64(len(blocks))) * format.PageSize
 	return over <= s.freedBy(v, start, uint32(len(blocks)))
 }
 
@@ -488,10 +553,12 @@ func (s *Store) write() error {
 func (s *Store) applyBatch() error {
 	b := &s.batch
 	rest := b.buf[format.CommitHeaderSize:b.end]
+	held := true
 	for len(rest) > 0 {
 		r, more, err := format.NextRecord(rest)
 		if err == nil {
-			err = s.apply(r, true, 0, s.cutInside)
+			err = s.apply(r, held, 0, s.cutInside)
+			held = held && r.Kind != format.RecordClone // it may have shared what they looked at
 		}
 		if err != nil {
 			// The commit is durable but cannot be made visible: go on from the log, at the

@@ -22,10 +22,11 @@
 //	queue.go commit.go task.go   what waits, and how it becomes a commit
 //	log.go                       the head of the log
 //	apply.go tree.go identity.go what a record does to the pages
+//	clone.go annex.go            leaves that maps share; blocks behind a volume's end
 //	page.go                      pages in RAM
 //	checkpoint.go replay.go      how the state gets to a device and back
 //	cleaner.go trim.go           how space is given back
-//	read.go volume.go            what callers see
+//	read.go volume.go extents.go what callers see
 //	check.go                     the walk that proves the counters
 //
 // # Roles and locks
@@ -52,14 +53,22 @@
 //	ATOMIC-4K  a block is old or new: a commit that is not whole is cut off, and a
 //	           map names a block only after it is durable
 //	ORDERED    operations of a volume are applied in sequence without gaps
-//	REFS       references of an identity = map entries that name it; increments
-//	           come before decrements, in the commit that changes the map
+//	REFS       references of an identity = entries of leaves that name it, a leaf that
+//	           several maps share counted once; parents of a page = places that lead
+//	           to it; increments come before decrements, in the commit that changes the map
 //	LIVE       a segment is reused when no checkpoint that a start may load, no replay
 //	           and no reader needs it: two checkpoints after its last byte died
 //	BOUNDED    frames, index, caches and read buffers have fixed sizes; replay is
 //	           bounded by the bytes between checkpoints
 //	CHECKED    pages and blocks are compared with checksums kept apart from them
 //
-// Snapshots will share pages: the directory counts the parents of a page, which
-// is one today, and a writer will copy a page that has more.
+// # Shared leaves
+//
+// OpClone makes maps share leaves (512 blocks) where both ranges hold one whole. The
+// directory counts the parents of a page, and a change of the count alone writes its
+// entry there and not the page. Only leaves of volume maps are shared, never what
+// stands above them. Before a word of a shared leaf changes the map gets a copy
+// (unshare), so what an operation touches is no longer what it names: the scan that
+// holds its pages takes in all identities of a leaf that it will copy, and of one
+// whose last parent it may be.
 package lsfs

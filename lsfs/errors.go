@@ -27,6 +27,9 @@ var (
 	// ErrInvalidOp: an operation that contradicts itself: wrong lengths, a missing
 	// pin, more data than OpBytesMax. It was not stored.
 	ErrInvalidOp = errors.New("invalid operation")
+	// ErrReferences: a block of the range has as many references as a block can have.
+	// The clone was not stored; the range can still be read and written.
+	ErrReferences = errors.New("a block has no room for another reference")
 	// ErrClosed: the store is closed or closing.
 	ErrClosed = errors.New("the store is closed")
 	// ErrInUse: Format found something on a device.

@@ -9,7 +9,12 @@ import (
 
 // refsMax is where a block stops taking references: the next equal block is
 // stored afresh. Far below the counter's end, above what one image's clones need.
-const refsMax = 1 << 31
+// A clone of such a block is refused too (ErrReferences). What is left up to the end
+// is for the private copies of shared leaves, which cannot choose: below refsLast they go on.
+const (
+	refsMax  = 1 << 31
+	refsLast = 1<<32 - 1<<20
+)
 
 // pinTable counts who is about to refer to an identity. A pin keeps an identity
 // without references from dying ("dormant") until the pin is gone.
@@ -111,7 +116,7 @@ func (s *Store) Pin(fp *dedup.Fingerprint) (BID, bool) {
 	for _, ref := range refs[:s.index.Candidates(fp, &refs)] {
 		s.mu.RLock()
 		e, _, _ := s.entryOf(BID(ref))
-		ok := e != nil && dedup.Fingerprint(e[:32]) == *fp && format.EntryRefs(e) < refsMax
+		ok := e != nil && dedup.Fingerprint(e[:32]) == *fp && format.EntryRefs(e) < s.refsMax
 		if ok {
 			s.pins.add(BID(ref))
 		}
@@ -163,6 +168,16 @@ func (s *Store) ref(b BID, e *format.BlockEntry) {
 	}
 	data := s.pg.touch(leaf)
 	at = format.EntryAt(data, int(b%format.EntriesPerPage))
+	format.PutEntryRefs(at, format.EntryRefs(at)+1)
+}
+
+// addRef adds a reference to an identity that a map names, which so is alive.
+func (s *Store) addRef(b BID) {
+	at, leaf, missing := s.entryOf(b)
+	if at == nil || format.EntryRefs(at) == 0 || format.EntryRefs(at) == 1<<32-1 {
+		invariant("REFS", "identity %d takes no reference (page %d missing)", b, missing)
+	}
+	at = format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
 	format.PutEntryRefs(at, format.EntryRefs(at)+1)
 }
 

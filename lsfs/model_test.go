@@ -481,6 +481,44 @@ func TestNoAllocation(t *testing.T) {
 	if failed != nil {
 		t.Fatal(failed)
 	}
+	clones := []*Op{
+		{Kind: OpClone, Volume: 1, Start: 0, Count: 488, Source: 1, SourceStart: 512},
+		{Kind: OpClone, Volume: 1, Start: AnnexStart, Count: 512, Source: 1},
+		{Kind: OpUnmap, Volume: 1, Start: AnnexStart, Count: 100},
+	}
+	for _, op := range clones {
+		op.Done = func(_ *Op, err error) {
+			failed = errors.Join(failed, err)
+			done <- struct{}{}
+		}
+	}
+	cloneAll := func() {
+		for _, op := range clones {
+			seq++
+			op.ID.Seq = seq
+			s.Append(op)
+			s.Kick()
+			<-done
+		}
+		run()
+	}
+	for range 50 {
+		cloneAll()
+	}
+	if a := testing.AllocsPerRun(100, cloneAll); a != 0 {
+		t.Errorf("%.1f allocations per clones", a)
+	}
+	if failed != nil {
+		t.Fatal(failed)
+	}
+	list := make([]Extent, 0, 8)
+	if a := testing.AllocsPerRun(100, func() {
+		if _, err := v.Extents(context.Background(), 0, 1000, list); err != nil {
+			t.Fatal(err)
+		}
+	}); a != 0 {
+		t.Errorf("%.1f allocations per list of extents", a)
+	}
 	buf := make([]byte, 4096)
 	if err := v.Read(context.Background(), 5*4096, buf); err != nil {
 		t.Fatal(err)

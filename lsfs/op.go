@@ -77,6 +77,9 @@ type Op struct {
 	Blocks []dedup.Block
 	Pinned []BID
 	State  []byte
+	// Warm: what an OpWrite stores is likely to be read soon (heartbeats, locks,
+	// journals): new blocks of it enter the cache on this node.
+	Warm bool
 
 	Source      VolumeID // OpClone
 	SourceStart BlockNo

@@ -22,14 +22,22 @@ const (
 	pageCut
 	pageStaged
 	pageDead
+	pageRecount // its parents changed since the last cut, and it was not dirty then
+	pageCounted // count is known: it was resident since the store was opened
 )
+
+// parentsMax is where a leaf takes no more parents: a clone copies its words instead.
+const parentsMax = 1<<16 - 1
 
 type page struct {
 	frame uint32 // 0: not resident
 	old   uint32 // saved content for the running checkpoint, 0: none
-	count uint16 // words that are not zero, or live entries; known while resident
+	count uint16 // words that are not zero, or live entries; see pageCounted
 	kind  format.PageKind
 	flags uint8
+	// parents is how many pages and tree tops lead here: above 1 only for a leaf of
+	// volume maps, which then stays as it is. Whoever must change it changes a copy.
+	parents uint16
 }
 
 const (
@@ -56,15 +64,18 @@ type pager struct {
 	n     uint32              // ids in use or free: [1, n)
 	ids   []uint32            // free ids
 	dirty []uint32            // pages dirty or dead since the last cut
+	moved []uint32            // clean pages whose parents changed since the last cut
 
 	slabs  []*slab
 	free   []uint32 // free frames
 	max    int      // frames
 	hand   uint32
 	round  uint64 // of the committer; see guard
+	held   int    // frames guarded in this round; belongs to the committing role
 	nDirty atomic.Int64
 	nUsed  atomic.Int64
 	nAlive atomic.Int64
+	shared atomic.Int64 // leaves with more than one parent
 }
 
 func newPager(bytes int64) *pager {
@@ -113,7 +124,10 @@ func (pg *pager) data(id uint32) []byte {
 // hold keeps a resident page in RAM until the committer's next round.
 func (pg *pager) hold(id uint32) {
 	if p := pg.page(id); p.frame != 0 {
-		pg.frameOf(p.frame).guard = pg.round
+		if fr := pg.frameOf(p.frame); fr.guard != pg.round {
+			fr.guard = pg.round
+			pg.held++
+		}
 	}
 }
 
@@ -196,7 +210,7 @@ func (pg *pager) create(kind format.PageKind) uint32 {
 	f := pg.alloc()
 	clear(pg.mem(f))
 	p := pg.page(id)
-	p.kind, p.count, p.flags = kind, 0, pageAlive|pageDirty
+	p.kind, p.count, p.parents, p.flags = kind, 0, 1, pageAlive|pageDirty|pageCounted
 	pg.place(id, f)
 	pg.hold(id)
 	pg.dirty = append(pg.dirty, id)
@@ -226,9 +240,28 @@ func (pg *pager) touch(id uint32) []byte {
 	return pg.mem(p.frame)
 }
 
+// setParents says how many lead to a page. That alone does not make it dirty: the
+// next checkpoint writes it into the directory and leaves the page where it stands.
+func (pg *pager) setParents(id uint32, n uint16) {
+	p := pg.page(id)
+	if p.parents <= 1 && n > 1 {
+		pg.shared.Add(1)
+	} else if p.parents > 1 && n <= 1 {
+		pg.shared.Add(-1)
+	}
+	p.parents = n
+	if p.flags&(pageDirty|pageRecount) == 0 {
+		p.flags |= pageRecount
+		pg.moved = append(pg.moved, id)
+	}
+}
+
 // drop ends a resident page.
 func (pg *pager) drop(id uint32) {
 	p := pg.page(id)
+	if p.parents != 1 {
+		invariant("REFS", "page %d is dropped but has %d parents", id, p.parents)
+	}
 	switch {
 	case p.flags&pageCut != 0:
 		p.old = p.frame // the checkpoint still writes it
@@ -243,7 +276,7 @@ func (pg *pager) drop(id uint32) {
 	} else {
 		pg.nDirty.Add(-1)
 	}
-	p.frame, p.count, p.flags = 0, 0, pageDead
+	p.frame, p.count, p.parents, p.flags = 0, 0, 0, pageDead
 }
 
 // install puts content that was read from a device into a frame.
@@ -252,6 +285,7 @@ func (pg *pager) install(id uint32, content []byte) {
 	copy(pg.mem(f), content)
 	p := pg.page(id)
 	p.count = countPage(p.kind, content)
+	p.flags |= pageCounted
 	pg.place(id, f)
 }
 

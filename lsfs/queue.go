@@ -115,6 +115,11 @@ func (s *Store) inspect(op *Op) {
 			fail("unmap of nothing")
 			return
 		}
+	case OpClone:
+		if op.Count == 0 || ClonedBlocksMax < op.Count {
+			fail("clone of %d blocks", op.Count)
+			return
+		}
 	case OpEpoch:
 	default:
 		fail("kind %d", op.Kind)
@@ -210,9 +215,13 @@ func (s *Store) take() {
 	blocks := 0
 	for op := q.head; op != nil; op = q.head {
 		n := int64(op.recordBytes) + int64(op.payloadBytes)
-		alone := op.Kind == opTask || op.Kind == OpUnmap && op.Count > unmapSlice
+		alone := op.alone()
+		work := int(min(op.Count, unmapSlice))
+		if op.Kind == OpClone {
+			work *= 2 // identities of two ranges
+		}
 		if len(b.ops) > 0 && (alone || limit < size+n || left > int64(s.segs.bytes)/minTail && left < roundUp(size+n) ||
-			batchBlocks < blocks+int(min(op.Count, unmapSlice)) || batchOps <= len(b.ops)) {
+			batchBlocks < blocks+work || batchOps <= len(b.ops)) {
 			break
 		}
 		q.head = op.next
@@ -223,11 +232,41 @@ func (s *Store) take() {
 		op.next = nil
 		b.ops = append(b.ops, op)
 		size += n
-		blocks += int(op.Count)
+		blocks += work
 		if alone {
 			break
 		}
 	}
+}
+
+// alone says that an operation gets a commit of its own: a task, or one that is
+// applied in slices between which a checkpoint may be cut.
+func (op *Op) alone() bool {
+	switch op.Kind {
+	case OpUnmap:
+		return op.Count > unmapSlice
+	case OpClone:
+		return op.Count > cloneSlice
+	}
+	return op.Kind == opTask
+}
+
+// putBack returns the operations of the batch from i on to the head of the queue.
+func (s *Store) putBack(i int) {
+	q := &s.queue
+	b := &s.batch
+	q.mu.Lock()
+	for k := len(b.ops) - 1; k >= i; k-- {
+		op := b.ops[k]
+		b.ops[k] = nil
+		if op.next = q.head; q.tail == nil {
+			q.tail = op
+		}
+		q.head = op
+		q.n++
+	}
+	q.mu.Unlock()
+	b.ops = b.ops[:i]
 }
 
 const (

@@ -99,10 +99,13 @@ func (v *Volume) TryRead(off uint64, dst []byte) bool {
 	return true
 }
 
-// inside says whether n bytes at off lie in the volume.
+// inside says whether n bytes at off lie in the volume or in its annex.
 func (v *Volume) inside(off uint64, n int) bool {
-	size := v.size.Load() * dedup.BlockSize
-	return off <= size && uint64(n) <= size-off
+	if size := v.size.Load() * dedup.BlockSize; off <= size && uint64(n) <= size-off {
+		return true
+	}
+	first := off / dedup.BlockSize
+	return v.holds(first, (off+uint64(n)+dedup.BlockSize-1)/dedup.BlockSize-first)
 }
 
 // Read fills dst from a byte offset (both multiples of 512). All of dst is the
@@ -202,11 +205,8 @@ func (v *Volume) tryResolve(rc *readContext, first uint64, count int, have func(
 	s := v.s
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if v.deleting {
-		return 0, fmt.Errorf("volume %d: %w", v.id, ErrNoVolume)
-	}
-	if n := v.size.Load(); n < first || n-first < uint64(count) {
-		return 0, fmt.Errorf("read volume %d block %d+%d of %d: %w", v.id, first, count, n, ErrRange)
+	if err := v.present(first, uint64(count)); err != nil {
+		return 0, fmt.Errorf("read volume %d block %d+%d of %d: %w", v.id, first, count, v.size.Load(), err)
 	}
 	var data []byte
 	for i := range count {
@@ -491,9 +491,17 @@ func (v *Volume) eachVersion(ctx context.Context, first, end uint64, f func(chun
 			return err
 		}
 		s.mu.RLock()
-		if v.size.Load() <= c<<chunkShift {
-			s.mu.RUnlock()
-			return nil
+		if i := c << chunkShift; v.size.Load() <= i {
+			// Behind the end comes the annex, and nothing behind that.
+			if i < uint64(AnnexStart) {
+				c = max(c, uint64(AnnexStart)>>chunkShift)
+			} else if annexEnd <= i {
+				c = end
+			}
+			if end <= c {
+				s.mu.RUnlock()
+				return nil
+			}
 		}
 		data, _, missing, span := s.pg.lookup(v.versions, wordShift, c)
 		if data != nil {
@@ -515,8 +523,8 @@ func (v *Volume) eachVersion(ctx context.Context, first, end uint64, f func(chun
 	return nil
 }
 
-// Digest is a hash over number and fingerprint of all mapped blocks: equal on
-// replicas of equal content. It is of one instant only while no operation commits.
+// Digest is a hash over number and fingerprint of all mapped blocks, those of the
+// annex too: equal on replicas of equal content. It is of one instant only while no operation commits.
 func (v *Volume) Digest(ctx context.Context) (d [32]byte, err error) {
 	s := v.s
 	h := blake3.New()
@@ -525,7 +533,10 @@ func (v *Volume) Digest(ctx context.Context) (d [32]byte, err error) {
 	for i := uint64(0); ; {
 		s.mu.RLock()
 		size := v.size.Load()
-		data, _, missing, span := s.pg.lookup(v.mapTree, wordShift, min(i, size))
+		if size <= i {
+			i, size = max(i, uint64(AnnexStart)), annexEnd
+		}
+		data, _, missing, span := s.pg.lookup(v.mapTree, wordShift, i)
 		mapped := data != nil
 		s.mu.RUnlock()
 		if missing != 0 {

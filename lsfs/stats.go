@@ -70,9 +70,10 @@ type Stats struct {
 	SpaceWaits, SpaceRefused                    int64
 
 	Segments      map[string]int // by state
-	MappedBlocks  uint64         // of all volumes
+	MappedBlocks  uint64         // of all volumes and their annexes
 	UniqueBytes   int64          // stored bytes of blocks that are referenced
 	Pages         int64          // ids of metadata pages in use
+	SharedPages   int64          // of them, leaves of maps that more than one place leads to
 	PagesResident int64
 	PagesDirty    int64
 	MetadataBytes int64 // RAM of frames
@@ -126,9 +127,10 @@ func (s *Store) Stats() Stats {
 		st.UniqueBytes += int64(s.segs.all[i].live)
 	}
 	for _, v := range s.volumes {
-		st.MappedBlocks += v.mapped
+		st.MappedBlocks += v.mapped + v.annex
 	}
 	st.Pages = int64(s.pg.n) - 1 - int64(len(s.pg.ids))
+	st.SharedPages = s.pg.shared.Load()
 	st.PagesResident, st.PagesDirty = s.pg.nUsed.Load(), s.pg.nDirty.Load()
 	st.MetadataBytes = int64(len(s.pg.slabs)) * slabFrames * 4096
 	return st

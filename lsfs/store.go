@@ -37,6 +37,7 @@ type Store struct {
 	log     logWriter
 	batch   batch
 	missing []uint32 // scratch of the committing role
+	words   [format.WordsPerPage]uint64
 	ckpt    checkpointer
 	cleaner cleaner
 	trimmer trimmer
@@ -44,7 +45,9 @@ type Store struct {
 
 	commitMax            int64 // bytes of the largest commit
 	usable, slack        int64
-	dirtySoft, dirtyHard int64        // pages
+	dirtySoft, dirtyHard int64  // pages
+	refsMax              uint32 // see the constants of these names
+	parentsMax           uint16
 	waiting              atomic.Int64 // stored bytes that are queued
 	stored               atomic.Int64 // identities that are not dead
 	onCommit             func()
@@ -110,6 +113,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	// A twentieth goes to commit headers, records and padding of what the cleaner packs.
 	s.usable = (size - reserveSegments*int64(sb.SegmentBytes)) / 20 * 19 * int64(100-c.GarbageMax) / 100
 	s.slack = max(size/128, int64(sb.SegmentBytes)/2)
+	s.refsMax, s.parentsMax = refsMax, parentsMax
 	s.pins.init()
 	s.missing = make([]uint32, 0, 64)
 	s.queue.wake.L = &s.queue.mu

@@ -48,6 +48,32 @@ func (pg *pager) lookup(t tree, shift uint, i uint64) (data []byte, leaf, missin
 	}
 }
 
+// leafOf finds the id of the leaf of index i in a tree of words, which need not be
+// resident. It is 0 when there is none: then missing and span are those of lookup.
+func (pg *pager) leafOf(t tree, i uint64) (leaf, missing uint32, span uint) {
+	if t.top == 0 {
+		return 0, 0, 64
+	}
+	span = wordShift + 9*uint(t.height-1)
+	if i>>span != 0 {
+		return 0, 0, 64
+	}
+	id := t.top
+	for level := t.height - 1; level > 0; level-- {
+		data := pg.data(id)
+		if data == nil {
+			return 0, id, 0
+		}
+		span -= 9
+		w := format.Word(data, int(i>>span)&(format.WordsPerPage-1))
+		if w == 0 {
+			return 0, 0, span
+		}
+		id = uint32(w)
+	}
+	return id, 0, wordShift
+}
+
 // emptyBelow is the first index of the empty run that ends with i, where lookup
 // found no leaf but an empty subtree of 1<<span.
 func (t tree) emptyBelow(shift uint, i uint64, span uint) uint64 {
@@ -75,13 +101,7 @@ func (pg *pager) ensure(t *tree, shift uint, i uint64, kind format.PageKind) uin
 		}
 		t.top = pg.create(kindAt(t.height - 1))
 	}
-	for i>>(shift+9*uint(t.height-1)) != 0 {
-		top := pg.create(format.WordPage)
-		format.PutWord(pg.touch(top), 0, uint64(t.top))
-		pg.page(top).count = 1
-		t.top = top
-		t.height++
-	}
+	pg.raise(t, shift, i)
 	id := t.top
 	for level := t.height - 1; level > 0; level-- {
 		slot := int(i>>(shift+9*uint(level-1))) & (format.WordsPerPage - 1)
@@ -96,25 +116,112 @@ func (pg *pager) ensure(t *tree, shift uint, i uint64, kind format.PageKind) uin
 	return id
 }
 
+// raise puts pages on top of a tree until it reaches index i.
+func (pg *pager) raise(t *tree, shift uint, i uint64) {
+	for i>>(shift+9*uint(t.height-1)) != 0 {
+		top := pg.create(format.WordPage)
+		format.PutWord(pg.touch(top), 0, uint64(t.top))
+		pg.page(top).count = 1
+		t.top = top
+		t.height++
+	}
+}
+
+// lower takes pages off the top of a tree of words that lead to the first place only.
+func (pg *pager) lower(t *tree) {
+	for t.height > 1 {
+		data := pg.data(t.top)
+		if data == nil || pg.page(t.top).count != 1 || format.Word(data, 0) == 0 {
+			return
+		}
+		first := uint32(format.Word(data, 0))
+		pg.drop(t.top)
+		t.top = first
+		t.height--
+	}
+}
+
+// putLeaf makes leaf, 0 for none, the leaf of index i in a tree of words. The path
+// is resident, the leaves need not be. The one that was there is the caller's.
+func (pg *pager) putLeaf(t *tree, i uint64, leaf uint32) {
+	if leaf == 0 {
+		pg.unlink(t, wordShift, i)
+		return
+	}
+	if t.top == 0 {
+		if i>>wordShift == 0 {
+			*t = tree{top: leaf, height: 1}
+			return
+		}
+		*t = tree{top: pg.create(format.WordPage), height: 2}
+		for i>>(wordShift+9*uint(t.height-1)) != 0 {
+			t.height++
+		}
+	}
+	pg.raise(t, wordShift, i)
+	if t.height == 1 {
+		t.top = leaf
+		return
+	}
+	id := t.top
+	for level := t.height - 1; ; level-- {
+		slot := int(i>>(wordShift+9*uint(level-1))) & (format.WordsPerPage - 1)
+		w := format.Word(pg.data(id), slot)
+		if w != 0 && level > 1 {
+			id = uint32(w)
+			continue
+		}
+		if w == 0 {
+			pg.page(id).count++
+		}
+		if level == 1 {
+			format.PutWord(pg.touch(id), slot, uint64(leaf))
+			return
+		}
+		below := pg.create(format.WordPage)
+		format.PutWord(pg.touch(id), slot, uint64(below))
+		id = below
+	}
+}
+
 // prune drops the leaf of index i, which is empty, and what is empty above it.
 func (pg *pager) prune(t *tree, shift uint, i uint64) {
+	id := t.top
+	for level := t.height - 1; level > 0; level-- {
+		id = uint32(format.Word(pg.data(id), int(i>>(shift+9*uint(level-1)))&(format.WordsPerPage-1)))
+	}
+	pg.drop(id)
+	pg.unlink(t, shift, i)
+}
+
+// unlink takes the leaf of index i out of a tree, and what is empty then above it.
+func (pg *pager) unlink(t *tree, shift uint, i uint64) {
 	var path [heightMax]uint32
 	id := t.top
 	for level := t.height - 1; level > 0; level-- {
 		path[level] = id
 		id = uint32(format.Word(pg.data(id), int(i>>(shift+9*uint(level-1)))&(format.WordsPerPage-1)))
 	}
-	pg.drop(id)
 	for level := uint8(1); level < t.height; level++ {
 		id = path[level]
 		format.PutWord(pg.touch(id), int(i>>(shift+9*uint(level-1)))&(format.WordsPerPage-1), 0)
 		if p := pg.page(id); p.count > 1 {
 			p.count--
+			if shift == wordShift {
+				pg.lower(t)
+			}
 			return
 		}
 		pg.drop(id)
 	}
 	*t = tree{}
+}
+
+// mustOwn makes sure that a leaf may be changed for the one tree that leads to it.
+func (pg *pager) mustOwn(leaf uint32) {
+	if n := pg.page(leaf).parents; n != 1 {
+		invariant("REFS", "page %d is changed but has %d parents", leaf, n)
+	}
 }
 
 // setWord sets word i and returns what was there. Setting zero makes no page.
@@ -128,6 +235,7 @@ func (pg *pager) setWord(t *tree, i, w uint64) (old uint64) {
 		if old = format.Word(data, slot); old == 0 {
 			return 0
 		}
+		pg.mustOwn(leaf)
 		format.PutWord(pg.touch(leaf), slot, 0)
 		if p := pg.page(leaf); p.count > 1 {
 			p.count--
@@ -137,6 +245,7 @@ func (pg *pager) setWord(t *tree, i, w uint64) (old uint64) {
 		return old
 	}
 	leaf := pg.ensure(t, wordShift, i, format.WordPage)
+	pg.mustOwn(leaf)
 	data := pg.touch(leaf)
 	if old = format.Word(data, slot); old == 0 {
 		pg.page(leaf).count++

@@ -7,8 +7,8 @@ import (
 	"github.com/twinsan/twinsan/lsfs/format"
 )
 
-// trimmer gives back the blocks of deleted volumes and behind the end of
-// shrunken ones, in small logged steps from the end, so that it can stop
+// trimmer gives back the blocks of deleted volumes, their annexes too, and those behind the
+// end of shrunken ones, in small logged steps from the end, so that it can stop
 // anywhere and go on after a restart.
 type trimmer struct {
 	mu     sync.Mutex

@@ -48,8 +48,9 @@ type Volume struct {
 	size atomic.Uint64 // blocks; changed under Store.mu
 
 	// Guarded by Store.mu.
-	tailEnd  uint64 // [size, tailEnd) is still mapped and goes in the background
-	mapped   uint64
+	tailEnd  uint64 // [size, tailEnd) may still be mapped and goes in the background
+	mapped   uint64 // of the blocks before the annex
+	annex    uint64 // of the annex
 	deleting bool
 	mapTree  tree
 	versions tree
@@ -65,7 +66,8 @@ func (v *Volume) ID() VolumeID { return v.id }
 // Blocks is the size of the volume.
 func (v *Volume) Blocks() uint64 { return v.size.Load() }
 
-// MappedBlocks is the number of blocks that are not holes.
+// MappedBlocks is the number of blocks that are not holes, without the annex (see
+// AnnexMapped).
 func (v *Volume) MappedBlocks() uint64 {
 	v.s.mu.RLock()
 	defer v.s.mu.RUnlock()
@@ -165,7 +167,7 @@ func (s *Store) DeleteVolume(ctx context.Context, id VolumeID) error {
 func (v *Volume) stored() format.Volume {
 	m := &v.meta
 	return format.Volume{
-		ID: uint64(v.id), Blocks: v.size.Load(), TailEnd: v.tailEnd, Mapped: v.mapped, Deleting: v.deleting,
+		ID: uint64(v.id), Blocks: v.size.Load(), TailEnd: v.tailEnd, Mapped: v.mapped, Annex: v.annex, Deleting: v.deleting,
 		Map:      format.Tree{Top: v.mapTree.top, Height: v.mapTree.height},
 		Versions: format.Tree{Top: v.versions.top, Height: v.versions.height},
 		Meta:     m.stored(),
@@ -199,7 +201,7 @@ func metaOf(f *format.Meta) Meta {
 
 func volumeOf(s *Store, f *format.Volume) *Volume {
 	v := &Volume{
-		s: s, id: VolumeID(f.ID), tailEnd: f.TailEnd, mapped: f.Mapped, deleting: f.Deleting,
+		s: s, id: VolumeID(f.ID), tailEnd: f.TailEnd, mapped: f.Mapped, annex: f.Annex, deleting: f.Deleting,
 		mapTree: tree{f.Map.Top, f.Map.Height}, versions: tree{f.Versions.Top, f.Versions.Height},
 		meta: metaOf(&f.Meta),
 	}

@@ -2,6 +2,7 @@ package format
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"reflect"
 	"testing"
@@ -23,7 +24,7 @@ func sampleRoot() *Root {
 		Checkpoint: 4,
 		Position:   Position{Segment: 3, Next: 4, Generation: 5, Offset: 8192, Seq: 6, Hash: [16]byte{7}},
 		Progress:   12, NextBID: 99, Stored: 42, Identities: Tree{Top: 3, Height: 2},
-		Volumes: []Volume{{ID: 1, Blocks: 10, TailEnd: 20, Mapped: 5, Deleting: true, Map: Tree{1, 1}, Versions: Tree{2, 1},
+		Volumes: []Volume{{ID: 1, Blocks: 10, TailEnd: 20, Mapped: 5, Annex: 6, Deleting: true, Map: Tree{1, 1}, Versions: Tree{2, 1},
 			Meta: Meta{Replica: [16]byte{1}, Promised: 3, DurableEpoch: 2, DurableSeq: 1, SyncEpoch: 8, SyncSeq: 9, Inconsistent: true,
 				EpochLog: []EpochStart{{1, 1}, {2, 50}}, State: []byte("state")}}},
 		Dormant: []uint64{5, 6}, Live: []uint32{1, 2, 3}, Free: []byte{5},
@@ -63,6 +64,28 @@ func TestRootRoundTrip(t *testing.T) {
 	for n := range b {
 		if _, err := ParseRoot(b[:n]); !errors.Is(err, ErrInvalid) {
 			t.Fatalf("cut to %d of %d bytes: %v", n, len(b), err)
+		}
+	}
+}
+
+// TestRootOfVersion1 reads a root as it was written before volumes had an annex.
+func TestRootOfVersion1(t *testing.T) {
+	want := sampleRoot()
+	want.Volumes[0].Annex = 0
+	b := encodeRoot(want)
+	// magic 8, version 4, checkpoint 8, position 44, progress, next identity and stored 24,
+	// tree 5, volumes 4; then id, blocks, end of tail and mapped 32.
+	const annex = 8 + 4 + 8 + 44 + 24 + 5 + 4 + 32
+	old := append(append([]byte(nil), b[:annex]...), b[annex+8:]...)
+	binary.LittleEndian.PutUint32(old[8:], 1)
+	got, err := ParseRoot(old)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("%v\n%+v\n%+v", err, got, want)
+	}
+	for _, version := range []uint32{0, RootVersion + 1} {
+		binary.LittleEndian.PutUint32(b[8:], version)
+		if _, err := ParseRoot(b); !errors.Is(err, ErrInvalid) {
+			t.Fatalf("version %d: %v", version, err)
 		}
 	}
 }
@@ -115,6 +138,11 @@ func sampleRecords() []byte {
 	PutOp(r, RecordState, &h, len(r))
 	copy(r[OpFixed:], "state")
 	b = append(b, r...)
+	h.Count = 512
+	r = make([]byte, CloneSize)
+	PutOp(r, RecordClone, &h, CloneSize)
+	PutSource(r, 7, 1<<35)
+	b = append(b, r...)
 	b = AppendCreate(b, 1, 100, [16]byte{9})
 	b = AppendVolume(b, RecordDelete, 1)
 	b = AppendVolume(b, RecordGone, 1)
@@ -149,6 +177,10 @@ func useRecord(r Record) error {
 		_ = r.State()
 	case RecordUnmap, RecordEpoch:
 		_ = r.Op()
+	case RecordClone:
+		if v, start := r.Source(); v != binary.LittleEndian.Uint64(r.Body[40:]) || start != binary.LittleEndian.Uint64(r.Body[48:]) {
+			return errors.New("two readings of one source")
+		}
 	case RecordCreate:
 		_, _ = r.Arg(1), r.Replica()
 	case RecordDelete, RecordGone:
@@ -203,10 +235,15 @@ func TestRecords(t *testing.T) {
 				t.Fatalf("%+v", m)
 			}
 		}
+		if r.Kind == RecordClone {
+			if v, start := r.Source(); v != 7 || start != 1<<35 || r.Op() != (OpHead{1, 2, 3, 4, 512}) {
+				t.Fatalf("clone of %d at %d, %+v", v, start, r.Op())
+			}
+		}
 		kinds = append(kinds, r.Kind)
 		rest = more
 	}
-	want := []RecordKind{RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordCreate, RecordDelete, RecordGone, RecordResize, RecordTrim, RecordMeta, RecordMove, RecordPages, RecordRoot}
+	want := []RecordKind{RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordClone, RecordCreate, RecordDelete, RecordGone, RecordResize, RecordTrim, RecordMeta, RecordMove, RecordPages, RecordRoot}
 	if !reflect.DeepEqual(kinds, want) {
 		t.Fatal(kinds)
 	}

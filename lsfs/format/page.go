@@ -90,7 +90,7 @@ func PutEntryRefs(b []byte, n uint32) { binary.LittleEndian.PutUint32(b[44:], n)
 //
 //	0  address u64   0: never checkpointed, or the id is free
 //	8  sum     u32   CRC32C of the page
-//	12 refs    u16   parents that name the page; above 1 only when snapshots share it
+//	12 refs    u16   parents that name the page; above 1 only when clones share it, since root version 2
 //	14 kind    u8
 //	15 reserved
 type DirEntry struct {

@@ -11,11 +11,11 @@ import (
 //
 //	0  kind u8, reserved [3], bytes u32 (of the whole record)
 //
-// and goes on by its kind. Operations of a volume (kinds 1 to 5, the numbers of lsfs.OpKind):
+// and goes on by its kind. Operations of a volume (kinds 1 to 6, the numbers of lsfs.OpKind):
 //
 //	 8  volume u64, epoch u64, sequence u64, start u64
 //	40  count u32, reserved u32
-//	48  write, copy: count block entries; state: count bytes
+//	48  write, copy: count block entries; state: count bytes; clone: source volume u64, first source block u64
 //
 // A block entry of 56 bytes is the whole truth about one block after the write:
 //
@@ -51,6 +51,7 @@ const (
 	RecordEpoch  RecordKind = 3
 	RecordState  RecordKind = 4
 	RecordCopy   RecordKind = 5
+	RecordClone  RecordKind = 6
 	RecordCreate RecordKind = 16
 	RecordDelete RecordKind = 17
 	RecordGone   RecordKind = 18
@@ -67,6 +68,8 @@ const (
 	recordPrefix = 8
 	// OpFixed is the size of an operation record without its entries.
 	OpFixed = 48
+	// CloneSize is the size of a clone record.
+	CloneSize = OpFixed + 16
 	// BlockEntrySize is the size of a block entry.
 	BlockEntrySize = 56
 	// MoveEntrySize is the size of one entry of a move record.
@@ -84,6 +87,8 @@ func OpSize(kind RecordKind, count, stateBytes int) int {
 		return OpFixed + count*BlockEntrySize
 	case RecordState:
 		return OpFixed + stateBytes
+	case RecordClone:
+		return CloneSize
 	}
 	return OpFixed
 }
@@ -110,7 +115,7 @@ func NextRecord(b []byte) (r Record, rest []byte, err error) {
 	var want uint64
 	exact := true
 	switch r.Kind {
-	case RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordCopy:
+	case RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordCopy, RecordClone:
 		want = OpFixed - recordPrefix
 		if have >= want {
 			count := uint64(le.Uint32(r.Body[32:]))
@@ -119,6 +124,8 @@ func NextRecord(b []byte) (r Record, rest []byte, err error) {
 				want += count * BlockEntrySize
 			case RecordState:
 				want += count
+			case RecordClone:
+				want = CloneSize - recordPrefix
 			}
 		}
 	case RecordCreate:
@@ -180,6 +187,18 @@ func (r Record) Op() OpHead {
 	le := binary.LittleEndian
 	b := r.Body
 	return OpHead{Volume: le.Uint64(b), Epoch: le.Uint64(b[8:]), Seq: le.Uint64(b[16:]), Start: le.Uint64(b[24:]), Count: le.Uint32(b[32:])}
+}
+
+// PutSource encodes the source of a clone record at b.
+func PutSource(b []byte, volume, start uint64) {
+	binary.LittleEndian.PutUint64(b[OpFixed:], volume)
+	binary.LittleEndian.PutUint64(b[OpFixed+8:], start)
+}
+
+// Source reads the source volume and its first block from a clone record.
+func (r Record) Source() (volume, start uint64) {
+	b := r.Body[OpFixed-recordPrefix:]
+	return binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
 }
 
 // State is the state carried by a state record, in place.

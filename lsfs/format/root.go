@@ -129,6 +129,7 @@ type Volume struct {
 	Blocks   uint64
 	TailEnd  uint64 // blocks [Blocks, TailEnd) are still to be trimmed
 	Mapped   uint64
+	Annex    uint64 // mapped blocks of the annex, not in Mapped; since version 2
 	Deleting bool
 	Map      Tree
 	Versions Tree
@@ -136,10 +137,10 @@ type Volume struct {
 }
 
 // Root is all that a checkpoint remembers beside its pages: the state of the
-// store exactly after the commit Position.Seq (and, where a huge unmap was cut,
+// store exactly after the commit Position.Seq (and, where a huge unmap or a clone was cut,
 // after Progress blocks of the one that the next commit holds).
 //
-//	magic "TWINROOT", version u32, checkpoint u64
+//	magic "TWINROOT", version u32 (RootVersion), checkpoint u64
 //	position: segment u32, next u32, generation u64, offset u32, seq u64, hash [16]; progress u64
 //	next identity u64, identities stored u64, identity tree (top u32, height u8)
 //	volumes u32 x volume; dormant u32 x identity u64
@@ -162,13 +163,21 @@ type Root struct {
 	Directory  []Extent // Len is not stored: always a page
 }
 
+// RootVersion of the root that is written; older ones are read.
+//
+//	1  first
+//	2  volumes have an annex, whose mapped blocks are counted; pages of the directory
+//	   may have more than one parent, which a program that knows only 1 would change
+//	   in place for all of them
+const RootVersion = 2
+
 var rootMagic = [8]byte{'T', 'W', 'I', 'N', 'R', 'O', 'O', 'T'}
 
 // AppendRoot encodes everything but the directory; AppendDirectory completes it.
 func AppendRoot(b []byte, r *Root) []byte {
 	le := binary.LittleEndian
 	b = append(b, rootMagic[:]...)
-	b = le.AppendUint32(b, Version)
+	b = le.AppendUint32(b, RootVersion)
 	b = le.AppendUint64(b, r.Checkpoint)
 	p := &r.Position
 	b = le.AppendUint32(b, p.Segment)
@@ -188,6 +197,7 @@ func AppendRoot(b []byte, r *Root) []byte {
 		b = le.AppendUint64(b, v.Blocks)
 		b = le.AppendUint64(b, v.TailEnd)
 		b = le.AppendUint64(b, v.Mapped)
+		b = le.AppendUint64(b, v.Annex)
 		b = append(b, b2u(v.Deleting))
 		b = appendTree(b, v.Map)
 		b = appendTree(b, v.Versions)
@@ -283,8 +293,9 @@ func ParseRoot(b []byte) (*Root, error) {
 	if m := rd.take(8); m == nil || [8]byte(m) != rootMagic {
 		return nil, fmt.Errorf("root: no root: %w", ErrInvalid)
 	}
-	if v := rd.u32(); v != Version {
-		return nil, fmt.Errorf("root: disk format version %d, this program knows %d: %w", v, Version, ErrInvalid)
+	version := rd.u32()
+	if version < 1 || RootVersion < version {
+		return nil, fmt.Errorf("root: version %d, this program knows 1 to %d: %w", version, RootVersion, ErrInvalid)
 	}
 	r := &Root{Checkpoint: rd.u64()}
 	p := &r.Position
@@ -298,6 +309,9 @@ func ParseRoot(b []byte) (*Root, error) {
 	for i := range r.Volumes {
 		v := &r.Volumes[i]
 		v.ID, v.Blocks, v.TailEnd, v.Mapped = rd.u64(), rd.u64(), rd.u64(), rd.u64()
+		if version > 1 {
+			v.Annex = rd.u64()
+		}
 		v.Deleting = rd.u8() != 0
 		v.Map, v.Versions = rd.tree(), rd.tree()
 		if rd.bad {
