@@ -60,6 +60,10 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 			return err
 		}
 	}
+	v.mu.Lock()
+	v.restate(m.State, false)
+	v.mu.Unlock()
+	v.announce() // everything in the log counts as committed, the state too
 	for {
 		others, ok := v.inSyncOthers(epoch)
 		if !ok {
@@ -102,6 +106,7 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 					v.log.Info("active", "epoch", epoch, "insync", g.rec.InSync)
 				}
 			})
+			v.node.beaconNow() // the leases come at once and not up to 200 ms later
 			v.retryHeld()
 		})
 	})
@@ -113,7 +118,7 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 func (v *Volume) forgetFlight() {
 	for v.flight.len() > 0 {
 		w := v.flight.pop()
-		v.locks.release(&w.hold, v.sequence)
+		v.locks.release(&w.hold, v.start)
 		w.req, w.then = nil, nil
 		if w.stored {
 			v.node.works.put(w)

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 			return err
 		}
 		return v.takeMirror(l, h, pos)
-	case wire.SyncStart, wire.SyncCompare, wire.SyncApply, wire.SyncEnd, wire.Digests, wire.Changed:
+	case wire.SyncStart, wire.SyncCompare, wire.SyncApply, wire.SyncEnd, wire.Digests, wire.Changed, wire.StateSum:
 		n.spawn(func() {
 			if err := v.allows(epoch, method); err != nil {
 				l.replyError(h, err)
@@ -68,6 +69,8 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 				outData, err = changedList(n.ctx, v.copy(), 0)
 			case wire.Digests:
 				out, err = v.serveDigests(n.ctx, meta)
+			case wire.StateSum:
+				out, err = stateSum(v.copy())
 			}
 			if err != nil && !errors.Is(err, errAgain) {
 				v.log.Warn("request of the owner failed", "peer", l.peer, "method", int(method), "err", err)
@@ -93,7 +96,7 @@ func (v *Volume) allows(epoch lsfs.Epoch, m wire.Method) error {
 		return errStale
 	case v.copy() == nil || v.gone != nil:
 		return errAbsent
-	case m != wire.Digests && m != wire.Changed && (v.g.role == Active || v.g.role == Activating || v.g.role == Candidate):
+	case m != wire.Digests && m != wire.Changed && m != wire.StateSum && (v.g.role == Active || v.g.role == Activating || v.g.role == Candidate):
 		return fmt.Errorf("this node is %s itself", v.g.role)
 	}
 	return nil
@@ -176,7 +179,7 @@ func (v *Volume) takeMirror(l *link, h wire.Header, pos wire.Position) error {
 	v.mu.Lock()
 	refuse := lsfs.Epoch(h.Epoch) < v.g.promised || v.replica.Load() == nil || v.gone != nil
 	if !refuse {
-		v.ackTo = l
+		v.ackTo, v.deaf = l, nil
 		v.dropBlocked()
 		for v.frozen && v.gone == nil { // never long: another call of the same owner is at work
 			v.still.Wait()
@@ -195,9 +198,15 @@ func (v *Volume) takeMirror(l *link, h wire.Header, pos wire.Position) error {
 		v.mu.Unlock()
 		if c := v.copy(); err == nil && c != nil {
 			m := c.Meta()
-			m.Durable, m.EpochLog = pos.Durable, pos.EpochLog
+			m.Durable, m.EpochLog, m.State = pos.Durable, pos.EpochLog, pos.State
 			m.Promised = max(m.Promised, lsfs.Epoch(h.Epoch))
 			err = c.SetMeta(v.node.ctx, m)
+		}
+		if err == nil {
+			v.mu.Lock()
+			v.restate(pos.State, false)
+			v.mu.Unlock()
+			v.announce()
 		}
 		v.mu.Lock()
 		v.frozen = false
@@ -347,7 +356,7 @@ func (v *Volume) syncEnd(meta []byte) error {
 		m := c.Meta()
 		m.Inconsistent, m.SyncFrom = false, lsfs.OpID{}
 		if !full {
-			m.Durable, m.EpochLog = pos.Durable, pos.EpochLog
+			m.Durable, m.EpochLog, m.State = pos.Durable, pos.EpochLog, pos.State
 		}
 		if err := c.SetMeta(v.node.ctx, m); err != nil {
 			return err
@@ -357,8 +366,10 @@ func (v *Volume) syncEnd(meta []byte) error {
 		if !full {
 			v.local = pos.Durable.Seq
 			v.next = v.local + 1
+			v.restate(pos.State, false)
 		}
 		v.mu.Unlock()
+		v.announce()
 		return nil
 	})
 }
@@ -373,6 +384,16 @@ func (v *Volume) serveDigests(ctx context.Context, meta []byte) ([]byte, error) 
 		return nil, errors.New("too many chunks at a time")
 	}
 	return v.digests(ctx, first, count)
+}
+
+// stateSum is the name of the ordered state in a copy and the digest of its value.
+func stateSum(c Copy) ([]byte, error) {
+	if c == nil {
+		return nil, errAbsent
+	}
+	s := parseState(c.Meta().State)
+	sum := sha256.Sum256(s.value)
+	return append(wire.AppendOpID(nil, s.id), sum[:]...), nil
 }
 
 func (v *Volume) digests(ctx context.Context, first, count uint32) (out []byte, err error) {

@@ -29,11 +29,12 @@ type CheckReplica struct {
 	Node      NodeID
 	Equal     bool
 	Different []uint32 // chunks, at most 64 of them
+	State     bool     // the ordered state (C2) differs
 	Err       error
 }
 
-// Check compares the content of all in-sync replicas with the owner's, chunk by
-// chunk, while I/O goes on: each run of chunks is compared under a shared range
+// Check compares the ordered state and the content of all in-sync replicas with the
+// owner's, the latter chunk by chunk, while I/O goes on: each run of chunks is compared under a shared range
 // lock. It runs on the owner; other nodes answer ErrNotOwner with its id in the result.
 func (v *Volume) Check(ctx context.Context, progress func(done, total int)) (CheckResult, error) {
 	v.mu.Lock()
@@ -66,6 +67,9 @@ func (v *Volume) Check(ctx context.Context, progress func(done, total int)) (Che
 			return res, err
 		}
 		chunks = union(chunks, theirs, c.Blocks())
+	}
+	if err := v.checkState(ctx, epoch, &res); err != nil {
+		return res, err
 	}
 	sum := sha256.New()
 	for len(chunks) > 0 {
@@ -131,6 +135,32 @@ func (v *Volume) checkRun(ctx context.Context, first, count uint32, epoch lsfs.E
 			if at := int(k) * 32; len(r.Different) < 64 && (len(rep.meta) < at+32 || !bytes.Equal(rep.meta[at:at+32], own[at:at+32])) {
 				r.Different = append(r.Different, first+k)
 			}
+		}
+	}
+	return nil
+}
+
+// checkState compares the ordered state, which does not change while any block is held.
+func (v *Volume) checkState(ctx context.Context, epoch lsfs.Epoch, res *CheckResult) error {
+	h := &hold{end: 1}
+	if err := v.lockRange(h); err != nil {
+		return ErrNotOwner
+	}
+	defer v.unlockRange(h)
+	own, err := stateSum(v.copy())
+	if err != nil {
+		return err
+	}
+	for i := range res.Replicas {
+		r := &res.Replicas[i]
+		if r.Err != nil {
+			continue
+		}
+		rep, err := v.ask(ctx, r.Node, epoch, wire.StateSum, nil)
+		if err != nil {
+			r.Equal, r.Err = false, err
+		} else if !bytes.Equal(rep.meta, own) {
+			r.Equal, r.State = false, true
 		}
 	}
 	return nil

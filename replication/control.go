@@ -48,7 +48,8 @@ func (r *Record) Has(n NodeID) bool { return slices.Contains(r.InSync, n) }
 // Change is a compare-and-set on a Record: it commits only while the record's
 // epoch equals Expect, and then the epoch becomes Expect+1 (M1, M2, M4, M5, M6).
 // The state machine refuses: an owner outside the new in-sync set; a new owner
-// that was not in the recorded in-sync set; an in-sync set that gains more than
+// that was not in the recorded in-sync set; a new owner proposed by another node
+// than the old owner while that stays in sync (M6); an in-sync set that gains more than
 // Grow; a Grow whose replica id or incarnation is not the recorded one.
 type Change struct {
 	Volume lsfs.VolumeID

@@ -14,6 +14,11 @@
 // filter again and at the lease, and is answered on the caller's goroutine, or
 // goes on in its own goroutine under a shared range lock.
 //
+// Beside blocks a volume has one small ordered state, which changes by an
+// operation of the stream (state.go): requests are held against it when they get
+// their number. Ranges are cloned by reference (clone.go). A volume moves from one
+// owner to another without a failing command (move.go).
+//
 // A node that does not own the volume forwards requests to the owner with the
 // epoch in which it accepted them, or holds them a bounded time.
 //
@@ -22,6 +27,8 @@
 // (reign.settle), READ-STABLE (TryRead, readSlow), BOUNDED (workPool), CHECKED
 // (resolve).
 //
-// Lock order: Volume.mu, then link.mu, then the store's own queue. No lock is
-// held across I/O. Completions run without any lock of this package.
+// Lock order: watcher.mu, then Volume.mu (of two volumes the one with the lower id
+// first, lockBoth), then link.mu, then the store's own queue. No lock is held across
+// I/O. Completions run without any lock of this package; Recheck runs under
+// Volume.mu, the function of Watch under watcher.mu alone.
 package replication

@@ -1,8 +1,9 @@
 package replication
 
 import (
-	"encoding/binary"
+	"bytes"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/twinsan/twinsan/dedup"
@@ -27,7 +28,7 @@ func (v *Volume) redirect(r *Request) {
 		n.forward(v, l, epoch, r)
 		return
 	}
-	v.holdLocked(r, now)
+	v.holdLocked(r, now, false)
 	v.mu.Unlock()
 }
 
@@ -42,7 +43,8 @@ func (v *Volume) ownerLink() *link {
 
 // holdLocked keeps a request that nobody can execute now: long while this node
 // is becoming the owner, short while it can reach none (Q4, Z5).
-func (v *Volume) holdLocked(r *Request, now Instant) {
+// moved says that the owner has refused the ordered state that r names.
+func (v *Volume) holdLocked(r *Request, now Instant, moved bool) {
 	own(r)
 	until, ok := r.Scratch.(Instant)
 	if !ok {
@@ -59,23 +61,51 @@ func (v *Volume) holdLocked(r *Request, now Instant) {
 		})
 		return
 	}
-	v.held = append(v.held, heldRequest{r, until})
+	v.held = append(v.held, heldRequest{r: r, until: until, moved: moved, state: r.State, epoch: v.g.rec.Epoch})
 }
 
 // retryHeld sends held requests on their way when there is one.
 func (v *Volume) retryHeld() {
 	v.mu.Lock()
-	if len(v.held) == 0 || !v.active.Load() && v.ownerLink() == nil {
+	if len(v.held) == 0 || v.gone != nil || !v.active.Load() && v.ownerLink() == nil {
 		v.mu.Unlock()
 		return
 	}
 	held := v.held
 	v.held = nil
-	v.mu.Unlock()
+	var failed []heldRequest
+	known := v.stated.Load().id
+	again := held[:0]
 	for _, h := range held {
+		switch {
+		case !h.moved || v.active.Load() || h.epoch != v.g.rec.Epoch:
+			again = append(again, h)
+		case h.r.State != known && h.refused(v):
+			failed = append(failed, h)
+		case h.r.State == known && h.r.State != h.state:
+			again = append(again, h)
+		default:
+			v.held = append(v.held, h) // the owner knows a newer one that has not come here yet
+		}
+	}
+	v.mu.Unlock()
+	for _, h := range failed {
+		v.end(h.r, translate(h.r.Err))
+	}
+	for _, h := range again {
 		v.Submit(h.r)
 	}
 	v.node.Kick()
+	if len(failed) > 0 {
+		v.node.flush()
+	}
+}
+
+// refused looks at the request anew, with the newest state that is known here, and
+// says whether it ends by that.
+func (h *heldRequest) refused(v *Volume) bool {
+	h.r.Err = translate(v.recheck(h.r))
+	return h.r.Err != nil
 }
 
 // forwarding is the table of requests that wait for the owner's answer.
@@ -94,13 +124,19 @@ type forwarded struct {
 
 // forward ships a request to the owner with the epoch in which it was accepted (Z2).
 func (n *Node) forward(v *Volume, l *link, epoch lsfs.Epoch, r *Request) {
-	b := wire.ForwardBody{Op: uint8(r.Op), FUA: r.FUA, Off: r.Off, Len: r.Len}
+	b := wire.ForwardBody{
+		Op: uint8(r.Op), FUA: r.FUA, Atomic: r.Atomic, Off: r.Off, Len: r.Len,
+		Stated: r.Recheck != nil, State: r.State, Source: uint64(r.Source), SourceOff: r.SourceOff,
+	}
 	if p := (*n.peers.Load())[l.peer]; p != nil {
 		b.Stamp = p.clock.Load()
 	}
 	data := r.Data
-	if r.Op == OpRead {
+	switch r.Op {
+	case OpRead:
 		data = nil
+	case OpExtents:
+		b.Limit = uint32(min(cap(r.Extents), extentsMax))
 	}
 	b.Sum = dedup.Sum(data)
 	if _, ok := r.Scratch.(Instant); !ok {
@@ -130,7 +166,7 @@ func (n *Node) forward(v *Volume, l *link, epoch lsfs.Epoch, r *Request) {
 	}
 }
 
-// Results of a forwarded request, in the first byte of the answer's meta part.
+// Results of a forwarded request. Part of the wire format, do not change.
 const (
 	fwdGood       = 0
 	fwdMiscompare = 1
@@ -140,12 +176,25 @@ const (
 	fwdReadOnly   = 5
 	fwdDeleted    = 6
 	fwdLost       = 7 // the outcome is not known
+	fwdMoved      = 8 // another ordered state is in force; nothing took effect
+	fwdStateMoved = 9 // a change of the state was made from another one
+	fwdNoClone    = 10
 )
+
+// fwdErrors are the results that are an error of the request and nothing more.
+var fwdErrors = [...]error{
+	fwdMiscompare: ErrMiscompare, fwdNoSpace: ErrNoSpace, fwdMedium: ErrMedium, fwdBusy: ErrBusy, fwdReadOnly: ErrReadOnly,
+	fwdDeleted: ErrDeleted, fwdMoved: errMoved, fwdStateMoved: ErrStateMoved, fwdNoClone: ErrNoClone,
+}
+
+// extentsMax bounds the extents of one answer.
+const extentsMax = 8192
 
 // forwardDone takes the owner's answer.
 func (n *Node) forwardDone(p *peer, h wire.Header, meta, data []byte) error {
-	if len(meta) != 13 {
-		return fmt.Errorf("%w: answer of %d bytes", wire.ErrFrame, len(meta))
+	res, err := wire.DecodeForwardResult(meta)
+	if err != nil {
+		return err
 	}
 	f := &n.forwards
 	f.mu.Lock()
@@ -155,34 +204,67 @@ func (n *Node) forwardDone(p *peer, h wire.Header, meta, data []byte) error {
 	if !ok {
 		return nil
 	}
-	if binary.LittleEndian.Uint32(meta[9:]) != dedup.Sum(data) { // CHECKED
-		return fmt.Errorf("%w: data of a forwarded read does not match its sum", wire.ErrFrame)
-	}
 	r := x.r
-	switch meta[0] {
+	if res.Sum != dedup.Sum(data) { // CHECKED
+		x.v.end(r, ErrUnavailable)
+		return fmt.Errorf("%w: data of an answer does not match its sum", wire.ErrFrame)
+	}
+	switch res.Code {
 	case fwdGood:
-		if r.Op == OpRead && copy(r.Data, data) != len(r.Data) {
-			return fmt.Errorf("%w: forwarded read of %d bytes brought %d", wire.ErrFrame, len(r.Data), len(data))
+		if err := takeResult(r, &res, data); err != nil {
+			x.v.end(r, ErrUnavailable)
+			return err
 		}
 		x.v.end(r, nil)
 	case fwdMiscompare:
-		r.Miscompare = binary.LittleEndian.Uint64(meta[1:])
+		r.Miscompare = res.At
 		x.v.end(r, ErrMiscompare)
-	case fwdNoSpace:
-		x.v.end(r, ErrNoSpace)
 	case fwdMedium:
+		r.Bad = res.At
 		x.v.end(r, ErrMedium)
-	case fwdReadOnly:
-		x.v.end(r, ErrReadOnly)
-	case fwdDeleted:
-		x.v.end(r, ErrDeleted)
-	case fwdBusy:
+	case fwdNoSpace, fwdReadOnly, fwdDeleted, fwdStateMoved, fwdNoClone:
+		x.v.end(r, fwdErrors[res.Code])
+	case fwdBusy, fwdMoved:
 		now := n.now()
 		x.v.mu.Lock()
-		x.v.holdLocked(r, now)
+		x.v.holdLocked(r, now, res.Code == fwdMoved)
 		x.v.mu.Unlock()
+		if res.Code == fwdMoved {
+			x.v.retryHeld() // the newer state may be known here by now
+		}
 	default:
 		x.v.end(r, ErrUnavailable)
+	}
+	return nil
+}
+
+// takeResult fills r from the owner's answer. data lies in the read buffer.
+func takeResult(r *Request, res *wire.ForwardResult, data []byte) error {
+	want := 0
+	switch r.Op {
+	case OpRead:
+		want = len(r.Data)
+		copy(r.Data, data)
+	case OpState:
+		r.State = res.State
+	case OpReadState:
+		if want = len(data); want > StateBytesMax {
+			want = StateBytesMax
+		}
+		r.State, r.Value = res.State, bytes.Clone(data)
+	case OpExtents:
+		r.Extents = r.Extents[:0]
+		for len(data)-want >= wire.ExtentLen && len(r.Extents) < cap(r.Extents) {
+			size, mapped := wire.DecodeExtent(data[want:])
+			r.Extents = append(r.Extents, Extent{Bytes: size, Mapped: mapped})
+			want += wire.ExtentLen
+		}
+		if len(r.Extents) == 0 {
+			return fmt.Errorf("%w: an answer without extents", wire.ErrFrame)
+		}
+	}
+	if len(data) != want {
+		return fmt.Errorf("%w: %d bytes of data in the answer to operation %d, expected %d", wire.ErrFrame, len(data), r.Op, want)
 	}
 	return nil
 }
@@ -227,9 +309,9 @@ func (n *Node) endForwards(err error, which func(*forwarded) bool) {
 	}
 	now := n.now()
 	for _, x := range lost {
-		if x.r.Op == OpRead || x.r.Op == OpFlush {
+		if op := x.r.Op; op == OpRead || op == OpFlush || op == OpReadState || op == OpExtents {
 			x.v.mu.Lock()
-			x.v.holdLocked(x.r, now)
+			x.v.holdLocked(x.r, now, false)
 			x.v.mu.Unlock()
 		} else {
 			x.v.end(x.r, err)
@@ -266,34 +348,24 @@ func (n *Node) serveForward(l *link, h wire.Header, meta, data []byte) error {
 	fn := done.req.Done
 	*done = served{node: n, l: l, h: h, buf: done.buf[:0]}
 	r := &done.req
-	*r = Request{Op: RequestOp(b.Op), FUA: b.FUA, Off: b.Off, Len: b.Len, Data: data, Done: fn}
+	*r = Request{
+		Op: RequestOp(b.Op), FUA: b.FUA, Atomic: b.Atomic, Off: b.Off, Len: b.Len, Data: data, Done: fn,
+		State: b.State, Source: VolumeID(b.Source), SourceOff: b.SourceOff,
+	}
+	if b.Stated {
+		r.Recheck = refuseMoved
+	}
 	v := n.Volume(lsfs.VolumeID(h.Volume))
 	if v == nil {
 		r.Err = ErrDeleted
 		done.done(r)
 		return nil
 	}
-	size := v.size.Load()
-	valid := b.Off <= size && b.Len <= size-b.Off && b.Off%sectorSize == 0 && b.Len%sectorSize == 0
-	switch r.Op {
-	case OpRead:
-		valid = valid && len(data) == 0 && b.Len <= wire.MaxData
-	case OpWrite:
-		valid = valid && uint64(len(data)) == b.Len
-		r.Borrowed = true
-	case OpCompareAndWrite:
-		valid = valid && len(data)%(2*sectorSize) == 0 && uint64(len(data)/2) <= size-b.Off
-	case OpWriteSame:
-		valid = valid && (len(data) == sectorSize || len(data) == blockSize)
-	case OpUnmap, OpFlush:
-	default:
-		valid = false
-	}
-	if !valid {
+	if !done.prepare(v, &b, data) {
 		return fmt.Errorf("%w: forwarded request %d at %d for %d with %d bytes of data", wire.ErrFrame, b.Op, b.Off, b.Len, len(data))
 	}
 	v.mu.Lock()
-	current := v.g.role == Active && lsfs.Epoch(h.Epoch) == v.g.rec.Epoch
+	current := v.serves() && lsfs.Epoch(h.Epoch) == v.g.rec.Epoch
 	v.mu.Unlock()
 	// Z3: whoever sent it has given it up, or is about to.
 	current = current && n.now() < Instant(b.Stamp).After(n.timing.Drop)
@@ -305,58 +377,83 @@ func (n *Node) serveForward(l *link, h wire.Header, meta, data []byte) error {
 		refuse()
 		return nil
 	}
-	if r.Op == OpRead {
-		if cap(done.buf) < int(b.Len) {
-			done.buf = make([]byte, b.Len)
-		}
-		r.Data = done.buf[:b.Len]
-		if v.TryRead(r.Off, r.Data) {
+	if r.Op == OpRead && v.TryRead(r.Off, r.Data) {
+		v.mu.Lock()
+		err := v.recheck(r)
+		v.mu.Unlock()
+		if err == nil {
 			done.done(r)
 			return nil
 		}
-	} else if r.Op != OpWrite {
-		r.Data = append(done.buf[:0], data...)
 	}
 	v.submitHere(r, refuse)
 	return nil
 }
 
+// prepare gives a request from the wire its memory (data is valid only until
+// serveForward returns) and says whether it is one.
+func (s *served) prepare(v *Volume, b *wire.ForwardBody, data []byte) bool {
+	r := &s.req
+	switch r.Op {
+	case OpRead:
+		if len(data) != 0 || b.Len > wire.MaxData {
+			return false
+		}
+		if uint64(cap(s.buf)) < b.Len {
+			s.buf = make([]byte, b.Len)
+		}
+		r.Data = s.buf[:b.Len]
+	case OpWrite:
+		r.Borrowed = true
+	case OpExtents:
+		if b.Limit == 0 || b.Limit > extentsMax {
+			return false
+		}
+		r.Extents = make([]Extent, 0, b.Limit)
+	default:
+		s.buf = append(s.buf[:0], data...)
+		r.Data = s.buf
+	}
+	return v.valid(r)
+}
+
 // done sends the answer. The caller flushes the link after its batch.
 func (s *served) done(r *Request) {
-	var meta [13]byte
-	switch r.Err {
-	case nil:
-		meta[0] = fwdGood
-	case ErrMiscompare:
-		meta[0] = fwdMiscompare
-	case ErrNoSpace:
-		meta[0] = fwdNoSpace
-	case ErrMedium:
-		meta[0] = fwdMedium
-	case ErrBusy:
-		meta[0] = fwdBusy
-	case ErrReadOnly:
-		meta[0] = fwdReadOnly
-	case ErrDeleted:
-		meta[0] = fwdDeleted
-	default:
-		meta[0] = fwdLost
+	res := wire.ForwardResult{Code: fwdLost, At: r.Miscompare, State: r.State}
+	if r.Err == nil {
+		res.Code = fwdGood
+	} else if i := slices.Index(fwdErrors[1:], r.Err); i >= 0 && fwdErrors[1+i] != nil {
+		res.Code = uint8(1 + i)
 	}
-	binary.LittleEndian.PutUint64(meta[1:], r.Miscompare)
 	var data []byte
-	if r.Err == nil && r.Op == OpRead {
+	switch {
+	case r.Err == ErrMedium:
+		res.At = r.Bad
+	case r.Err != nil:
+	case r.Op == OpRead:
 		data = r.Data
+	case r.Op == OpReadState:
+		data = r.Value
+	case r.Op == OpExtents:
+		s.buf = s.buf[:0]
+		for _, x := range r.Extents {
+			s.buf = wire.AppendExtent(s.buf, x.Bytes, x.Mapped)
+		}
+		data = s.buf
 	}
-	binary.LittleEndian.PutUint32(meta[9:], dedup.Sum(data))
+	res.Sum = dedup.Sum(data)
 	h := s.h
 	h.Type = wire.ForwardReply
 	l := s.l
 	l.lock()
-	l.out = wire.AppendFrame(l.out, h, meta[:], data)
+	at := len(l.out)
+	l.out = wire.AppendForwardResult(wire.Begin(l.out), &res)
+	metaLen := len(l.out) - at - wire.HeaderLen
+	l.out = wire.End(append(l.out, data...), at, h, metaLen)
 	l.unlock()
 	if cap(s.buf) > 1<<20 {
 		s.buf = nil
 	}
-	s.req.Data = nil
+	s.req.Data, s.req.Value, s.req.Extents = nil, nil, nil
 	s.node.served.Put(s)
 }

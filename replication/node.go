@@ -68,6 +68,7 @@ type Node struct {
 	touched []*Volume
 	retired []*work
 
+	beat     chan struct{} // asks the ticker for beacons out of turn
 	forwards forwarding
 	served   sync.Pool     // of *served
 	resyncs  chan struct{} // bounds resyncs that run at the same time
@@ -87,7 +88,7 @@ func NewNode(cfg Config) *Node {
 	}
 	n := &Node{
 		cfg: cfg, self: cfg.Self, pool: cfg.Pool, log: cfg.Logger, timing: cfg.Timing,
-		resyncs: make(chan struct{}, 2),
+		resyncs: make(chan struct{}, 2), beat: make(chan struct{}, 1),
 	}
 	n.works.budget = cfg.Budget
 	n.reducers.key = cfg.Key
@@ -269,6 +270,9 @@ func (n *Node) stored(op *lsfs.Op, err error) {
 		v.lost(w) // deleted or closing: its requests were ended before
 		return
 	}
+	if err != nil && v.tripped(w, err) {
+		return // this replica cannot follow; the node goes on
+	}
 	if err != nil {
 		n.storeFailed(err)
 		return // w is never settled: nothing of it may be acknowledged
@@ -297,7 +301,8 @@ func (n *Node) committed() {
 	n.flushPeers()
 }
 
-// finish completes the requests of committed works and gives the works back.
+// finish completes the requests of works that have committed, or were refused before
+// they got a number (err), and gives the works back.
 func (n *Node) finish(works []*work) {
 	if len(works) == 0 {
 		return
@@ -305,10 +310,10 @@ func (n *Node) finish(works []*work) {
 	for _, w := range works {
 		if r := w.req; r != nil {
 			w.req = nil
-			r.Err = nil
+			r.Err, r.Scratch = translate(w.err), nil
 			r.Done(r)
 		} else if w.then != nil {
-			w.then(nil)
+			w.then(w.err)
 		}
 		n.works.put(w)
 	}
@@ -334,6 +339,12 @@ func (n *Node) ticker() {
 		select {
 		case <-n.ctx.Done():
 			return
+		case <-n.beat:
+			if !n.failed.Load() {
+				n.sendBeacons()
+				n.flushPeers()
+			}
+			continue
 		case <-t.C:
 		}
 		now := n.now()
@@ -348,6 +359,14 @@ func (n *Node) ticker() {
 			n.sendBeacons()
 		}
 		n.flushPeers()
+	}
+}
+
+// beaconNow has beacons sent without waiting for the tick.
+func (n *Node) beaconNow() {
+	select {
+	case n.beat <- struct{}{}:
+	default:
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +40,9 @@ func (c *court) propose(by NodeID, ch Change) (Record, error) {
 	}
 	rec := c.records[ch.Volume]
 	if rec.Epoch != ch.Expect || !slices.Contains(ch.InSync, ch.Owner) || !rec.Has(ch.Owner) {
+		return rec, ErrConflict
+	}
+	if ch.Owner != rec.Owner && slices.Contains(ch.InSync, rec.Owner) && ch.By != rec.Owner {
 		return rec, ErrConflict
 	}
 	for _, n := range ch.InSync {
@@ -74,18 +78,20 @@ func (s seat) Record(_ context.Context, v lsfs.VolumeID) (Record, error) {
 // bench is a small cluster in one process: real stores on files, real TCP on
 // loopback, the tests' court instead of raft.
 type bench struct {
-	t     *testing.T
-	court *court
-	mu    sync.Mutex
-	addrs map[NodeID]string
-	nodes map[NodeID]*testNode
-	key   dedup.Key
-	inc   Incarnation
+	t      *testing.T
+	court  *court
+	mu     sync.Mutex
+	addrs  map[NodeID]string
+	nodes  map[NodeID]*testNode
+	key    dedup.Key
+	inc    Incarnation
+	timing Timing
 }
 
 type testNode struct {
 	*Node
 	store    *lsfs.Store
+	faults   *faulty
 	listener net.Listener
 	quit     chan struct{}
 	done     sync.WaitGroup
@@ -99,7 +105,7 @@ var quick = Timing{
 }
 
 func newBench(t *testing.T) *bench {
-	return &bench{t: t, addrs: map[NodeID]string{}, nodes: map[NodeID]*testNode{},
+	return &bench{t: t, timing: quick, addrs: map[NodeID]string{}, nodes: map[NodeID]*testNode{},
 		court: &court{records: map[lsfs.VolumeID]Record{}, notify: map[NodeID]chan struct{}{}, cut: map[NodeID]bool{}}}
 }
 
@@ -153,13 +159,13 @@ func (b *bench) startOn(id NodeID, path string, format bool) *testNode {
 	inc := b.inc
 	b.addrs[id] = ln.Addr().String()
 	b.mu.Unlock()
-	n := &testNode{store: store, listener: ln, quit: make(chan struct{}), dropped: make(chan string, 100)}
+	n := &testNode{store: store, faults: &faulty{Pool: Local(store)}, listener: ln, quit: make(chan struct{}), dropped: make(chan string, 100)}
 	log := slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(b.t.Output(), nil)).With("node", id)
 	}
 	n.Node = NewNode(Config{
-		Self: id, Incarnation: inc, Pool: Local(store), Key: b.key, Control: seat{b.court, id}, Transport: tcp{b, id}, Logger: log, Timing: quick,
+		Self: id, Incarnation: inc, Pool: n.faults, Key: b.key, Control: seat{b.court, id}, Transport: tcp{b, id}, Logger: log, Timing: b.timing,
 		Event: func(slog.Level, string, string) {}, Flush: func() {},
 		DropSessions: func(_ lsfs.VolumeID, reason string) {
 			select {
@@ -213,6 +219,20 @@ func (b *bench) startOn(id NodeID, path string, format bool) *testNode {
 	return n
 }
 
+// faulty is a pool that says of one unmap that it had no room.
+type faulty struct {
+	Pool
+	full atomic.Bool
+}
+
+func (f *faulty) Append(op *lsfs.Op) {
+	if op.Kind == lsfs.OpUnmap && f.full.Swap(false) {
+		done := op.Done
+		op.Done = func(op *lsfs.Op, _ error) { done(op, lsfs.ErrNoSpace) }
+	}
+	f.Pool.Append(op)
+}
+
 // stop ends a node as a dying process does: its listener is gone.
 func (b *bench) stop(id NodeID, n *testNode) {
 	b.mu.Lock()
@@ -235,9 +255,11 @@ func (b *bench) stop(id NodeID, n *testNode) {
 }
 
 // create records a volume as the cluster does: in sync at its owner alone.
-func (b *bench) create(size uint64, owner NodeID) {
+func (b *bench) create(size uint64, owner NodeID) { b.createAs(1, size, owner) }
+
+func (b *bench) createAs(id VolumeID, size uint64, owner NodeID) {
 	b.court.mu.Lock()
-	b.court.records[1] = Record{Volume: 1, SizeBytes: size, Epoch: 1, Owner: owner, InSync: []NodeID{owner},
+	b.court.records[id] = Record{Volume: id, SizeBytes: size, Epoch: 1, Owner: owner, InSync: []NodeID{owner},
 		Replicas: []Replica{{1, ReplicaID{1}}, {2, ReplicaID{2}}}, Dedup: true, Compress: true}
 	for _, n := range b.court.notify {
 		select {
@@ -248,10 +270,12 @@ func (b *bench) create(size uint64, owner NodeID) {
 	b.court.mu.Unlock()
 }
 
-func (b *bench) record() Record {
+func (b *bench) record() Record { return b.recordOf(1) }
+
+func (b *bench) recordOf(id VolumeID) Record {
 	b.court.mu.Lock()
 	defer b.court.mu.Unlock()
-	return b.court.records[1]
+	return b.court.records[id]
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -267,17 +291,25 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func (b *bench) inSync(nodes ...NodeID) {
 	b.t.Helper()
+	b.inSyncAs(1, nodes...)
+}
+
+func (b *bench) inSyncAs(id VolumeID, nodes ...NodeID) {
+	b.t.Helper()
 	eventually(b.t, fmt.Sprintf("in sync: %v", nodes), func() bool {
-		r := b.record()
+		r := b.recordOf(id)
 		return len(r.InSync) == len(nodes) && !slices.ContainsFunc(nodes, func(n NodeID) bool { return !r.Has(n) })
 	})
 }
 
 // do runs a request through a node and waits for it.
-func (n *testNode) do(r *Request) error {
+func (n *testNode) do(r *Request) error { return n.on(1, r) }
+
+// on is do for another volume than 1.
+func (n *testNode) on(id VolumeID, r *Request) error {
 	var v *Volume
 	for v == nil {
-		v = n.Volume(1)
+		v = n.Volume(id)
 		if v == nil {
 			<-time.After(time.Millisecond)
 		}
@@ -336,11 +368,39 @@ func TestAgainstModel(t *testing.T) {
 			off, length = off&^4095, (length+4095)&^4095
 			length = min(length, size-off)
 		}
-		switch r.IntN(6) {
+		switch r.IntN(8) {
 		case 0, 1:
 			data := bytes.Clone(pool[r.IntN(len(pool))][:length])
-			n.write(t, off, data)
+			if err := n.do(&Request{Op: OpWrite, Off: off, Len: length, Data: data, Atomic: r.IntN(2) == 0}); err != nil {
+				t.Fatal(err)
+			}
 			copy(model[off:], data)
+		case 6:
+			data := bytes.Clone(pool[r.IntN(len(pool))][:length])
+			if err := n.do(&Request{Op: OpOrWrite, Off: off, Len: length, Data: data}); err != nil {
+				t.Fatal(err)
+			}
+			for i := range data {
+				model[off+uint64(i)] |= data[i]
+			}
+		case 7:
+			req := &Request{Op: OpExtents, Off: off, Len: size - off, Extents: make([]Extent, 0, 1+r.IntN(20))}
+			if err := n.do(req); err != nil {
+				t.Fatal(err)
+			}
+			at := off
+			for i, x := range req.Extents {
+				if x.Bytes == 0 || !x.Mapped && !bytes.Equal(model[at:at+x.Bytes], make([]byte, x.Bytes)) {
+					t.Fatalf("operation %d: %v at %d is not a hole", i, x, at)
+				}
+				if (at+x.Bytes)%4096 != 0 {
+					t.Fatalf("extent of %d bytes at %d ends inside a block", x.Bytes, at)
+				}
+				at += x.Bytes
+			}
+			if len(req.Extents) == 0 || at > size || len(req.Extents) < cap(req.Extents) && at != size {
+				t.Fatalf("extents of %d to %d end at %d", off, size, at)
+			}
 		case 2:
 			if err := n.do(&Request{Op: OpUnmap, Off: off, Len: length}); err != nil {
 				t.Fatal(err)
@@ -377,24 +437,38 @@ func TestAgainstModel(t *testing.T) {
 			t.Error("the volume differs from the model")
 		}
 	}
-	b.equal(a)
+	b.equal()
 }
 
-// equal compares the copies of all in-sync replicas.
-func (b *bench) equal(owner *testNode) {
+// equal compares the copies of all in-sync replicas. A machine that is busy may
+// take an owner for dead, so whoever owns the volume by now does it.
+func (b *bench) equal() {
 	b.t.Helper()
-	eventually(b.t, "the owner's view", func() bool { return owner.Volume(1).Status().Epoch == b.record().Epoch })
-	res, err := owner.Volume(1).Check(b.t.Context(), nil)
+	b.equalAs(1)
+}
+
+func (b *bench) equalAs(id VolumeID) {
+	b.t.Helper()
+	var owner *testNode
+	eventually(b.t, "the owner's view", func() bool {
+		owner = b.nodes[b.recordOf(id).Owner]
+		if owner == nil || owner.Volume(id) == nil {
+			return false
+		}
+		s := owner.Volume(id).Status()
+		return s.Role == Active && s.Epoch == b.recordOf(id).Epoch
+	})
+	res, err := owner.Volume(id).Check(b.t.Context(), nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	for _, r := range res.Replicas {
 		if !r.Equal || r.Err != nil {
-			b.t.Errorf("replica on node %d: different chunks %v, %v", r.Node, r.Different, r.Err)
+			b.t.Errorf("volume %d, replica on node %d: different chunks %v, state differs: %v, %v", id, r.Node, r.Different, r.State, r.Err)
 		}
 	}
-	if len(res.Replicas) != len(b.record().InSync)-1 {
-		b.t.Errorf("%d replicas compared, in sync are %v", len(res.Replicas), b.record().InSync)
+	if r := b.recordOf(id); len(res.Replicas) != len(r.InSync)-1 {
+		b.t.Errorf("%d replicas compared, in sync are %v", len(res.Replicas), r.InSync)
 	}
 }
 
@@ -442,7 +516,7 @@ func TestTakeOverAndReturn(t *testing.T) {
 	if sent > 3<<20 {
 		t.Errorf("the resync of 1 MiB sent %d bytes", sent)
 	}
-	b.equal(c)
+	b.equal()
 	if got := a.read(t, 0, len(first)); !bytes.Equal(got, first) {
 		t.Error("the returned node's path shows other data")
 	}
@@ -474,6 +548,29 @@ func TestReplicaDeath(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.inSync(1)
+}
+
+// TestFullReplica: a replica whose pool has no room although the owner's has is
+// struck and filled again; neither node ends.
+func TestFullReplica(t *testing.T) {
+	b := newBench(t)
+	a, c := b.start(1), b.start(2)
+	b.create(4<<20, 1)
+	b.inSync(1, 2)
+	a.write(t, 0, pattern(1, 64<<10))
+	epoch := b.record().Epoch
+	c.faults.full.Store(true)
+	if err := c.do(&Request{Op: OpUnmap, Off: 4096, Len: 8192}); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.record(); r.Epoch == epoch {
+		t.Errorf("answered with the set %v that has not got it", r.InSync)
+	}
+	b.inSync(1, 2)
+	if got := c.read(t, 4096, 8192); !bytes.Equal(got, make([]byte, 8192)) {
+		t.Error("not unmapped")
+	}
+	b.equal()
 }
 
 // TestLockRace: two nodes race COMPARE AND WRITE on one sector; every success is
@@ -538,6 +635,6 @@ func TestRestartOfEverything(t *testing.T) {
 	if b.record().Epoch <= epoch {
 		t.Error("M5: the restarted owner serves in its old epoch")
 	}
-	b.equal(b.nodes[b.record().Owner])
+	b.equal()
 	_ = a
 }

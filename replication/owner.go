@@ -1,6 +1,8 @@
 package replication
 
 import (
+	"bytes"
+	"errors"
 	"slices"
 	"time"
 
@@ -15,14 +17,17 @@ func (v *Volume) sequence(w *work) {
 	w.op.ID = lsfs.OpID{Epoch: v.g.rec.Epoch, Seq: v.next}
 	w.op.Done = v.node.stored
 	w.v = v
+	if w.op.Kind == lsfs.OpState {
+		nameState(&w.op)
+	}
 	v.next++
 	v.flight.push(w)
 	for _, f := range v.followers {
 		if f.link != nil {
 			f.link.lock()
-			f.link.out = wire.AppendPrepare(f.link.out, &w.op)
+			f.link.out = wire.AppendPrepare(f.link.out, &w.op, w.source)
 			f.link.unlock()
-			if f.mirror && w.hasRefs() {
+			if f.mirror && (w.hasRefs() || w.op.Kind == lsfs.OpClone) {
 				f.refs = w.op.ID.Seq
 			}
 		}
@@ -57,10 +62,17 @@ func (v *Volume) stored(w *work) {
 		v.local = w.op.ID.Seq
 	}
 	owned := w.from == nil && w.op.Kind != lsfs.OpCopy && !w.abandon
+	brought := w.from != nil && w.op.Kind == lsfs.OpState
+	if brought {
+		v.restate(bytes.Clone(w.op.State), true)
+	}
 	if v.open == 0 {
 		v.still.Broadcast()
 	}
 	v.mu.Unlock()
+	if brought {
+		v.announce() // before the acknowledgement: what the owner answers is known at every door (C2)
+	}
 	if !owned {
 		v.node.retired = append(v.node.retired, w)
 	}
@@ -78,6 +90,38 @@ func (v *Volume) lost(w *work) {
 	if w.abandon || w.from != nil || w.op.Kind == lsfs.OpCopy {
 		v.node.retired = append(v.node.retired, w)
 	}
+}
+
+// tripped says whether a replica's operation failed in a way that ends the stream to
+// this one replica and nothing more: its pool has no room although the owner's
+// has, or a block has too many references here. What stood behind it in the queue
+// fails with it.
+func (v *Volume) tripped(w *work, err error) bool {
+	full := errors.Is(err, lsfs.ErrNoSpace) || errors.Is(err, lsfs.ErrReferences)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case w.op.Kind == lsfs.OpCopy && full:
+		w.err = err // the resync ends, and is tried again
+	case w.from == nil:
+		return false
+	case errors.Is(err, lsfs.ErrGap) && v.deaf == w.from:
+	case full:
+		v.log.Error("this replica cannot follow, it will be filled again", "seq", w.op.ID.Seq, "err", err)
+		v.dropBlocked()
+		v.next = w.op.ID.Seq
+		v.refuse(w.from)
+	default:
+		return false
+	}
+	v.open--
+	w.stored = true
+	if v.open == 0 {
+		v.still.Broadcast()
+	}
+	v.node.unpin(w) // a failed operation's pins stay ours
+	v.node.retired = append(v.node.retired, w)
+	return true
 }
 
 // durable acknowledges what the commit just made durable: the owner retires
@@ -130,7 +174,7 @@ func (v *Volume) retireLocked(list []*work) []*work {
 			// A replica that is being filled does not have to have it, but the stream to
 			// it is bounded: clients are slowed to what it takes. An operation with
 			// references stays in flight until it has them: it may ask for the contents.
-			if f.acked < f.refs {
+			if f.acked < f.refs || f.joining {
 				committed = min(committed, f.acked)
 			} else {
 				committed = min(committed, f.acked+mirrorWindow)
@@ -139,11 +183,14 @@ func (v *Volume) retireLocked(list []*work) []*work {
 	}
 	for v.flight.len() > 0 && v.flight.at(0).op.ID.Seq <= committed {
 		w := v.flight.pop()
-		v.locks.release(&w.hold, v.sequence)
+		if w.op.Kind == lsfs.OpState {
+			v.restate(bytes.Clone(w.op.State), true) // who executes it announces it
+		}
+		v.locks.release(&w.hold, v.start)
 		v.retiredAt = never
 		list = append(list, w)
 	}
-	return list
+	return v.dropRefused(list)
 }
 
 // mirrorWindow is how many operations a replica that is being filled may be behind.
@@ -156,10 +203,14 @@ const (
 // mirrorsStuck ends the resync of replicas that hold the clients up. Called with mu.
 func (v *Volume) mirrorsStuck(now Instant) {
 	for _, f := range v.followers {
-		if !f.mirror || f.link == nil {
+		if !f.mirror || f.link == nil || v.g.needsAck(f.id) {
 			continue
 		}
-		if f.acked+mirrorWindow >= v.next || f.acked != f.seen {
+		slack := lsfs.Seq(mirrorWindow)
+		if f.joining || f.acked < f.refs {
+			slack = 1 // clients wait for everything that it was sent
+		}
+		if f.acked+slack >= v.next || f.acked != f.seen {
 			f.seen, f.since = f.acked, now
 		} else if now > f.since.After(mirrorStall) {
 			v.log.Warn("a replica that is being filled takes nothing, its resync starts over", "peer", f.id)
@@ -194,7 +245,7 @@ func (v *Volume) trackFollowers() {
 		if f == nil {
 			v.followers = append(v.followers, &follower{id: id})
 		} else {
-			f.mirror = false
+			f.mirror, f.joining = false, false
 		}
 	}
 }
@@ -207,7 +258,7 @@ func (v *Volume) linkUp(p *peer, l *link, at wire.Position, here bool) {
 		if f == nil || g.role != Active && g.role != Activating {
 			return
 		}
-		if f.mirror {
+		if f.mirror && !g.needsAck(f.id) {
 			return // its resync starts over
 		}
 		if !here || at.Durable.Seq < f.acked {
@@ -229,7 +280,7 @@ func (v *Volume) resend(f *follower, l *link) {
 	l.lock()
 	for i := range v.flight.len() {
 		if w := v.flight.at(i); w.op.ID.Seq > f.acked {
-			l.out = wire.AppendPrepare(l.out, &w.op)
+			l.out = wire.AppendPrepare(l.out, &w.op, w.source)
 		}
 	}
 	l.unlock()
@@ -254,11 +305,12 @@ func (v *Volume) gap(p *peer, l *link, expected lsfs.Seq) {
 		if f == nil || f.link != l {
 			return
 		}
-		if expected == 0 || expected <= f.acked {
+		refused := expected == 0 || expected <= f.acked // it cannot go on from here (C4, B4)
+		if !f.mirror && refused {
 			g.broken(now, p.id)
 			return
 		}
-		if f.mirror && (v.flight.len() == 0 || v.flight.at(0).op.ID.Seq > expected) {
+		if f.mirror && (refused || v.flight.len() == 0 || v.flight.at(0).op.ID.Seq > expected) {
 			if s := v.syncing[p.id]; s != nil {
 				s.cancel() // what it misses has retired: its resync starts over
 			}
@@ -277,6 +329,8 @@ func (v *Volume) demote(reason string) func() {
 	var failed []*Request
 	var thens []func(error)
 	var free []*work
+	v.term++
+	v.leaving = false
 	if v.activation != nil {
 		v.activation()
 		v.activation = nil
@@ -315,7 +369,7 @@ func (v *Volume) demote(reason string) func() {
 		h = next
 	}
 	// What waits with a channel looks at the role when it is woken.
-	v.locks.rescan(v.sequence)
+	v.locks.rescan(v.start)
 	v.followers = nil
 	v.active.Store(false)
 	v.still.Broadcast()

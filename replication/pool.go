@@ -36,6 +36,8 @@ type Copy interface {
 	Resize(ctx context.Context, blocks uint64) error
 	// Admit says whether a write of these blocks finds room; it does no I/O.
 	Admit(start lsfs.BlockNo, blocks []dedup.Block) bool
+	// AdmitClone says whether a clone finds room for its metadata; it does no I/O.
+	AdmitClone(start lsfs.BlockNo, source lsfs.VolumeID, sourceStart lsfs.BlockNo, count uint32) bool
 	// TryRead serves from memory only; Read may do I/O. off counts bytes, in sectors.
 	TryRead(off uint64, dst []byte) bool
 	Read(ctx context.Context, off uint64, dst []byte) error
@@ -43,6 +45,8 @@ type Copy interface {
 	ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error
 	// Fingerprints reads fingerprints, the zero value for holes.
 	Fingerprints(ctx context.Context, start lsfs.BlockNo, dst []dedup.Fingerprint) error
+	// Extents lists what is mapped of [start, end) in dst, up to its capacity; never nothing.
+	Extents(ctx context.Context, start, end lsfs.BlockNo, dst []lsfs.Extent) ([]lsfs.Extent, error)
 	// Meta and SetMeta read and change where the replica stands; durable on return.
 	Meta() lsfs.Meta
 	SetMeta(ctx context.Context, m lsfs.Meta) error

@@ -9,16 +9,27 @@ import (
 // hold is one range of blocks that an operation has locked or waits for: every
 // sequenced write holds its blocks exclusively until it is committed (W1), slow
 // reads and resync hold theirs shared.
+//
+// A clone inside one volume has a second range, its source, which is held shared.
+// Both are granted at the same moment: taken one after the other, two clones, or a
+// clone and whoever waits for both ranges, could wait for each other for ever.
 type hold struct {
 	start, end lsfs.BlockNo // half open
+	from, to   lsfs.BlockNo // half open, shared; empty but for clones
 	exclusive  bool
 	granted    bool
 	work       *work         // sequenced when granted, or
 	ready      chan struct{} // closed when granted
+	term       uint64        // Volume.term when it was asked for
 	prev, next *hold
 }
 
-func (h *hold) overlaps(o *hold) bool { return h.start < o.end && o.start < h.end }
+// conflicts says whether the two cannot be granted together.
+func (h *hold) conflicts(o *hold) bool {
+	return (h.exclusive || o.exclusive) && h.start < o.end && o.start < h.end ||
+		o.exclusive && h.from < o.end && o.start < h.to ||
+		h.exclusive && o.from < h.end && h.start < o.to
+}
 
 type holdList struct{ head, tail *hold }
 
@@ -62,7 +73,8 @@ type rangeLock struct {
 	wide    atomic.Int32
 	holders holdList
 	waiters holdList
-	shared  int // holders that are not exclusive
+	shared  int // holders with a range that is not exclusive
+	alone   int // exclusive holders
 }
 
 func slot(granule uint64) uint64 { return (granule * 0x9e3779b97f4a7c15) >> 52 }
@@ -90,10 +102,13 @@ func (l *rangeLock) clear(start, end lsfs.BlockNo) bool {
 }
 
 func (l *rangeLock) count(h *hold, d int32) {
-	if !h.exclusive {
+	if !h.exclusive || h.from < h.to {
 		l.shared += int(d)
+	}
+	if !h.exclusive {
 		return
 	}
+	l.alone += int(d)
 	first, last := granules(h.start, h.end)
 	if last-first > wideGranules {
 		l.wide.Add(d)
@@ -105,15 +120,28 @@ func (l *rangeLock) count(h *hold, d int32) {
 }
 
 func (l *rangeLock) free(h *hold, waiters *hold) bool {
-	if l.shared > 0 && h.exclusive || !l.clear(h.start, h.end) {
+	if l.shared > 0 && h.exclusive || !l.clear(h.start, h.end) || h.from < h.to && !l.clear(h.from, h.to) {
 		for o := l.holders.head; o != nil; o = o.next {
-			if (h.exclusive || o.exclusive) && o.overlaps(h) {
+			if o.conflicts(h) {
 				return false
 			}
 		}
 	}
 	for o := l.waiters.head; o != nil && o != waiters; o = o.next {
-		if (h.exclusive || o.exclusive) && o.overlaps(h) {
+		if o.conflicts(h) {
+			return false
+		}
+	}
+	return true
+}
+
+// idle says that no operation that writes holds a range or waits to be sequenced.
+func (l *rangeLock) idle() bool {
+	if l.alone > 0 {
+		return false
+	}
+	for h := l.waiters.head; h != nil; h = h.next {
+		if h.work != nil {
 			return false
 		}
 	}

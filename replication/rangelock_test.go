@@ -65,6 +65,31 @@ func TestRangeLockShared(t *testing.T) {
 	}
 }
 
+// TestRangeLockOfAClone: the source is shared with readers and other clones, kept
+// from writers, and both ranges come at once.
+func TestRangeLockOfAClone(t *testing.T) {
+	var l rangeLock
+	clone := &hold{start: 100, end: 110, from: 0, to: 10, exclusive: true}
+	if !l.acquire(clone) || !l.acquire(&hold{start: 0, end: 10}) || !l.acquire(&hold{start: 200, end: 210, from: 5, to: 15, exclusive: true}) {
+		t.Fatal("the source is not shared")
+	}
+	w := &work{}
+	write := &hold{start: 9, end: 10, exclusive: true, work: w}
+	if l.acquire(write) {
+		t.Fatal("a write into the source of a clone was granted")
+	}
+	if l.acquire(&hold{start: 100, end: 101, ready: make(chan struct{})}) {
+		t.Error("the destination of a clone was read")
+	}
+	if l.idle() {
+		t.Error("idle under clones")
+	}
+	second := &hold{start: 300, end: 301, from: 9, to: 10, exclusive: true, ready: make(chan struct{})}
+	if l.acquire(second) {
+		t.Error("a clone overtook a waiting write into its source")
+	}
+}
+
 // TestRangeLockRandom holds the table against a plain list.
 func TestRangeLockRandom(t *testing.T) {
 	seed := rand.Uint64()
@@ -89,6 +114,10 @@ func TestRangeLockRandom(t *testing.T) {
 				length = wideGranules*granuleBlocks + 100
 			}
 			h := &hold{start: start, end: start + length, exclusive: r.IntN(3) > 0, ready: make(chan struct{})}
+			if h.exclusive && r.IntN(4) == 0 { // a clone
+				h.from = lsfs.BlockNo(r.Uint64N(64))
+				h.to = h.from + 1 + lsfs.BlockNo(r.Uint64N(8))
+			}
 			l.acquire(h)
 			live[h] = true
 		}
@@ -97,8 +126,14 @@ func TestRangeLockRandom(t *testing.T) {
 				t.Fatal("the filter says clear over a writer")
 			}
 			for b := range live {
-				if a != b && a.granted && b.granted && (a.exclusive || b.exclusive) && a.overlaps(b) {
+				if a == b || !a.granted || !b.granted {
+					continue
+				}
+				if (a.exclusive || b.exclusive) && a.start < b.end && b.start < a.end {
 					t.Fatalf("[%d,%d) and [%d,%d) are both granted", a.start, a.end, b.start, b.end)
+				}
+				if b.exclusive && a.from < b.end && b.start < a.to {
+					t.Fatalf("[%d,%d) is written while a clone reads [%d,%d)", b.start, b.end, a.from, a.to)
 				}
 			}
 		}

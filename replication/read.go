@@ -29,9 +29,13 @@ func (v *Volume) TryRead(off uint64, dst []byte) bool {
 // commit first, later ones wait (R2).
 func (v *Volume) readSlow(r *Request, elsewhere func()) {
 	h := &hold{start: lsfs.BlockNo(r.Off / blockSize), end: lsfs.BlockNo((r.Off + r.Len + blockSize - 1) / blockSize)}
-	err := v.lockRange(h)
+	err := v.lockFor(h, r)
 	if err == nil {
-		err = v.fetch(r.Off, r.Data)
+		if r.Op == OpExtents {
+			err = v.extents(h, r)
+		} else {
+			err = v.fetch(r.Off, r.Data)
+		}
 		v.unlockRange(h)
 	}
 	if err == nil && !v.mayServe() {
@@ -40,9 +44,30 @@ func (v *Volume) readSlow(r *Request, elsewhere func()) {
 	if errors.Is(err, errElsewhere) {
 		elsewhere()
 	} else {
-		v.end(r, translate(err))
+		v.fail(r, err)
 	}
 	v.node.flush()
+}
+
+// extents lists what is mapped in h's range, cut to r's ends.
+func (v *Volume) extents(h *hold, r *Request) error {
+	c := v.copy()
+	if c == nil {
+		return errElsewhere
+	}
+	runs, err := c.Extents(v.node.ctx, h.start, h.end, make([]lsfs.Extent, 0, cap(r.Extents)))
+	if err != nil {
+		return err
+	}
+	r.Extents = r.Extents[:0]
+	off, end, at := r.Off, r.Off+r.Len, uint64(h.start)
+	for _, x := range runs {
+		at += x.Blocks
+		n := min(at*blockSize, end) - off
+		r.Extents = append(r.Extents, Extent{Bytes: n, Mapped: x.Mapped})
+		off += n
+	}
+	return nil
 }
 
 // waitLease waits for a lease that ran out and may be renewed, at most Drop.
@@ -81,7 +106,10 @@ func (v *Volume) fetch(off uint64, dst []byte) error {
 		}
 		if err := v.repair(c, bad); err != nil {
 			v.log.Error("block cannot be repaired", "block", bad.Block, "err", err)
-			return ErrMedium
+			if bad.BID == 0 { // not a block but what leads to some
+				return ErrMedium
+			}
+			return &badBlock{bad.Block}
 		}
 	}
 }

@@ -82,6 +82,7 @@ type reign struct {
 	fit       bool       // the local replica is the recorded one, consistent and healthy
 	ownerDead bool       // the owner's process is proved dead (L5)
 	heard     bool       // a beacon of the recorded owner has come since boot
+	ceded     bool       // the newest record that names another owner is our own planned move (M6)
 
 	lastBeacon    Instant // newest beacon of the recorded owner
 	lastGrant     Instant // newest grant sent to any owner (L2)
@@ -117,12 +118,15 @@ const (
 	actEpoch                          // still owner, membership changed: append an EPOCH record, recount acknowledgements
 	actDemote                         // no longer owner: fail what is in flight, drop sessions (Z1)
 	actRole                           // the role changed otherwise: held commands may go on
+	actCede                           // given away as we proposed (M6): no session is dropped
+	actKeep                           // not given away after all: serve again
 )
 
 type action struct {
 	kind   actionKind
 	change Change
 	at     Instant
+	given  bool // actActivate: the old owner gave the volume up (M6)
 	reason string
 }
 
@@ -189,7 +193,9 @@ func (g *reign) record(now Instant, rec Record, fit bool) {
 		g.settle(now, before)
 		return
 	}
-	ours := g.proposal.open && rec.Owner == g.self && rec.Epoch == g.proposal.change.Expect+1
+	mine := g.proposal.open && rec.Owner == g.proposal.change.Owner && rec.Epoch == g.proposal.change.Expect+1
+	ours := mine && rec.Owner == g.self
+	ceding := g.proposal.open && g.proposal.change.Owner != g.self
 	if g.proposal.open && rec.Epoch > g.proposal.change.Expect {
 		g.proposal.open = false
 	}
@@ -197,12 +203,20 @@ func (g *reign) record(now Instant, rec Record, fit bool) {
 		g.lastBeacon, g.ownerDead, g.heard = now, false, false
 	}
 	if rec.Owner != g.self {
+		// A take-over by the same node at the same moment would have left us out.
+		g.ceded = mine && ceding && rec.Has(g.self)
 		g.settle(now, before)
 		return
 	}
+	// M6: only its owner gives a volume to another and stays in sync itself, and it
+	// has stopped serving before it proposes that. So there is no lease to wait for.
+	given := before.Owner != 0 && before.Owner != g.self && before.Epoch+1 == rec.Epoch && rec.Has(before.Owner)
 	switch g.role {
 	case Active:
 		g.do(action{kind: actEpoch})
+		if ceding {
+			g.do(action{kind: actKeep})
+		}
 	case Activating:
 		g.do(action{kind: actActivate, at: g.activateAfter})
 	default:
@@ -211,11 +225,17 @@ func (g *reign) record(now Instant, rec Record, fit bool) {
 			return
 		}
 		// Won by a take-over (M2), given by a planned move (M6), or our own restart (M5).
+		switch {
+		case given:
+			g.activateAfter = 0
+		case g.role == Standby || g.role == Stale:
+			g.activateAfter = g.lastGrant.After(g.timing.Grace)
+		}
 		g.become(Activating)
 		for _, n := range rec.InSync {
 			g.peer(n).seen, g.peer(n).progress = now, now
 		}
-		g.do(action{kind: actActivate, at: g.activateAfter})
+		g.do(action{kind: actActivate, at: g.activateAfter, given: given})
 	}
 }
 
@@ -239,7 +259,9 @@ func (g *reign) settle(now Instant, before Record) {
 		return
 	}
 	g.become(role)
-	if was == Active || was == Activating {
+	if was == Active && g.ceded {
+		g.do(action{kind: actCede})
+	} else if was == Active || was == Activating {
 		g.do(action{kind: actDemote, reason: "another node owns the volume now"})
 	} else {
 		g.do(action{kind: actRole})
@@ -296,6 +318,9 @@ func (g *reign) proposed(now Instant, c Change, rec Record, err error) {
 			g.become(Standby)
 			g.lastBeacon = now
 			g.settle(now, g.rec)
+		}
+		if g.role == Active && c.Owner != g.self {
+			g.do(action{kind: actKeep})
 		}
 	}
 	// Otherwise it may still commit (M7): it stays open, W4's union stays, tick repeats it.
@@ -371,6 +396,16 @@ func (g *reign) grow(now Instant, peer NodeID, id ReplicaID, inc Incarnation) bo
 		Owner: g.self, InSync: append(slices.Clone(g.rec.InSync), peer),
 		Grow: peer, GrowReplica: id, GrowIncarnation: inc, Reason: "replica is equal again",
 	})
+	return true
+}
+
+// cede proposes another member of the in-sync set as owner (M6). Before, the shell
+// has stopped serving and nothing is in flight any more.
+func (g *reign) cede(now Instant, to NodeID) bool {
+	if g.role != Active || g.proposal.open || to == g.self || !g.rec.Has(to) {
+		return false
+	}
+	g.propose(now, Change{Owner: to, InSync: g.rec.InSync, Reason: "planned move"})
 	return true
 }
 

@@ -27,6 +27,10 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 		l.unlock()
 		return nil
 	}
+	if v.deaf == l {
+		v.mu.Unlock()
+		return nil // this stream was refused; the owner strikes us and fills us again
+	}
 	if v.ackTo != l {
 		v.ackTo = l
 		v.dropBlocked()
@@ -48,15 +52,20 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 	// This goroutine is the only reader of the link, and the link is the only
 	// source of operations, so next does not move meanwhile except by dropBlocked
 	// and freezing, which the second look below sees.
-	w := n.works.get(len(data) + blockSize)
+	w := n.works.get(max(len(data)+blockSize, len(meta)))
 	if w == nil {
 		// Over the budget: the owner's own budget makes this rare. It resends after the gap is told.
 		return fmt.Errorf("operation %d of volume %d does not fit the budget of this node", seq, v.id)
 	}
 	w.buf = append(w.buf[:0], data...)
-	if err := wire.DecodePrepare(h, meta, w.buf, &w.op); err != nil {
+	var err error
+	if w.source, err = wire.DecodePrepare(h, meta, w.buf, &w.op); err != nil {
 		n.works.put(w)
 		return err
+	}
+	if len(w.op.State) > 0 { // it lies in the link's buffer, and the buffer has no other use
+		w.buf = append(w.buf[:0], w.op.State...)
+		w.op.State = w.buf
 	}
 	w.v, w.from = v, l
 	w.op.Done = n.stored
@@ -65,11 +74,18 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 		n.works.put(w)
 		return err
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
+	src := v.cloneSource(&w.op)
+	lockBoth(v, src)
+	defer unlockBoth(v, src)
 	if v.gone != nil || v.ackTo != l || seq != v.next || epoch < v.g.promised {
 		n.unpin(w)
 		n.works.put(w)
+		return nil
+	}
+	waits := w.missing > 0 || v.frozen || len(v.blocked) > 0
+	if w.op.Kind == lsfs.OpClone && (src == nil || src != v && !waits && !src.has(w.source)) {
+		n.works.put(w)
+		v.refuseClone(l)
 		return nil
 	}
 	if w.op.Kind == lsfs.OpEpoch {
@@ -81,7 +97,10 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 		l.out = wire.AppendNeed(l.out, wire.Header{Volume: h.Volume, Epoch: h.Epoch, Seq: h.Seq}, w.index)
 		l.unlock()
 	}
-	if w.missing > 0 || v.frozen || len(v.blocked) > 0 {
+	if waits {
+		if src != nil {
+			w.sourceNext = src.next
+		}
 		v.blocked = append(v.blocked, w)
 		return nil
 	}
@@ -156,6 +175,10 @@ func (v *Volume) unblock() {
 	}
 	i := 0
 	for ; i < len(v.blocked) && v.blocked[i].missing == 0; i++ {
+		if w := v.blocked[i]; w.op.Kind == lsfs.OpClone && w.op.Source != v.id {
+			v.node.spawn(v.unblockClone) // its source has to be looked at as well
+			break
+		}
 		v.appendReplica(v.blocked[i])
 		v.blocked[i] = nil
 	}
@@ -259,7 +282,7 @@ func (v *Volume) promise(ctx context.Context, l *link, e lsfs.Epoch) (pos wire.P
 		return pos, errAbsent
 	}
 	v.g.promised = e // from now on nothing older is taken or granted
-	v.ackTo = l
+	v.ackTo, v.deaf = l, nil
 	v.dropBlocked()
 	v.mu.Unlock()
 	err = v.hush(func(c Copy) error {
@@ -273,8 +296,10 @@ func (v *Volume) promise(ctx context.Context, l *link, e lsfs.Epoch) (pos wire.P
 		v.mu.Lock()
 		v.local = m.Durable.Seq
 		v.next = v.local + 1
+		v.restate(m.State, false) // of an operation of ours that nobody answered, perhaps
 		pos = v.positionLocked(c)
 		v.mu.Unlock()
+		v.announce()
 		return nil
 	})
 	return pos, err

@@ -111,6 +111,9 @@ type Request struct {
 	// difference, with Err == ErrMiscompare.
 	Miscompare uint64
 
+	// Bad is the byte offset of the first 4 KiB block that cannot be read, with Err == ErrMedium.
+	Bad uint64
+
 	// Done is called exactly once, on any goroutine, possibly before Submit
 	// returns. It must not block. Whoever calls Done on a batch of requests calls
 	// the flush hook once after the batch (see Volume).
@@ -144,6 +147,9 @@ const (
 	ErrNoClone = volumeError("not to be cloned by reference")
 	// ErrReadOnly: the volume is write protected.
 	ErrReadOnly = volumeError("volume is read only")
+	// errMoved: a forwarded request was accepted under another ordered state than the
+	// one in force. It had no effect; the node that forwarded it decides anew.
+	errMoved = volumeError("the ordered state is another one than the request was accepted under")
 	// ErrNotOwner: another node owns the volume; ask there.
 	ErrNotOwner = volumeError("another node owns the volume")
 	// ErrDeleted: the volume is gone.

@@ -87,7 +87,7 @@ func (s *resync) run(r Replica) {
 	v.mu.Lock()
 	delete(v.syncing, s.peer)
 	if f := v.follower(s.peer); f != nil && f.mirror && !v.g.needsAck(s.peer) {
-		f.mirror, f.link = false, nil
+		f.mirror, f.joining, f.link = false, false, nil
 		v.trackFollowers()
 	}
 	v.mu.Unlock()
@@ -136,11 +136,19 @@ func (s *resync) whole(r Replica) error {
 	if _, err := s.call(wire.SyncEnd, append(wire.AppendPosition(nil, &wire.Position{Volume: uint64(v.id)}), syncFull), nil); err != nil {
 		return err
 	}
-	// M4: only a replica that keeps up, without a gap, is proposed.
+	// M4: only a replica that has everything is proposed, and from now on nothing is
+	// acknowledged without it: once the record names it, it may own (DURABLE).
+	var last lsfs.Seq
+	v.mu.Lock()
+	if f := v.follower(s.peer); f != nil {
+		f.joining = true
+	}
+	last = v.next - 1
+	v.mu.Unlock()
 	for {
 		v.mu.Lock()
 		f := v.follower(s.peer)
-		level := f != nil && f.link == s.link && f.acked+64 >= v.next
+		level := f != nil && f.joining && f.link == s.link && f.acked >= last
 		v.mu.Unlock()
 		if f == nil || s.ctx.Err() != nil {
 			return errors.New("the stream to the replica broke")
@@ -157,7 +165,13 @@ func (s *resync) whole(r Replica) error {
 	if p := (*v.node.peers.Load())[s.peer]; p != nil {
 		inc = Incarnation(p.inc.Load())
 	}
-	v.event(func(g *reign) { proposed = g.grow(v.node.now(), s.peer, r.ID, inc) })
+	v.event(func(g *reign) {
+		// Looked at under the same hold of the mutex: when the stream broke meanwhile,
+		// operations have retired without it.
+		if f := v.follower(s.peer); f != nil && f.joining && f.link == s.link {
+			proposed = g.grow(v.node.now(), s.peer, r.ID, inc)
+		}
+	})
 	if !proposed {
 		return errors.New("the in-sync set is changing")
 	}
@@ -195,7 +209,7 @@ func (s *resync) level(pos wire.Position, m lsfs.Meta) error {
 	if err := s.copyChunks(c, chunks, false); err != nil {
 		return err
 	}
-	end := wire.Position{Volume: uint64(s.v.id), Durable: m.Durable, EpochLog: m.EpochLog}
+	end := wire.Position{Volume: uint64(s.v.id), Durable: m.Durable, EpochLog: m.EpochLog, State: m.State}
 	_, err = s.call(wire.SyncEnd, append(wire.AppendPosition(nil, &end), syncLevel), nil)
 	return err
 }
@@ -221,13 +235,13 @@ func (s *resync) mirror() error {
 		v.mu.Unlock()
 		return errors.New("the reign ended")
 	}
-	pos := wire.Position{Volume: uint64(v.id), Durable: lsfs.OpID{Epoch: s.epoch, Seq: v.next - 1}, EpochLog: v.copy().Meta().EpochLog}
+	pos := wire.Position{Volume: uint64(v.id), Durable: lsfs.OpID{Epoch: s.epoch, Seq: v.next - 1}, EpochLog: v.copy().Meta().EpochLog, State: v.sequencedState(v.copy())}
 	f := v.follower(s.peer)
 	if f == nil {
 		f = &follower{id: s.peer}
 		v.followers = append(v.followers, f)
 	}
-	f.mirror, f.acked, f.link = true, v.next-1, s.link
+	f.mirror, f.ready, f.joining, f.acked, f.link = true, false, false, v.next-1, s.link
 	f.seen, f.since = f.acked, v.node.now()
 	// Under the mutex: the call stands in the stream before the first mirrored operation.
 	c := s.link.begin(wire.Header{Volume: uint64(v.id), Epoch: uint64(s.epoch)}, wire.SyncMirror, wire.AppendPosition(nil, &pos), nil)
@@ -236,6 +250,9 @@ func (s *resync) mirror() error {
 	if _, err := s.link.wait(c, s.ctx.Done()); err != nil {
 		return err
 	}
+	v.mu.Lock()
+	f.ready = true
+	v.mu.Unlock()
 	return s.stored()
 }
 
@@ -267,8 +284,10 @@ func union(a, b []uint32, blocks uint64) []uint32 {
 	all := append(slices.Clone(a), b...)
 	slices.Sort(all)
 	all = slices.Compact(all)
-	last := uint32((blocks + wire.ChunkBlocks - 1) / wire.ChunkBlocks)
-	return slices.DeleteFunc(all, func(c uint32) bool { return c >= last })
+	return slices.DeleteFunc(all, func(c uint32) bool {
+		start, end := chunkRange(c, blocks)
+		return end <= start
+	})
 }
 
 func (s *resync) copyChunks(c Copy, chunks []uint32, locked bool) error {
@@ -290,10 +309,15 @@ func (s *resync) copyChunks(c Copy, chunks []uint32, locked bool) error {
 	return g.Wait()
 }
 
-// chunkRange is the range of blocks of a chunk in a copy of that many blocks.
+// chunkRange is the range of blocks of a chunk in a copy of that many blocks, or in
+// its annex; empty for a chunk beyond either.
 func chunkRange(chunk uint32, blocks uint64) (start, end lsfs.BlockNo) {
 	start = lsfs.BlockNo(chunk) * wire.ChunkBlocks
-	return start, min(start+wire.ChunkBlocks, lsfs.BlockNo(blocks))
+	end = lsfs.BlockNo(blocks)
+	if start >= lsfs.AnnexStart {
+		end = lsfs.AnnexStart + lsfs.AnnexBlocks
+	}
+	return start, max(start, min(start+wire.ChunkBlocks, end))
 }
 
 // copyChunk makes one chunk equal: fingerprints first, then the contents that

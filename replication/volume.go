@@ -43,6 +43,8 @@ type Volume struct {
 	replica  atomic.Pointer[localCopy]
 	replicas atomic.Pointer[[]Replica] // as recorded
 	locks    rangeLock                 // its filter is read without mu
+	stated   atomic.Pointer[stated]    // the ordered state that the watcher knows (C2)
+	watch    watcher
 
 	touched bool // the committing goroutine's
 
@@ -57,6 +59,12 @@ type Volume struct {
 	held       []heldRequest
 	blocked    []*work // replica: received in order, waiting for content or for a change of state
 	frozen     bool    // replica: nothing is appended for now
+	deaf       *link   // replica: the stream on it was refused (C4)
+	newest     StateID // of the newest value that restate took
+	news       []news  // values that the watcher does not know yet
+	refused    []*work // within one hold of mu: locked and not to be sequenced
+	leaving    bool    // active, and about to be given away: nothing new is taken (M6)
+	term       uint64  // rises when everything in flight is forgotten
 	ackTo      *link   // replica: where the owner's operations come from
 	gone       error   // deleted or shut
 	retiredAt  Instant // newest retirement, or nothing was in flight
@@ -68,19 +76,25 @@ type localCopy struct{ Copy }
 
 // follower is what the owner keeps of one other replica.
 type follower struct {
-	id     NodeID
-	acked  lsfs.Seq // durable there up to
-	link   *link    // nil while it does not take the stream
-	mirror bool     // takes the stream although it is not in sync (Y3)
-	refs   lsfs.Seq // newest operation with references that a mirror was sent
-	seen   lsfs.Seq // acked as of since: the progress of a mirror
-	since  Instant
+	id      NodeID
+	acked   lsfs.Seq // durable there up to
+	link    *link    // nil while it does not take the stream
+	mirror  bool     // takes the stream although it is not in sync (Y3)
+	ready   bool     // mirror: it has taken the position that the stream follows
+	joining bool     // mirror, about to be proposed: counts as if in sync (M4)
+	refs    lsfs.Seq // newest operation with references that a mirror was sent
+	seen    lsfs.Seq // acked as of since: the progress of a mirror
+	since   Instant
 }
 
-// heldRequest waits for an owner (Q4).
+// heldRequest waits for an owner (Q4), or for a newer ordered state to be known here.
 type heldRequest struct {
 	r     *Request
 	until Instant
+
+	moved bool       // the owner of epoch refused it because of
+	state StateID    // this state,
+	epoch lsfs.Epoch // and knows a newer one
 }
 
 const maxHeld = 4096
@@ -114,8 +128,9 @@ func (q *queue) pop() *work {
 }
 
 func newVolume(n *Node, rec Record) *Volume {
-	v := &Volume{node: n, id: rec.Volume, log: n.log.With("volume", rec.Volume), g: newReign(n.self, n.timing, n.now()), syncing: map[NodeID]*resync{}}
+	v := &Volume{node: n, id: rec.Volume, log: n.log.With("volume", rec.Volume), g: newReign(n.self, n.timing, n.now()), retiredAt: never, syncing: map[NodeID]*resync{}}
 	v.still = sync.NewCond(&v.mu)
+	v.stated.Store(&stated{})
 	v.size.Store(rec.SizeBytes)
 	v.replicas.Store(&rec.Replicas)
 	return v
@@ -191,8 +206,10 @@ func (v *Volume) prepareCopy(rec Record) bool {
 		v.local = meta.Durable.Seq
 		v.next = v.local + 1
 		v.g.promised = max(v.g.promised, meta.Promised)
+		v.restate(meta.State, false)
 		v.mu.Unlock()
 		v.replica.Store(&localCopy{c})
+		v.announce()
 	}
 	return ReplicaID(meta.Replica) == id && !meta.Inconsistent
 }
@@ -216,7 +233,7 @@ func (v *Volume) event(f func(g *reign)) {
 
 // publish sets what is read without the mutex.
 func (v *Volume) publish() {
-	active := v.g.role == Active && v.gone == nil
+	active := v.serves()
 	if v.active.Swap(active) != active {
 		v.still.Broadcast()
 	}
@@ -233,28 +250,43 @@ func (v *Volume) perform(a action, after []func()) []func() {
 	case actActivate:
 		v.log.Info("becoming owner", "epoch", v.g.rec.Epoch)
 		v.startActivation(a.at)
-		after = append(after, func() { v.forwardsMoved(n.self) })
+		if !a.given { // else the old owner lives, and answers what it was sent
+			after = append(after, func() { v.forwardsMoved(n.self) })
+		}
 	case actEpoch:
 		v.log.Info("in-sync set changed", "epoch", v.g.rec.Epoch, "insync", v.g.rec.InSync)
 		v.trackFollowers()
 		v.appendEpoch(nil)
 		after = append(after, v.retire, n.Kick)
 	case actDemote:
-		after = append(after, v.demote(a.reason))
+		after = append(after, v.demote(a.reason), v.retryHeld)
+	case actCede:
+		v.log.Info("volume given away", "owner", v.g.rec.Owner, "epoch", v.g.rec.Epoch)
+		after = append(after, v.demote(""), v.retryHeld)
+		after = v.askAgain(after)
+	case actKeep:
+		v.leaving = false
 		after = append(after, v.retryHeld)
 	case actRole:
 		v.log.Info("role changed", "role", v.g.role.String(), "epoch", v.g.rec.Epoch, "owner", v.g.rec.Owner)
 		owner := v.g.rec.Owner
 		after = append(after, func() { v.forwardsMoved(owner) }, v.retryHeld)
-		if l := v.ackTo; l != nil && v.g.role == Standby {
-			// What came while this node was no standby was not taken: ask for it.
-			l.lock()
-			l.out = wire.AppendFrame(l.out, wire.Header{Type: wire.Gap, Volume: uint64(v.id), Epoch: uint64(v.g.promised), Seq: uint64(v.next)}, nil, nil)
-			l.unlock()
-			after = append(after, l.flush)
-		}
+		after = v.askAgain(after)
 	}
 	return after
+}
+
+// askAgain asks the owner for what came while this node was no standby: it was
+// not taken. Called with mu.
+func (v *Volume) askAgain(after []func()) []func() {
+	l := v.ackTo
+	if l == nil || v.g.role != Standby {
+		return after
+	}
+	l.lock()
+	l.out = wire.AppendFrame(l.out, wire.Header{Type: wire.Gap, Volume: uint64(v.id), Epoch: uint64(v.g.promised), Seq: uint64(v.next)}, nil, nil)
+	l.unlock()
+	return append(after, l.flush)
 }
 
 // propose submits a change and feeds its result back.

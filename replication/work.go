@@ -18,6 +18,8 @@ type work struct {
 	hold hold
 	req  *Request    // completed when committed, or
 	then func(error) // called when committed
+	ask  *Request    // its Recheck is asked before the operation is sequenced (C2)
+	err  error       // refused by that; it was never sequenced
 
 	buf     []byte
 	cost    int64 // bytes taken from the node's budget
@@ -27,6 +29,9 @@ type work struct {
 	stored  bool  // the store is done with it
 	settled bool  // the volume is done with it
 	abandon bool  // failed to the client while the store still had it
+
+	source     lsfs.OpID // clone: where its source stood (C4)
+	sourceNext lsfs.Seq  // replica, clone that was not appended at once: the source's next number then
 }
 
 // workClasses are the buffer sizes of the pools: n blocks may need their full
@@ -80,9 +85,11 @@ func (p *workPool) put(w *work) {
 	p.used.Add(-w.cost)
 	clear(w.op.Blocks)
 	w.op.Blocks, w.op.Pinned, w.op.State = w.op.Blocks[:0], w.op.Pinned[:0], nil
-	w.op.Done = nil
+	w.op.Source, w.op.SourceStart = 0, 0
+	w.op.Done, w.op.Warm = nil, false
 	w.buf, w.index = w.buf[:0], w.index[:0]
 	w.v, w.req, w.then, w.from = nil, nil, nil, nil
+	w.ask, w.err, w.source, w.sourceNext = nil, nil, lsfs.OpID{}, 0
 	w.missing, w.stored, w.settled, w.abandon = 0, false, false, false
 	for class, size := range workClasses {
 		if cap(w.buf) == size {

@@ -2,7 +2,6 @@ package replication
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"sync/atomic"
 
@@ -10,12 +9,56 @@ import (
 	"github.com/twinsan/twinsan/lsfs"
 )
 
+// inside says whether [off, off+n) lies in the volume or, for the operations that
+// may go there, in its annex. Both are multiples of a sector.
+func (v *Volume) inside(op RequestOp, off, n uint64) bool {
+	if off%sectorSize != 0 || n%sectorSize != 0 {
+		return false
+	}
+	if size := v.size.Load(); off <= size && n <= size-off {
+		return true
+	}
+	return (op == OpRead || op == OpUnmap || op == OpClone) &&
+		off >= AnnexOff && off-AnnexOff <= AnnexBytes && n <= AnnexBytes-(off-AnnexOff)
+}
+
+// valid says whether r keeps what Request promises.
+func (v *Volume) valid(r *Request) bool {
+	if !v.inside(r.Op, r.Off, r.Len) {
+		return false
+	}
+	n := uint64(len(r.Data))
+	switch r.Op {
+	case OpRead:
+		return n == r.Len
+	case OpWrite:
+		return n == r.Len && (!r.Atomic || n <= AtomicBytesMax)
+	case OpOrWrite:
+		return n == r.Len
+	case OpCompareAndWrite:
+		return n%(2*sectorSize) == 0 && v.inside(r.Op, r.Off, n/2)
+	case OpWriteSame:
+		return n == sectorSize || n == blockSize
+	case OpUnmap, OpFlush:
+		return true
+	case OpState:
+		return r.Off == 0 && r.Len == 0 && n <= StateBytesMax
+	case OpReadState:
+		return r.Off == 0 && r.Len == 0
+	case OpExtents:
+		return r.Len > 0 && cap(r.Extents) > 0
+	case OpClone:
+		return (r.Off|r.Len|r.SourceOff)%blockSize == 0 && r.Len <= CloneBytesMax
+	}
+	return false
+}
+
 // Submit starts an operation (see Request). A write of whole blocks is reduced
 // on the calling goroutine and queued; everything that needs to read first goes
 // on in a goroutine of its own.
 func (v *Volume) Submit(r *Request) {
-	if size := v.size.Load(); r.Off > size || r.Len > size-r.Off || r.Off%sectorSize != 0 || r.Len%sectorSize != 0 {
-		panic("REQUEST: range checked by the device server") // our own bug: it would write beyond the volume
+	if !v.valid(r) {
+		panic("REQUEST: checked by the device server") // our own bug: it would write beyond the volume
 	}
 	if !v.active.Load() {
 		v.redirect(r)
@@ -28,17 +71,23 @@ func (v *Volume) Submit(r *Request) {
 // when it turns out not to be the owner, before anything took effect.
 func (v *Volume) submitHere(r *Request, elsewhere func()) {
 	switch {
+	case r.Op == OpReadState:
+		v.readState(r, elsewhere)
+	case r.Op == OpState:
+		v.node.spawn(func() { v.slow(r, elsewhere) })
 	case r.Len == 0 || r.Op == OpFlush:
-		// OpFlush: with the durable policy an acknowledged write is stable (W5).
+		// OpFlush: with the durable policy an acknowledged write is stable (W5). What has
+		// no effect is ordered before a change of the state that is on its way.
 		if !v.mayServe() {
 			elsewhere()
 			return
 		}
 		v.end(r, nil)
-	case r.Op == OpRead:
+	case r.Op == OpRead || r.Op == OpExtents:
 		v.node.spawn(func() { v.readSlow(r, elsewhere) })
 	case r.Op == OpWrite && r.Off%blockSize == 0 && r.Len%blockSize == 0:
 		v.writeBlocks(r, elsewhere)
+	case v.quick(r, elsewhere):
 	default:
 		own(r)
 		v.node.spawn(func() { v.slow(r, elsewhere) })
@@ -57,11 +106,30 @@ func own(r *Request) {
 // every pool, and a long write is on its way while its rest is still reduced.
 const partBytes = 256 << 10
 
+// wholeMax bounds the client data of one operation that must not be divided: what
+// any pool of at least 512 MiB takes, and less in the tiny pools of demonstrations,
+// whose segments are small.
+func (n *Node) wholeMax() int {
+	return max(partBytes, int(min(n.pool.Room().Usable/400, AtomicBytesMax+2*blockSize)))
+}
+
 // writeBlocks is the write path: reduce, lock, sequence. Nothing waits, and a
 // write of one part allocates nothing.
 func (v *Volume) writeBlocks(r *Request, elsewhere func()) {
-	if len(r.Data) <= partBytes {
-		v.writePart(r.Off, r.Data, r, nil, elsewhere)
+	switch {
+	case len(r.Data) <= partBytes:
+		v.writePart(r.Off, r.Data, r, r, nil, elsewhere)
+		return
+	case r.Atomic && len(r.Data) > v.node.wholeMax():
+		v.end(r, ErrNoSpace)
+		return
+	case r.Atomic: // one operation of the log: all or nothing
+		own(r)
+		v.node.spawn(func() { // some 5 ms of a core for a MiB
+			v.writePart(r.Off, r.Data, r, r, nil, elsewhere)
+			v.node.Kick()
+			v.node.flush()
+		})
 		return
 	}
 	own(r) // an attempt elsewhere may come after Submit has returned
@@ -73,7 +141,7 @@ func (v *Volume) writeBlocks(r *Request, elsewhere func()) {
 	for data := r.Data; len(data) > 0; {
 		part, at := data[:min(len(data), partBytes)], off
 		n.spawn(func() {
-			v.writePart(at, part, nil, whole.done, func() { whole.done(errElsewhere) })
+			v.writePart(at, part, r, nil, whole.done, func() { whole.done(errElsewhere) })
 			n.Kick()
 			n.flush()
 		})
@@ -116,7 +184,8 @@ func (p *parts) done(err error) {
 }
 
 // writePart writes whole blocks that fit one operation and ends r, or calls then.
-func (v *Volume) writePart(off uint64, data []byte, r *Request, then func(error), elsewhere func()) {
+// ask is the request that they are part of.
+func (v *Volume) writePart(off uint64, data []byte, ask, r *Request, then func(error), elsewhere func()) {
 	n := v.node
 	w := n.works.get(len(data) + blockSize)
 	if w == nil {
@@ -125,7 +194,7 @@ func (v *Volume) writePart(off uint64, data []byte, r *Request, then func(error)
 	}
 	start := lsfs.BlockNo(off / blockSize)
 	n.reduce(w, start, data, v.shares(), v.compress.Load())
-	w.req, w.then = r, then
+	w.ask, w.req, w.then = ask, r, then
 	if !v.hasRoom(w) {
 		n.unpin(w)
 		n.works.put(w)
@@ -143,22 +212,53 @@ func finishPart(v *Volume, r *Request, then func(error), err error) {
 	}
 }
 
+// serves says whether new operations are taken here: by the owner, unless it is
+// about to give the volume away (M6). Called with mu.
+func (v *Volume) serves() bool { return v.g.role == Active && v.gone == nil && !v.leaving }
+
 // enqueue locks w's range and sequences it, now or when the range is free.
 func (v *Volume) enqueue(w *work, elsewhere func()) {
 	n := v.node
 	w.hold = hold{start: w.op.Start, end: w.op.Start + lsfs.BlockNo(w.op.Count), exclusive: true, work: w}
 	v.mu.Lock()
-	if v.g.role != Active || v.gone != nil {
+	if !v.serves() {
 		v.mu.Unlock()
 		n.unpin(w)
 		n.works.put(w)
 		elsewhere()
 		return
 	}
+	var refused []*work
 	if v.locks.acquire(&w.hold) {
-		v.sequence(w)
+		v.start(w)
+		refused = v.dropRefused(nil)
 	}
 	v.mu.Unlock()
+	n.finish(refused)
+}
+
+// start sequences w, whose range has just been locked, unless the ordered state
+// has moved on and forbids it now (C2): then dropRefused takes it. Called with mu.
+func (v *Volume) start(w *work) {
+	if w.err = v.recheck(w.ask); w.err != nil {
+		v.refused = append(v.refused, w)
+		return
+	}
+	v.sequence(w)
+}
+
+// dropRefused frees the ranges of works that were refused when their turn came, and
+// appends them to list, for finish without the mutex. Called with mu after every
+// release of a range.
+func (v *Volume) dropRefused(list []*work) []*work {
+	for len(v.refused) > 0 {
+		w := v.refused[len(v.refused)-1]
+		v.refused = v.refused[:len(v.refused)-1]
+		v.locks.release(&w.hold, v.start)
+		v.node.unpin(w)
+		list = append(list, w)
+	}
+	return list
 }
 
 // roomMargin is kept free in every other pool beyond what is in flight: its
@@ -194,243 +294,4 @@ func (v *Volume) hasRoom(w *work) bool {
 		}
 	}
 	return true
-}
-
-// errElsewhere ends a slow operation on a node that is not the owner (any more)
-// before anything took effect.
-var errElsewhere = errors.New("not the owner")
-
-// slow executes what has to read before it writes, under the range lock: writes
-// that cover blocks partly, unmaps with ragged edges, WRITE SAME, COMPARE AND WRITE (C1).
-func (v *Volume) slow(r *Request, elsewhere func()) {
-	first, last := lsfs.BlockNo(r.Off/blockSize), lsfs.BlockNo((r.Off+r.Len+blockSize-1)/blockSize)
-	if r.Op == OpCompareAndWrite {
-		last = lsfs.BlockNo((r.Off + uint64(len(r.Data)/2) + blockSize - 1) / blockSize)
-	}
-	h := &hold{start: first, end: last, exclusive: true}
-	err := v.lockRange(h)
-	if err == nil {
-		switch r.Op {
-		case OpWrite:
-			err = v.overlay(h, r.Off, r.Data)
-		case OpUnmap:
-			err = v.unmap(h, r.Off, r.Len)
-		case OpWriteSame:
-			err = v.writeSame(h, r)
-		case OpCompareAndWrite:
-			err = v.compareAndWrite(h, r)
-		default:
-			err = errElsewhere
-		}
-		v.unlockRange(h)
-	}
-	if errors.Is(err, errElsewhere) {
-		elsewhere()
-	} else {
-		v.end(r, translate(err))
-	}
-	v.node.flush()
-}
-
-// translate keeps the errors of a Request and turns any other into ErrMedium.
-func translate(err error) error {
-	var known volumeError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &known):
-		return known
-	case errors.Is(err, context.Canceled):
-		return ErrUnavailable
-	default:
-		return ErrMedium
-	}
-}
-
-// lockRange takes h and waits for it. It fails on a node that is not the owner.
-func (v *Volume) lockRange(h *hold) error {
-	v.mu.Lock()
-	if v.g.role != Active || v.gone != nil {
-		v.mu.Unlock()
-		return errElsewhere
-	}
-	got := v.locks.acquire(h)
-	if !got {
-		h.ready = make(chan struct{})
-	}
-	v.mu.Unlock()
-	if !got {
-		v.node.Kick() // what we wait for may be queued by the same batch
-		select {
-		case <-h.ready:
-		case <-v.node.ctx.Done():
-			v.unlockRange(h)
-			return ErrUnavailable
-		}
-	}
-	if !v.active.Load() {
-		v.unlockRange(h)
-		return errElsewhere
-	}
-	return nil
-}
-
-func (v *Volume) unlockRange(h *hold) {
-	v.mu.Lock()
-	v.locks.release(h, v.sequence)
-	v.mu.Unlock()
-	v.node.Kick()
-}
-
-// execute sequences w inside a range that the caller has locked and waits until
-// it is committed.
-func (v *Volume) execute(w *work) error {
-	done := make(chan error, 1)
-	w.then = func(err error) { done <- err }
-	w.hold = hold{exclusive: true, work: w} // an empty range: the caller holds the real one
-	v.mu.Lock()
-	if v.g.role != Active || v.gone != nil {
-		v.mu.Unlock()
-		v.node.unpin(w)
-		v.node.works.put(w)
-		return errElsewhere
-	}
-	v.locks.acquire(&w.hold)
-	v.sequence(w)
-	v.mu.Unlock()
-	v.node.Kick()
-	// demote and shut end what is in flight, so this always comes.
-	return <-done
-}
-
-// write commits whole blocks inside a locked range.
-func (v *Volume) write(start lsfs.BlockNo, data []byte) error {
-	for len(data) > 0 {
-		part := data[:min(len(data), partBytes)]
-		w := v.node.works.get(len(part) + blockSize)
-		if w == nil {
-			return ErrBusy
-		}
-		v.node.reduce(w, start, part, v.shares(), v.compress.Load())
-		if !v.hasRoom(w) {
-			v.node.unpin(w)
-			v.node.works.put(w)
-			return ErrNoSpace
-		}
-		if err := v.execute(w); err != nil {
-			return err
-		}
-		start += lsfs.BlockNo(len(part) / blockSize)
-		data = data[len(part):]
-	}
-	return nil
-}
-
-// overlay writes data at a byte offset: the edges are read and merged first.
-func (v *Volume) overlay(h *hold, off uint64, data []byte) error {
-	from := uint64(h.start) * blockSize
-	buf := make([]byte, uint64(h.end-h.start)*blockSize)
-	if err := v.readEdges(h, off, uint64(len(data)), buf); err != nil {
-		return err
-	}
-	copy(buf[off-from:], data)
-	return v.write(h.start, buf)
-}
-
-// readEdges fills the first and last block of buf, which covers h, where
-// [off, off+n) covers them only partly.
-func (v *Volume) readEdges(h *hold, off, n uint64, buf []byte) error {
-	if off%blockSize != 0 {
-		if err := v.fetch(uint64(h.start)*blockSize, buf[:blockSize]); err != nil {
-			return err
-		}
-	}
-	if (off+n)%blockSize != 0 && (h.end-h.start > 1 || off%blockSize == 0) {
-		if err := v.fetch(uint64(h.end-1)*blockSize, buf[len(buf)-blockSize:]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// unmapPart bounds the blocks of one logged unmap, so that no replica is busy
-// with one for long.
-const unmapPart = 16 << 10 // 64 MiB
-
-// unmap drops whole blocks and writes zeros over the edges.
-func (v *Volume) unmap(h *hold, off, n uint64) error {
-	end := off + n
-	first, last := (off+blockSize-1)/blockSize, end/blockSize
-	if first > last { // inside one block
-		return v.overlay(h, off, make([]byte, n))
-	}
-	if head := first*blockSize - off; head > 0 {
-		if err := v.overlay(&hold{start: lsfs.BlockNo(first - 1), end: lsfs.BlockNo(first)}, off, make([]byte, head)); err != nil {
-			return err
-		}
-	}
-	for first < last {
-		part := min(last-first, unmapPart)
-		w := v.node.works.get(0)
-		if w == nil {
-			return ErrBusy
-		}
-		w.op.Kind, w.op.Start, w.op.Count = lsfs.OpUnmap, lsfs.BlockNo(first), uint32(part)
-		if err := v.execute(w); err != nil {
-			return err
-		}
-		first += part
-	}
-	if tail := end - last*blockSize; tail > 0 {
-		return v.overlay(&hold{start: lsfs.BlockNo(last), end: lsfs.BlockNo(last + 1)}, last*blockSize, make([]byte, tail))
-	}
-	return nil
-}
-
-// writeSame stores one logical block over a range. The second and later copies
-// of a block are references where duplicates are looked for.
-func (v *Volume) writeSame(h *hold, r *Request) error {
-	if dedup.IsZero(r.Data) {
-		return v.unmap(h, r.Off, r.Len)
-	}
-	const piece = 1 << 20
-	buf := bytes.Repeat(r.Data, piece/len(r.Data))
-	off, end := r.Off, r.Off+r.Len
-	for off < end {
-		n := min(piece-off%piece, end-off)
-		first, last := lsfs.BlockNo(off/blockSize), lsfs.BlockNo((off+n+blockSize-1)/blockSize)
-		var err error
-		if off%blockSize == 0 && n%blockSize == 0 {
-			err = v.write(first, buf[:n])
-		} else {
-			err = v.overlay(&hold{start: first, end: last}, off, buf[:n])
-		}
-		if err != nil {
-			return err
-		}
-		off += n
-	}
-	return nil
-}
-
-// compareAndWrite reads, compares and writes under the one lock (C1).
-func (v *Volume) compareAndWrite(h *hold, r *Request) error {
-	n := len(r.Data) / 2
-	from := uint64(h.start) * blockSize
-	buf := make([]byte, uint64(h.end-h.start)*blockSize)
-	if err := v.fetch(from, buf); err != nil {
-		return err
-	}
-	if !v.mayServe() {
-		return errElsewhere
-	}
-	at := r.Off - from
-	for i, b := range r.Data[:n] {
-		if buf[at+uint64(i)] != b {
-			r.Miscompare = uint64(i)
-			return ErrMiscompare
-		}
-	}
-	copy(buf[at:], r.Data[n:])
-	return v.write(h.start, buf)
 }

@@ -9,9 +9,13 @@ import (
 
 // Version is the wire version this build speaks. Hello carries the range
 // [MinVersion, Version]; nodes without a common version refuse each other.
+//
+// 2: forwarded requests carry the ordered state under which they were accepted,
+// and a node that took no notice of it would let a banned command through. So
+// there is no speaking with version 1.
 const (
-	MinVersion = 1
-	Version    = 1
+	MinVersion = 2
+	Version    = 2
 )
 
 // Type says what a frame is. Part of the wire format, do not change.

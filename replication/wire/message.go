@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -18,7 +19,7 @@ const (
 	// common point on; meta: common OpID. Reply: its changed chunks since.
 	SyncStart Method = 2
 	// SyncMirror: live operations follow from Seq+1 on; meta: the owner's epoch
-	// log. It is handled in stream order with Prepares. No data in the reply.
+	// log and ordered state. It is handled in stream order with Prepares. No data in the reply.
 	SyncMirror Method = 3
 	// SyncCompare: meta: SyncChunk without data. Reply: index of blocks whose content is needed.
 	SyncCompare Method = 4
@@ -32,6 +33,9 @@ const (
 	Changed Method = 9
 	// Fetch asks for a block by fingerprint (repair); meta: fingerprint. Reply: Content of one block.
 	Fetch Method = 8
+	// StateSum asks for the ordered state that is durable at a replica. Reply: its
+	// name (OpID) and the SHA-256 of its value.
+	StateSum Method = 10
 )
 
 // Status of a Reply, in the frame's Flags.
@@ -51,7 +55,8 @@ type Greeting struct {
 	Replicas            []Position // HelloAck only
 }
 
-// Position is where a replica stands.
+// Position is where a replica stands. State, the ordered state as it is stored,
+// goes along only where a position is to be taken over (SyncMirror, SyncEnd).
 type Position struct {
 	Volume       uint64
 	Replica      [16]byte
@@ -60,6 +65,7 @@ type Position struct {
 	SyncFrom     lsfs.OpID
 	Inconsistent bool
 	EpochLog     []lsfs.OpID
+	State        []byte
 }
 
 // MaxEpochLog bounds the history that a Position carries: the newest entries.
@@ -114,7 +120,8 @@ func AppendPosition(dst []byte, p *Position) []byte {
 	for _, id := range log {
 		dst = appendOpID(dst, id)
 	}
-	return dst
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(p.State)))
+	return append(dst, p.State...)
 }
 
 // DecodePosition is the inverse of AppendPosition.
@@ -258,42 +265,118 @@ func DecodeSyncChunk(meta, data []byte) (c SyncChunk, err error) {
 // is the reign under which the sender accepted the command (Z2). Sum is the
 // CRC32C of the data part. Stamp is the newest reading of the receiver's own clock
 // that the sender had from its beacons: the receiver refuses what is too old (Z3)
-// without any agreement of clocks.
+// without any agreement of clocks. State names the ordered state that the request
+// depends on when Stated is set; for a change of the state it is the one that is
+// to be replaced (C2).
 type ForwardBody struct {
-	Op    uint8
-	FUA   bool
-	Off   uint64
-	Len   uint64
-	Sum   uint32
-	Stamp int64
+	Op        uint8
+	FUA       bool
+	Atomic    bool
+	Stated    bool
+	Off       uint64 // bytes
+	Len       uint64 // bytes
+	Sum       uint32
+	Stamp     int64
+	State     lsfs.OpID
+	Source    uint64 // volume to clone from
+	SourceOff uint64 // bytes
+	Limit     uint32 // extents that the answer may have
 }
 
-const forwardLen = 32
+const (
+	forwardLen = 72
+
+	forwardFUA    = 1
+	forwardAtomic = 2
+	forwardStated = 4
+)
 
 // AppendForward appends b.
 func AppendForward(dst []byte, b *ForwardBody) []byte {
 	var m [forwardLen]byte
 	m[0] = b.Op
-	if b.FUA {
-		m[1] = 1
+	for _, f := range [...]struct {
+		set bool
+		bit byte
+	}{{b.FUA, forwardFUA}, {b.Atomic, forwardAtomic}, {b.Stated, forwardStated}} {
+		if f.set {
+			m[1] |= f.bit
+		}
 	}
 	binary.LittleEndian.PutUint32(m[4:], b.Sum)
 	binary.LittleEndian.PutUint64(m[8:], b.Off)
 	binary.LittleEndian.PutUint64(m[16:], b.Len)
 	binary.LittleEndian.PutUint64(m[24:], uint64(b.Stamp))
+	binary.LittleEndian.PutUint64(m[32:], uint64(b.State.Epoch))
+	binary.LittleEndian.PutUint64(m[40:], uint64(b.State.Seq))
+	binary.LittleEndian.PutUint64(m[48:], b.Source)
+	binary.LittleEndian.PutUint64(m[56:], b.SourceOff)
+	binary.LittleEndian.PutUint32(m[64:], b.Limit)
 	return append(dst, m[:]...)
 }
 
 // DecodeForward is the inverse of AppendForward.
 func DecodeForward(meta []byte) (b ForwardBody, err error) {
-	if len(meta) != forwardLen {
+	if len(meta) != forwardLen || meta[1] >= forwardStated*2 {
 		return b, fmt.Errorf("%w: forwarded request of %d bytes", ErrFrame, len(meta))
 	}
+	r := reader{b: meta[8:]}
 	return ForwardBody{
-		Op: meta[0], FUA: meta[1] == 1, Sum: binary.LittleEndian.Uint32(meta[4:]),
-		Off: binary.LittleEndian.Uint64(meta[8:]), Len: binary.LittleEndian.Uint64(meta[16:]),
-		Stamp: int64(binary.LittleEndian.Uint64(meta[24:])),
+		Op: meta[0], FUA: meta[1]&forwardFUA != 0, Atomic: meta[1]&forwardAtomic != 0, Stated: meta[1]&forwardStated != 0,
+		Sum: binary.LittleEndian.Uint32(meta[4:]), Off: r.u64(), Len: r.u64(), Stamp: int64(r.u64()),
+		State: r.opID(), Source: r.u64(), SourceOff: r.u64(), Limit: r.u32(),
 	}, nil
+}
+
+// ForwardResult is the meta part of ForwardReply: how a forwarded request ended.
+// At is the byte offset of a miscompare or of an unreadable block, State the name
+// of the ordered state for the operations on it, Sum the CRC32C of the data part.
+type ForwardResult struct {
+	Code  uint8
+	Sum   uint32
+	At    uint64
+	State lsfs.OpID
+}
+
+const resultLen = 32
+
+// AppendForwardResult appends b.
+func AppendForwardResult(dst []byte, b *ForwardResult) []byte {
+	var m [resultLen]byte
+	m[0] = b.Code
+	binary.LittleEndian.PutUint32(m[4:], b.Sum)
+	binary.LittleEndian.PutUint64(m[8:], b.At)
+	binary.LittleEndian.PutUint64(m[16:], uint64(b.State.Epoch))
+	binary.LittleEndian.PutUint64(m[24:], uint64(b.State.Seq))
+	return append(dst, m[:]...)
+}
+
+// DecodeForwardResult is the inverse of AppendForwardResult.
+func DecodeForwardResult(meta []byte) (b ForwardResult, err error) {
+	if len(meta) != resultLen {
+		return b, fmt.Errorf("%w: answer of %d bytes", ErrFrame, len(meta))
+	}
+	r := reader{b: meta[4:]}
+	return ForwardResult{Code: meta[0], Sum: r.u32(), At: r.u64(), State: r.opID()}, nil
+}
+
+// ExtentLen is the size of one extent in the answer to a request for extents:
+// a u64 whose lowest bit says that it is mapped and whose others count its bytes.
+const ExtentLen = 8
+
+// AppendExtent appends one extent of n bytes.
+func AppendExtent(dst []byte, n uint64, mapped bool) []byte {
+	n <<= 1
+	if mapped {
+		n |= 1
+	}
+	return binary.LittleEndian.AppendUint64(dst, n)
+}
+
+// DecodeExtent reads the extent at the beginning of b, which is ExtentLen bytes long at least.
+func DecodeExtent(b []byte) (n uint64, mapped bool) {
+	n = binary.LittleEndian.Uint64(b)
+	return n >> 1, n&1 != 0
 }
 
 // reader is a cursor that latches the first error.
@@ -332,6 +415,11 @@ func (r *reader) position() (p Position) {
 	}
 	for ; n > 0 && r.err == nil; n-- {
 		p.EpochLog = append(p.EpochLog, r.opID())
+	}
+	if n = r.u32(); n > maxState {
+		r.err = fmt.Errorf("%w: state of %d bytes", ErrFrame, n)
+	} else if n > 0 && r.err == nil {
+		p.State = bytes.Clone(r.take(int(n)))
 	}
 	return p
 }

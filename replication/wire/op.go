@@ -14,22 +14,29 @@ import (
 //	 4  u32 count of blocks the operation covers
 //	 8  u64 first block
 //	16  u32 number of block descriptors (0 or count)
-//	20  u32 length of the state in the data part
+//	20  u32 length of what follows the descriptors
 //	24  descriptors of 40 bytes: fingerprint 32, sum u32, stored length u16,
 //	    encoding u8, flags u8 (1: by reference, no data follows)
+//	    then the state, or the source of a clone: volume u64, first block u64,
+//	    epoch u64, seq u64
 //
-// The data part is the state or the stored blocks, one after the other.
+// The data part is the stored blocks, one after the other. Part of the wire
+// format, do not change.
 const (
 	opLen      = 24
 	blockLen   = 40
+	sourceLen  = 32
 	flagRef    = 1
-	maxBlocks  = 4096    // 16 MiB: twice the longest client request
-	maxUnmap   = 1 << 28 // blocks of one unmap: 1 TiB
+	maxBlocks  = 4096     // 16 MiB: twice the longest client request
+	maxUnmap   = 1 << 28  // blocks of one unmap: 1 TiB
+	maxState   = 64 << 10 // bytes of the ordered state with its name
 	maxContent = maxBlocks
 )
 
-// AppendPrepare appends a Prepare frame with the whole operation.
-func AppendPrepare(dst []byte, op *lsfs.Op) []byte {
+// AppendPrepare appends a Prepare frame with the whole operation. source, of an
+// OpClone, is the epoch of the source volume in which it was sequenced and the
+// newest operation of the source that had committed by then.
+func AppendPrepare(dst []byte, op *lsfs.Op, source lsfs.OpID) []byte {
 	at := len(dst)
 	dst = Begin(dst)
 	var m [opLen]byte
@@ -37,11 +44,21 @@ func AppendPrepare(dst []byte, op *lsfs.Op) []byte {
 	binary.LittleEndian.PutUint32(m[4:], op.Count)
 	binary.LittleEndian.PutUint64(m[8:], uint64(op.Start))
 	binary.LittleEndian.PutUint32(m[16:], uint32(len(op.Blocks)))
-	binary.LittleEndian.PutUint32(m[20:], uint32(len(op.State)))
+	tail := len(op.State)
+	if op.Kind == lsfs.OpClone {
+		tail = sourceLen
+	}
+	binary.LittleEndian.PutUint32(m[20:], uint32(tail))
 	dst = append(dst, m[:]...)
 	dst = appendBlocks(dst, op.Blocks)
+	if op.Kind == lsfs.OpClone {
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(op.Source))
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(op.SourceStart))
+		dst = appendOpID(dst, source)
+	} else {
+		dst = append(dst, op.State...)
+	}
 	metaLen := len(dst) - at - HeaderLen
-	dst = append(dst, op.State...)
 	dst = appendBlockData(dst, op.Blocks)
 	return End(dst, at, Header{Type: Prepare, Volume: uint64(op.Volume), Epoch: uint64(op.ID.Epoch), Seq: uint64(op.ID.Seq)}, metaLen)
 }
@@ -69,53 +86,69 @@ func appendBlockData(dst []byte, blocks []dedup.Block) []byte {
 	return dst
 }
 
-// DecodePrepare fills op from a Prepare frame. Block data and state alias data;
-// op.Blocks is reused when it has room.
-func DecodePrepare(h Header, meta, data []byte, op *lsfs.Op) error {
+// DecodePrepare fills op from a Prepare frame. Block data aliases data, the state
+// aliases meta; op.Blocks is reused when it has room.
+func DecodePrepare(h Header, meta, data []byte, op *lsfs.Op) (source lsfs.OpID, err error) {
 	if len(meta) < opLen {
-		return fmt.Errorf("%w: operation of %d bytes", ErrFrame, len(meta))
+		return source, fmt.Errorf("%w: operation of %d bytes", ErrFrame, len(meta))
 	}
 	n := binary.LittleEndian.Uint32(meta[16:])
-	stateLen := binary.LittleEndian.Uint32(meta[20:])
+	tailLen := binary.LittleEndian.Uint32(meta[20:])
 	op.Kind = lsfs.OpKind(meta[0])
 	op.Volume = lsfs.VolumeID(h.Volume)
 	op.ID = lsfs.OpID{Epoch: lsfs.Epoch(h.Epoch), Seq: lsfs.Seq(h.Seq)}
 	op.Count = binary.LittleEndian.Uint32(meta[4:])
 	op.Start = lsfs.BlockNo(binary.LittleEndian.Uint64(meta[8:]))
-	op.Blocks, op.State = op.Blocks[:0], nil
+	op.Blocks, op.State, op.Source, op.SourceStart = op.Blocks[:0], nil, 0, 0
 	switch op.Kind {
 	case lsfs.OpWrite:
-		if n != op.Count || n == 0 || n > maxBlocks || stateLen != 0 {
-			return fmt.Errorf("%w: write of %d blocks with %d descriptors", ErrFrame, op.Count, n)
+		if n != op.Count || n == 0 || n > maxBlocks || tailLen != 0 {
+			return source, fmt.Errorf("%w: write of %d blocks with %d descriptors", ErrFrame, op.Count, n)
 		}
 	case lsfs.OpUnmap:
-		if n != 0 || stateLen != 0 || op.Count == 0 || op.Count > maxUnmap {
-			return fmt.Errorf("%w: unmap of %d blocks with %d descriptors", ErrFrame, op.Count, n)
+		if n != 0 || tailLen != 0 || op.Count == 0 || op.Count > maxUnmap {
+			return source, fmt.Errorf("%w: unmap of %d blocks with %d descriptors", ErrFrame, op.Count, n)
 		}
 	case lsfs.OpEpoch:
-		if n != 0 || stateLen != 0 || op.Count != 0 {
-			return fmt.Errorf("%w: epoch with blocks", ErrFrame)
+		if n != 0 || tailLen != 0 || op.Count != 0 {
+			return source, fmt.Errorf("%w: epoch with blocks", ErrFrame)
 		}
 	case lsfs.OpState:
-		if n != 0 || op.Count != 0 || stateLen > 64<<10 {
-			return fmt.Errorf("%w: state of %d bytes", ErrFrame, stateLen)
+		if n != 0 || op.Count != 0 || tailLen > maxState {
+			return source, fmt.Errorf("%w: state of %d bytes", ErrFrame, tailLen)
+		}
+	case lsfs.OpClone:
+		if n != 0 || tailLen != sourceLen || op.Count == 0 || op.Count > lsfs.ClonedBlocksMax {
+			return source, fmt.Errorf("%w: clone of %d blocks with %d descriptors", ErrFrame, op.Count, n)
 		}
 	default:
-		return fmt.Errorf("%w: operation kind %d", ErrFrame, op.Kind)
+		return source, fmt.Errorf("%w: operation kind %d", ErrFrame, op.Kind)
 	}
-	if uint64(stateLen) > uint64(len(data)) {
-		return fmt.Errorf("%w: state of %d bytes in %d", ErrFrame, stateLen, len(data))
+	if op.Start > maxBlockNo {
+		return source, fmt.Errorf("%w: first block %d", ErrFrame, op.Start)
 	}
-	if op.Start > 1<<52 {
-		return fmt.Errorf("%w: first block %d", ErrFrame, op.Start)
+	if uint64(tailLen) > uint64(len(meta)-opLen) {
+		return source, fmt.Errorf("%w: operation cut short", ErrFrame)
 	}
-	if stateLen > 0 {
-		op.State, data = data[:stateLen], data[stateLen:]
+	tail := meta[len(meta)-int(tailLen):]
+	switch {
+	case op.Kind == lsfs.OpClone:
+		op.Source = lsfs.VolumeID(binary.LittleEndian.Uint64(tail))
+		op.SourceStart = lsfs.BlockNo(binary.LittleEndian.Uint64(tail[8:]))
+		source.Epoch = lsfs.Epoch(binary.LittleEndian.Uint64(tail[16:]))
+		source.Seq = lsfs.Seq(binary.LittleEndian.Uint64(tail[24:]))
+		if op.SourceStart > maxBlockNo {
+			return source, fmt.Errorf("%w: first block %d of the source", ErrFrame, op.SourceStart)
+		}
+	case tailLen > 0:
+		op.State = tail
 	}
-	var err error
-	op.Blocks, err = decodeBlocks(op.Blocks, meta[opLen:], data, int(n))
-	return err
+	op.Blocks, err = decodeBlocks(op.Blocks, meta[opLen:len(meta)-int(tailLen)], data, int(n))
+	return source, err
 }
+
+// maxBlockNo keeps sums of block numbers far from an overflow.
+const maxBlockNo = 1 << 52
 
 // decodeBlocks reads n descriptors from meta, which holds nothing else, and
 // points them into data, which they use up exactly.

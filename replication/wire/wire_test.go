@@ -42,12 +42,18 @@ func TestPrepareRoundTrip(t *testing.T) {
 		{Kind: lsfs.OpUnmap, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 6}, Start: 1 << 40, Count: 9},
 		{Kind: lsfs.OpEpoch, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 7}},
 		{Kind: lsfs.OpState, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 8}, State: []byte("reservations")},
+		{Kind: lsfs.OpState, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 9}},
+		{Kind: lsfs.OpClone, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 10}, Start: 1 << 35, Count: lsfs.ClonedBlocksMax, Source: 8, SourceStart: 9},
 	} {
-		frame := AppendPrepare(nil, &op)
+		at := lsfs.OpID{}
+		if op.Kind == lsfs.OpClone {
+			at = lsfs.OpID{Epoch: 12, Seq: 13}
+		}
+		frame := AppendPrepare(nil, &op, at)
 		h, meta, data := split(t, frame)
 		var got lsfs.Op
-		if err := DecodePrepare(h, meta, data, &got); err != nil {
-			t.Fatal(err)
+		if source, err := DecodePrepare(h, meta, data, &got); err != nil || source != at {
+			t.Fatalf("source %v, %v", source, err)
 		}
 		if len(got.Blocks) == 0 {
 			got.Blocks = nil
@@ -65,7 +71,7 @@ func TestPrepareRoundTrip(t *testing.T) {
 func TestMessagesRoundTrip(t *testing.T) {
 	g := Greeting{MinVersion: 1, Version: 2, Node: 3, Incarnation: 4, Replicas: []Position{{
 		Volume: 9, Replica: [16]byte{1, 2}, Promised: 8, Durable: lsfs.OpID{Epoch: 7, Seq: 6}, SyncFrom: lsfs.OpID{Epoch: 5, Seq: 4},
-		Inconsistent: true, EpochLog: []lsfs.OpID{{Epoch: 1, Seq: 1}, {Epoch: 7, Seq: 3}},
+		Inconsistent: true, EpochLog: []lsfs.OpID{{Epoch: 1, Seq: 1}, {Epoch: 7, Seq: 3}}, State: []byte("a value with its name"),
 	}}}
 	if got, err := DecodeGreeting(AppendGreeting(nil, &g)); err != nil || !reflect.DeepEqual(got, g) {
 		t.Errorf("greeting: %+v, %v", got, err)
@@ -80,9 +86,17 @@ func TestMessagesRoundTrip(t *testing.T) {
 	if got, err := DecodeSyncChunk(AppendSyncChunk(nil, &c), AppendBlockData(nil, c.Blocks)); err != nil || !reflect.DeepEqual(got, c) {
 		t.Errorf("chunk: %+v, %v", got, err)
 	}
-	f := ForwardBody{Op: 2, FUA: true, Off: 512, Len: 4096, Sum: 9, Stamp: -7}
+	f := ForwardBody{Op: 2, FUA: true, Stated: true, Off: 512, Len: 4096, Sum: 9, Stamp: -7,
+		State: lsfs.OpID{Epoch: 3, Seq: 4}, Source: 5, SourceOff: 6, Limit: 7}
 	if got, err := DecodeForward(AppendForward(nil, &f)); err != nil || got != f {
 		t.Errorf("forward: %+v, %v", got, err)
+	}
+	res := ForwardResult{Code: 3, Sum: 4, At: 5, State: lsfs.OpID{Epoch: 6, Seq: 7}}
+	if got, err := DecodeForwardResult(AppendForwardResult(nil, &res)); err != nil || got != res {
+		t.Errorf("result: %+v, %v", got, err)
+	}
+	if n, mapped := DecodeExtent(AppendExtent(nil, 1<<47, true)); n != 1<<47 || !mapped {
+		t.Errorf("extent: %d %v", n, mapped)
 	}
 	frame := AppendContent(nil, Header{Volume: 1, Seq: 2}, []uint32{1, 2}, sampleBlocks()[1:3])
 	_, meta, data := split(t, frame)
@@ -112,24 +126,36 @@ func TestHeaderRefuses(t *testing.T) {
 // FuzzDecode feeds arbitrary parts to every decoder: none may panic, and what
 // decodes must encode to the same bytes again.
 func FuzzDecode(f *testing.F) {
-	op := lsfs.Op{Kind: lsfs.OpWrite, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 5}, Start: 6, Count: 4, Blocks: sampleBlocks()}
-	_, meta, data := split(f, AppendPrepare(nil, &op))
-	f.Add(meta, data)
-	f.Add(AppendGreeting(nil, &Greeting{Version: 1, Replicas: []Position{{EpochLog: []lsfs.OpID{{Epoch: 1, Seq: 1}}}}}), []byte{})
+	for _, op := range []lsfs.Op{
+		{Kind: lsfs.OpWrite, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 5}, Start: 6, Count: 4, Blocks: sampleBlocks()},
+		{Kind: lsfs.OpState, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 6}, State: []byte("a state")},
+		{Kind: lsfs.OpClone, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 7}, Start: 6, Count: 4, Source: 9, SourceStart: 3},
+	} {
+		_, meta, data := split(f, AppendPrepare(nil, &op, lsfs.OpID{Epoch: 8, Seq: 9}))
+		f.Add(meta, data)
+	}
+	f.Add(AppendGreeting(nil, &Greeting{Version: 1, Replicas: []Position{{EpochLog: []lsfs.OpID{{Epoch: 1, Seq: 1}}, State: []byte("x")}}}), []byte{})
 	f.Add(AppendBeacon(nil, &BeaconBody{Leases: []Lease{{1, 2}}}), []byte{})
 	f.Add(AppendSyncChunk(nil, &SyncChunk{Fingerprints: make([]dedup.Fingerprint, 3), Index: []uint32{1}, Blocks: sampleBlocks()[2:3]}), []byte("short"))
+	f.Add(AppendForward(nil, &ForwardBody{Op: 3, Atomic: true, Stated: true, State: lsfs.OpID{Epoch: 1, Seq: 2}}), []byte{})
+	f.Add(AppendForwardResult(nil, &ForwardResult{Code: 1, At: 2}), []byte{})
 	f.Fuzz(func(t *testing.T, meta, data []byte) {
 		var op lsfs.Op
-		if err := DecodePrepare(Header{}, meta, data, &op); err == nil {
-			_, m, d := split(t, AppendPrepare(nil, &op))
+		if at, err := DecodePrepare(Header{}, meta, data, &op); err == nil {
+			_, m, d := split(t, AppendPrepare(nil, &op, at))
 			var again lsfs.Op
-			if err := DecodePrepare(Header{}, m, d, &again); err != nil || !reflect.DeepEqual(op, again) {
+			if at2, err := DecodePrepare(Header{}, m, d, &again); err != nil || at != at2 || !reflect.DeepEqual(op, again) {
 				t.Fatalf("prepare: %v", err)
 			}
 		}
 		if g, err := DecodeGreeting(meta); err == nil {
 			if again, err := DecodeGreeting(AppendGreeting(nil, &g)); err != nil || !reflect.DeepEqual(g, again) {
 				t.Fatalf("greeting: %v", err)
+			}
+		}
+		if p, err := DecodePosition(meta); err == nil {
+			if again, err := DecodePosition(AppendPosition(nil, &p)); err != nil || !reflect.DeepEqual(p, again) {
+				t.Fatalf("position: %v", err)
 			}
 		}
 		var b BeaconBody
@@ -141,10 +167,18 @@ func FuzzDecode(f *testing.F) {
 				t.Fatalf("chunk: %v", err)
 			}
 		}
+		if f, err := DecodeForward(meta); err == nil {
+			if again, err := DecodeForward(AppendForward(nil, &f)); err != nil || f != again {
+				t.Fatalf("forward: %v", err)
+			}
+		}
+		if r, err := DecodeForwardResult(meta); err == nil {
+			if again, err := DecodeForwardResult(AppendForwardResult(nil, &r)); err != nil || r != again {
+				t.Fatalf("result: %v", err)
+			}
+		}
 		DecodeContent(meta, data)
 		DecodeNeed(meta)
-		DecodeForward(meta)
-		DecodePosition(meta)
 		DecodeOpID(meta)
 		ParseHeader(meta)
 	})

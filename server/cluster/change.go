@@ -31,6 +31,9 @@ func (x *cmdChange) apply(e *edit) result {
 		return conflict("the owner %d would not be in sync", x.Owner)
 	case x.Owner != old.Owner && !old.Has(x.Owner):
 		return conflict("%s cannot own it: it is not in sync", e.s.NodeName(x.Owner))
+	case x.Owner != old.Owner && slices.Contains(x.InSync, old.Owner) && x.By != old.Owner:
+		// M6: the new owner takes such a record as the old one's word that it has stopped.
+		return conflict("only %s can give it away and stay in sync", e.s.NodeName(old.Owner))
 	}
 
 	inSync := slices.Clone(x.InSync)

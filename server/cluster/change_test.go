@@ -25,6 +25,7 @@ func TestChange(t *testing.T) {
 		{"unsorted", ids(1, 2), change{Owner: 1, InSync: ids(2, 1), By: 1}, ""},
 		{"take-over", ids(1, 2), change{Owner: 2, InSync: ids(2), By: 2}, ""},
 		{"planned move", ids(1, 2), change{Owner: 2, InSync: ids(1, 2), By: 1}, ""},
+		{"move by the one that gains", ids(1, 2), change{Owner: 2, InSync: ids(1, 2), By: 2}, "can give it away"},
 		{"grow", ids(1), change{Owner: 1, InSync: ids(1, 2), By: 1, Grow: 2}, ""},
 		{"old epoch", ids(1, 2), change{Owner: 1, InSync: ids(1), By: 1, Expect: 1}, "epoch"},
 		{"future epoch", ids(1, 2), change{Owner: 1, InSync: ids(1), By: 1, Expect: 3}, "epoch"},
