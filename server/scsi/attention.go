@@ -10,14 +10,21 @@ const maxAttentions = 32
 type attention struct{ asc, ascq byte }
 
 var (
-	attentionPowerOn  = attention{0x29, 0x00} // POWER ON, RESET, OR BUS DEVICE RESET OCCURRED
-	attentionReset    = attention{0x29, 0x03} // BUS DEVICE RESET FUNCTION OCCURRED
-	attentionLoss     = attention{0x29, 0x07} // I_T NEXUS LOSS OCCURRED
-	attentionMode     = attention{0x2a, 0x01} // MODE PARAMETERS CHANGED
-	attentionPaths    = attention{0x2a, 0x06} // ASYMMETRIC ACCESS STATE CHANGED
-	attentionCapacity = attention{0x2a, 0x09} // CAPACITY DATA HAS CHANGED
-	attentionInquiry  = attention{0x3f, 0x03} // INQUIRY DATA HAS CHANGED
-	attentionLUNs     = attention{0x3f, 0x0e} // REPORTED LUNS DATA HAS CHANGED
+	attentionPowerOn   = attention{0x29, 0x00} // POWER ON, RESET, OR BUS DEVICE RESET OCCURRED
+	attentionReset     = attention{0x29, 0x03} // BUS DEVICE RESET FUNCTION OCCURRED
+	attentionLoss      = attention{0x29, 0x07} // I_T NEXUS LOSS OCCURRED
+	attentionMode      = attention{0x2a, 0x01} // MODE PARAMETERS CHANGED
+	attentionLog       = attention{0x2a, 0x02} // LOG PARAMETERS CHANGED
+	attentionCleared   = attention{0x2a, 0x03} // RESERVATIONS PREEMPTED
+	attentionReleased  = attention{0x2a, 0x04} // RESERVATIONS RELEASED
+	attentionPreempted = attention{0x2a, 0x05} // REGISTRATIONS PREEMPTED
+	attentionPaths     = attention{0x2a, 0x06} // ASYMMETRIC ACCESS STATE CHANGED
+	attentionCapacity  = attention{0x2a, 0x09} // CAPACITY DATA HAS CHANGED
+	attentionTimestamp = attention{0x2a, 0x10} // TIMESTAMP CHANGED
+	attentionSpace     = attention{0x38, 0x07} // THIN PROVISIONING SOFT THRESHOLD REACHED
+	attentionInquiry   = attention{0x3f, 0x03} // INQUIRY DATA HAS CHANGED
+	attentionIdentity  = attention{0x3f, 0x05} // DEVICE IDENTIFIER CHANGED
+	attentionLUNs      = attention{0x3f, 0x0e} // REPORTED LUNS DATA HAS CHANGED
 )
 
 func (a attention) sense() cdb.Sense {

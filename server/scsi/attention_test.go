@@ -292,6 +292,12 @@ func TestOrderOfChecks(t *testing.T) {
 	state = scsi.ActiveNonOptimized
 	r.s.PathsChanged(0)
 	r.refused(p.run(bad), uaPaths)
+	r.do(requestSenseIn)
+	r.good(r.do(prOut(register, 0, 0, 1, 0)))
+	r.good(r.do(prOut(reserve, 1, 1, 0, 0)))
+	p.conflicts(bad)
+	p.conflicts(command{cdb: []byte{0xff}})
+	r.good(r.do(prOut(release, 1, 1, 0, 0)))
 	r.refused(p.run(bad), badField)
 	bad.cdb[1] = 0
 	r.refused(p.run(bad), badLBA)
@@ -320,20 +326,23 @@ func TestPathStates(t *testing.T) {
 	})
 	always := [][]byte{inq(0, 0, 255), inq(1, 0x83, 255), reportLUNsCDB, requestSense, maintenanceIn(cdb.ActionReportTargetPorts, 0, 0, 0, 255)}
 	standby := [][]byte{modeSense6(0, 8, 0), modeSense10(0, 8, 0), readCapacity16(32), {cdb.ReadCapacity10, 9: 0},
-		{cdb.ReceiveDiagnosticResults, 0, 0, 0, 255, 0}, {cdb.SendDiagnostic, 4, 0, 0, 0, 0}}
+		{cdb.ReceiveDiagnosticResults, 0, 0, 0, 255, 0}, {cdb.SendDiagnostic, 4, 0, 0, 0, 0},
+		prIn(0, 255).cdb, {cdb.ModeSelect6, 0x10, 0, 0, 0, 0}, logSense(0, 0, 255), {cdb.LogSelect, 9: 0}}
+	buffers := [][]byte{{cdb.ReadBuffer, 3, 8: 4, 9: 0}, {cdb.WriteBuffer, 0x0a, 9: 0}}
 	active := [][]byte{testUnitReady, readBlock0, rw10(cdb.SynchronizeCache10, 0, 0, 0), rw10(cdb.Verify10, 0, 0, 1), unmapCDB(0),
-		maintenanceIn(cdb.ActionReportOpcodes, 0, 0, 0, 255)}
+		maintenanceIn(cdb.ActionReportOpcodes, 0, 0, 0, 255), maintenanceIn(cdb.ActionIdentifying, 0, 0, 0, 255), reserve6.cdb,
+		lbaStatus(0, 24), rw16(cdb.OrWrite16, 0, 0, 0), atomicCDB(0, 0, 0, 0), sanitizeCDB(cdb.ActionSanitizeExit, 0, 0), rw10(cdb.PreFetch10, 0, 0, 1)}
 	for _, c := range []struct {
 		state scsi.PathState
 		sense code
 		works [][][]byte
 		fails [][][]byte
 	}{
-		{scsi.ActiveOptimized, code{}, [][][]byte{always, standby, active}, nil},
-		{scsi.ActiveNonOptimized, code{}, [][][]byte{always, standby, active}, nil},
-		{scsi.Standby, code{2, 4, 0x0b}, [][][]byte{always, standby}, [][][]byte{active}},
-		{scsi.Unavailable, code{2, 4, 0x0c}, [][][]byte{always}, [][][]byte{standby, active}},
-		{scsi.Transitioning, code{2, 4, 0x0a}, [][][]byte{always}, [][][]byte{standby, active}},
+		{scsi.ActiveOptimized, code{}, [][][]byte{always, standby, buffers, active}, nil},
+		{scsi.ActiveNonOptimized, code{}, [][][]byte{always, standby, buffers, active}, nil},
+		{scsi.Standby, code{2, 4, 0x0b}, [][][]byte{always, standby, buffers}, [][][]byte{active}},
+		{scsi.Unavailable, code{2, 4, 0x0c}, [][][]byte{always, buffers}, [][][]byte{standby, active}},
+		{scsi.Transitioning, code{2, 4, 0x0a}, [][][]byte{always}, [][][]byte{standby, buffers, active}},
 	} {
 		state = c.state
 		r.s.PathsChanged(0)

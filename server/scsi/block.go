@@ -39,13 +39,19 @@ func (t *Task) within(lba, blocks, limit uint64, field uint16) bool {
 	return true
 }
 
-// writable refuses commands that write on a read-only unit.
+// writable refuses commands that write on a read-only unit, or on one that is
+// write protected by the control mode page.
 func (t *Task) writable() bool {
-	if t.state.cmd.writes && t.state.protected {
+	st := &t.state
+	switch {
+	case !st.cmd.writes || !st.protected:
+		return true
+	case st.unit.ReadOnly || st.itl.readOnly:
 		t.refuse(&senseProtected)
-		return false
+	default:
+		t.refuse(&senseSoftware)
 	}
-	return true
+	return false
 }
 
 // outExpected is the Data-Out that the initiator offers.

@@ -120,3 +120,19 @@ func runSendDiagnostic(s *Server, t *Task) {
 	}
 	s.conclude(t, nil)
 }
+
+// beginStartStop is begin of START STOP UNIT. A stop from one initiator must not
+// take a shared unit from the others, so it has no effect but to make stable what
+// was acknowledged, unless NO_FLUSH says not to. LOEJ is refused by the table.
+func beginStartStop(_ *Server, t *Task) Verdict {
+	const (
+		start   = 0x01
+		noFlush = 0x04
+	)
+	u := t.state.unit
+	if !u.VolatileCache || t.CDB[4]&(start|noFlush) != 0 {
+		return Finished
+	}
+	t.state.length = u.Volume.SizeBytes()
+	return Ready
+}

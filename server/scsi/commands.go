@@ -22,11 +22,13 @@ type command struct {
 
 	class         OpClass
 	access        Access
-	worksIn       uint8 // path states beyond the active ones
-	passAttention bool  // unit attentions stay pending
-	tryRead       bool  // a READ: TryExecute may answer it
-	writes        bool  // refused on write protected units
-	readsState    bool  // reply needs t.state.ordered, the newest ordered state
+	harmless      func(*[16]byte) bool // nil, or: this CDB is AccessAny
+	worksIn       uint8                // path states beyond the active ones
+	passAttention bool                 // unit attentions stay pending
+	tryRead       bool                 // a READ: TryExecute may answer it
+	writes        bool                 // refused on write protected units
+	atomic        bool                 // its write is all or nothing
+	readsState    bool                 // reply needs t.state.ordered, the newest ordered state
 	seconds       uint16
 	offered       func(*unitConfig) bool // nil: on every unit
 
@@ -72,7 +74,7 @@ const (
 var commands []*command
 
 func commandTable() []*command {
-	table := slices.Concat(baseCommands())
+	table := slices.Concat(baseCommands(), reservationCommands(), settingCommands(), copyCommands(), mediumCommands())
 	slices.SortStableFunc(table, func(a, b *command) int {
 		return cmp.Or(cmp.Compare(a.op, b.op), cmp.Compare(a.action, b.action))
 	})
@@ -98,16 +100,16 @@ func baseCommands() []*command {
 		{name: "MODE SENSE(6)", op: cdb.ModeSense6, access: AccessRead, worksIn: inStandby,
 			usage: cdb.Mask{1: 0x08, 2: all, 3: all, 4: all}, ignore: cdb.Mask{1: oldLUN, 5: control},
 			begin: beginReply, reply: modeSense, alloc: allocField{at: 4, width: 1}},
-		{name: "START STOP UNIT", op: cdb.StartStopUnit, access: AccessWrite,
+		{name: "START STOP UNIT", op: cdb.StartStopUnit, access: AccessWrite, harmless: harmlessStart,
 			usage: cdb.Mask{1: 0x01, 4: 0xf5}, ignore: cdb.Mask{1: oldLUN, 3: 0x0f, 5: control},
-			begin: beginNothing},
+			begin: beginStartStop, run: runSynchronize},
 		{name: "RECEIVE DIAGNOSTIC RESULTS", op: cdb.ReceiveDiagnosticResults, access: AccessRead, worksIn: inStandby,
 			usage: cdb.Mask{1: 0x01, 2: all, 3: all, 4: all}, ignore: cdb.Mask{1: oldLUN, 5: control},
 			begin: beginReply, reply: receiveDiagnostic, alloc: allocField{at: 3, width: 2}},
 		{name: "SEND DIAGNOSTIC", op: cdb.SendDiagnostic, access: AccessWrite, worksIn: inStandby,
 			usage: cdb.Mask{1: 0x14, 3: all, 4: all}, ignore: cdb.Mask{1: 0x03, 5: control},
 			begin: beginSendDiagnostic, run: runSendDiagnostic},
-		{name: "PREVENT ALLOW MEDIUM REMOVAL", op: cdb.PreventAllow, access: AccessWrite,
+		{name: "PREVENT ALLOW MEDIUM REMOVAL", op: cdb.PreventAllow, access: AccessWrite, harmless: harmlessAllow,
 			usage: cdb.Mask{4: 0x03}, ignore: cdb.Mask{1: oldLUN, 5: control}, begin: beginNothing},
 		{name: "READ CAPACITY(10)", op: cdb.ReadCapacity10, worksIn: inStandby,
 			ignore: cdb.Mask{1: 0xff, 2: all, 3: all, 4: all, 5: all, 9: control},
@@ -121,13 +123,13 @@ func baseCommands() []*command {
 		{name: "WRITE AND VERIFY(10)", op: cdb.WriteAndVerify10, class: ClassWrite, access: AccessWrite, writes: true, seconds: 60,
 			usage:  cdb.Mask{1: cdb.DPO | 0x06, 2: all, 3: all, 4: all, 5: all, 7: all, 8: all},
 			ignore: cdb.Mask{1: 0x01, 6: group, 9: control}, begin: beginWriteAndVerify, run: runWriteAndVerify},
-		{name: "VERIFY(10)", op: cdb.Verify10, access: AccessRead, seconds: 60,
+		{name: "VERIFY(10)", op: cdb.Verify10, class: ClassVerify, access: AccessRead, seconds: 60,
 			usage:  cdb.Mask{1: cdb.DPO | 0x06, 2: all, 3: all, 4: all, 5: all, 7: all, 8: all},
 			ignore: cdb.Mask{1: 0x01, 6: group, 9: control}, begin: beginVerify, run: runPieces},
-		{name: "PRE-FETCH(10)", op: cdb.PreFetch10, access: AccessRead,
+		{name: "PRE-FETCH(10)", op: cdb.PreFetch10, class: ClassVerify, access: AccessRead,
 			usage:  cdb.Mask{1: 0x02, 2: all, 3: all, 4: all, 5: all, 7: all, 8: all},
 			ignore: cdb.Mask{1: 0x01, 6: group, 9: control}, begin: beginPreFetch, run: runPieces},
-		{name: "SYNCHRONIZE CACHE(10)", op: cdb.SynchronizeCache10, access: AccessWrite, seconds: 60,
+		{name: "SYNCHRONIZE CACHE(10)", op: cdb.SynchronizeCache10, class: ClassFlush, access: AccessWrite, seconds: 60,
 			usage:  cdb.Mask{1: 0x02, 2: all, 3: all, 4: all, 5: all, 7: all, 8: all},
 			ignore: cdb.Mask{1: 0x05, 6: group, 9: control}, begin: beginSynchronize, run: runSynchronize},
 		{name: "READ DEFECT DATA(10)", op: cdb.ReadDefectData10, access: AccessRead,
@@ -156,15 +158,15 @@ func baseCommands() []*command {
 			usage: cdb.Mask{1: cdb.DPO | 0x06, 2: all, 3: all, 4: all, 5: all, 6: all, 7: all, 8: all, 9: all,
 				10: all, 11: all, 12: all, 13: all},
 			ignore: cdb.Mask{1: 0x01, 14: group, 15: control}, begin: beginWriteAndVerify, run: runWriteAndVerify},
-		{name: "VERIFY(16)", op: cdb.Verify16, access: AccessRead, seconds: 60,
+		{name: "VERIFY(16)", op: cdb.Verify16, class: ClassVerify, access: AccessRead, seconds: 60,
 			usage: cdb.Mask{1: cdb.DPO | 0x06, 2: all, 3: all, 4: all, 5: all, 6: all, 7: all, 8: all, 9: all,
 				10: all, 11: all, 12: all, 13: all},
 			ignore: cdb.Mask{1: 0x01, 14: group, 15: control}, begin: beginVerify, run: runPieces},
-		{name: "PRE-FETCH(16)", op: cdb.PreFetch16, access: AccessRead,
+		{name: "PRE-FETCH(16)", op: cdb.PreFetch16, class: ClassVerify, access: AccessRead,
 			usage: cdb.Mask{1: 0x02, 2: all, 3: all, 4: all, 5: all, 6: all, 7: all, 8: all, 9: all,
 				10: all, 11: all, 12: all, 13: all},
 			ignore: cdb.Mask{1: 0x01, 14: group, 15: control}, begin: beginPreFetch, run: runPieces},
-		{name: "SYNCHRONIZE CACHE(16)", op: cdb.SynchronizeCache16, access: AccessWrite, seconds: 60,
+		{name: "SYNCHRONIZE CACHE(16)", op: cdb.SynchronizeCache16, class: ClassFlush, access: AccessWrite, seconds: 60,
 			usage: cdb.Mask{1: 0x02, 2: all, 3: all, 4: all, 5: all, 6: all, 7: all, 8: all, 9: all,
 				10: all, 11: all, 12: all, 13: all},
 			ignore: cdb.Mask{1: 0x05, 14: group, 15: control}, begin: beginSynchronize, run: runSynchronize},
@@ -179,7 +181,7 @@ func baseCommands() []*command {
 		{name: "REPORT LUNS", op: cdb.ReportLUNs, access: AccessAlways, worksIn: inAnyState, passAttention: true,
 			usage: cdb.Mask{2: all, 6: all, 7: all, 8: all, 9: all}, ignore: cdb.Mask{1: oldLUN, 11: control},
 			begin: beginReply, reply: reportLUNs, alloc: allocField{at: 6, width: 4}},
-		{name: "REPORT TARGET PORT GROUPS", op: cdb.MaintenanceIn, actions: true, action: cdb.ActionReportTargetPorts, worksIn: inAnyState,
+		{name: "REPORT TARGET PORT GROUPS", op: cdb.MaintenanceIn, actions: true, action: cdb.ActionReportTargetPorts, class: ClassPaths, worksIn: inAnyState,
 			usage: cdb.Mask{1: 0xe0, 6: all, 7: all, 8: all, 9: all}, ignore: cdb.Mask{11: control},
 			begin: beginReply, reply: reportTargetPortGroups, alloc: allocField{at: 6, width: 4}},
 		{name: "REPORT SUPPORTED OPERATION CODES", op: cdb.MaintenanceIn, actions: true, action: cdb.ActionReportOpcodes, access: AccessRead,
@@ -197,7 +199,7 @@ func baseCommands() []*command {
 		{name: "WRITE AND VERIFY(12)", op: cdb.WriteAndVerify12, class: ClassWrite, access: AccessWrite, writes: true, seconds: 60,
 			usage:  cdb.Mask{1: cdb.DPO | 0x06, 2: all, 3: all, 4: all, 5: all, 6: all, 7: all, 8: all, 9: all},
 			ignore: cdb.Mask{1: 0x01, 10: group, 11: control}, begin: beginWriteAndVerify, run: runWriteAndVerify},
-		{name: "VERIFY(12)", op: cdb.Verify12, access: AccessRead, seconds: 60,
+		{name: "VERIFY(12)", op: cdb.Verify12, class: ClassVerify, access: AccessRead, seconds: 60,
 			usage:  cdb.Mask{1: cdb.DPO | 0x06, 2: all, 3: all, 4: all, 5: all, 6: all, 7: all, 8: all, 9: all},
 			ignore: cdb.Mask{1: 0x01, 10: group, 11: control}, begin: beginVerify, run: runPieces},
 		{name: "READ DEFECT DATA(12)", op: cdb.ReadDefectData12, access: AccessRead,
@@ -254,9 +256,7 @@ func findCommand(c *[16]byte) (cmd *command, known bool) {
 func thin(u *unitConfig) bool { return u.Thin }
 
 // beginNothing is for commands that succeed without effect, TEST UNIT READY
-// first of all: whatever stands against the command was checked before. START
-// STOP UNIT is one of them: a stop from one initiator must not take a shared
-// unit from the others; LOEJ is refused by the table.
+// first of all: whatever stands against the command was checked before.
 func beginNothing(_ *Server, t *Task) Verdict {
 	t.Status = cdb.Good
 	return Finished

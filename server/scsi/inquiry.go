@@ -53,12 +53,15 @@ func inquiry(s *Server, t *Task, b []byte) ([]byte, bool) {
 	b = append(b, make([]byte, 96)...)
 	d := b[start:]
 	d[0] = t.peripheral()
-	d[2] = 0x06      // VERSION: SPC-4
-	d[3] = 0x12      // HISUP, response data format 2
-	d[4] = 96 - 5    // ADDITIONAL LENGTH
-	d[5] = 0x01 << 4 // TPGS: implicit asymmetric access
-	d[6] = 0x10      // MULTIP
-	d[7] = 0x02      // CMDQUE
+	d[2] = 0x06           // VERSION: SPC-4
+	d[3] = 0x12           // HISUP, response data format 2
+	d[4] = 96 - 5         // ADDITIONAL LENGTH
+	d[5] = 0x01<<4 | 0x08 // TPGS: implicit asymmetric access; 3PC: third-party copy
+	if t.state.unit != nil && t.state.unit.Optimize != nil {
+		d[5] |= 0x03 << 4 // and explicit
+	}
+	d[6] = 0x10 // MULTIP
+	d[7] = 0x02 // CMDQUE
 	copy(d[8:], vendorID)
 	copy(d[16:], productID)
 	copy(d[32:], revision)
@@ -83,6 +86,7 @@ var vitalPages = [...]vitalPage{
 	{0x86, false, extendedPage},
 	{0x87, false, policyPage},
 	{0x88, false, portsPage},
+	{0x8f, false, thirdPartyPage},
 	{0xb0, false, limitsPage},
 	{0xb1, false, characteristicsPage},
 	{0xb2, false, provisioningPage},
@@ -160,14 +164,19 @@ func (s *Server) portSCSIName(group uint16) []byte {
 	return scsiName(fmt.Sprintf("%s,t,0x%04x", s.target, group))
 }
 
-func identificationPage(s *Server, t *Task, b []byte) []byte {
-	u := t.state.unit
+// appendUnitDesignators appends the names of the unit itself.
+func appendUnitDesignators(b []byte, u *unitConfig) []byte {
 	b = appendDesignator(b, codeBinary, ofUnit|designatorNAA, u.NAA)
 	b = appendDesignator(b, codeASCII, ofUnit|designatorT10, []byte(vendorID+productID+u.Serial))
 	if len(u.NAA) == 8 {
 		// A locally assigned NAA has 60 bits; the UUID is unique beyond doubt.
 		b = appendDesignator(b, codeBinary, ofUnit|designatorUUID, append([]byte{0x10, 0}, u.VolumeUUID[:]...))
 	}
+	return b
+}
+
+func identificationPage(s *Server, t *Task, b []byte) []byte {
+	b = appendUnitDesignators(b, t.state.unit)
 	b = appendDesignator(b, codeBinary, ofPort|designatorPort, []byte{0, 0, byte(s.nodePort >> 8), byte(s.nodePort)})
 	b = appendDesignator(b, codeBinary, ofPort|designatorGroup, []byte{0, 0, byte(s.portGroup >> 8), byte(s.portGroup)})
 	b = appendDesignator(b, codeUTF8, ofPort|designatorName, s.portSCSIName(s.portGroup))
@@ -223,20 +232,28 @@ func limitsPage(_ *Server, t *Task, b []byte) []byte {
 		put32(32, 1<<31) // UGAVALID, alignment 0
 	}
 	binary.BigEndian.PutUint64(d[36-4:], u.sameMax)
+	put32(44, u.atomicMax) // without alignment, granularity or boundaries
 	return append(b, d[:]...)
 }
 
-// characteristicsPage is Block Device Characteristics: non-rotating.
-func characteristicsPage(_ *Server, _ *Task, b []byte) []byte {
+// characteristicsPage is Block Device Characteristics: non-rotating. After a
+// SANITIZE with block erase the medium reads as zeros at once (WABEREQ=01b).
+func characteristicsPage(_ *Server, t *Task, b []byte) []byte {
 	var d [60]byte
 	d[1] = 1
+	if t.state.unit.Thin {
+		d[3] = 0x40 // WABEREQ; WACEREQ=00b, for there is no cryptographic erase
+	}
 	return append(b, d[:]...)
 }
 
 // provisioningPage is Logical Block Provisioning.
 func provisioningPage(_ *Server, t *Task, b []byte) []byte {
 	var d [4]byte
-	if t.state.unit.Thin {
+	if u := t.state.unit; u.Thin {
+		if u.warns() {
+			d[0] = u.thresholdExponent()
+		}
 		d[1] = 0x80 | 0x40 | 0x20 | 0x04 // LBPU, LBPWS, LBPWS10, LBPRZ=001b
 		d[2] = 0x02                      // thin provisioned
 	}
@@ -250,7 +267,9 @@ func requestSense(_ *Server, t *Task, b []byte) ([]byte, bool) {
 	switch itl := t.state.itl; {
 	case itl != nil:
 		if a, ok := itl.takeAttention(); ok {
-			sense = a.sense()
+			sense = itl.lu.attentionSense(a)
+		} else if wipe := itl.lu.state.Load().sanitize; wipe != nil {
+			sense = wipe.sense(t.state.unit)
 		}
 	case t.LUN != cdb.WellKnownReportLUNs:
 		sense = senseLUN

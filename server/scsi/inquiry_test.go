@@ -33,6 +33,14 @@ func maintenanceIn(action, option byte, op byte, sa uint16, alloc uint32) []byte
 	return c
 }
 
+func logSense(page, subpage byte, alloc byte) []byte {
+	return []byte{cdb.LogSense, 0, 0x40 | page, subpage, 0, 0, 0, 0, alloc, 0}
+}
+
+func lbaStatus(lba uint64, alloc uint32) []byte {
+	return rw16(cdb.ServiceActionIn16, cdb.ActionGetLBAStatus, lba, alloc)
+}
+
 func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
@@ -91,6 +99,16 @@ func TestReplies(t *testing.T) {
 	native := func(c *scsi.LUConfig) { c.PhysicalBlock = 512; c.Thin = false }
 	volatile := func(c *scsi.LUConfig) { c.VolatileCache = true; c.ReadOnly = true }
 	paths := func(c *scsi.LUConfig) { c.Paths = twoNodes }
+	room := func(c *scsi.LUConfig) {
+		c.Space = func() scsi.Space {
+			return scsi.Space{Total: 1000 * mib, Free: 600 * mib, Used: 12 * mib, Shared: 3 * mib}
+		}
+	}
+	room4k := func(c *scsi.LUConfig) { thin4k(c); room(c) }
+	moving := func(c *scsi.LUConfig) { c.Optimize = func(uint16, func(error)) {} }
+	thresholds := func(size string) string {
+		return "5c02" + size + zero(12) + "80010000 0000012c 80010000 000000c8 80010000 00000064"
+	}
 
 	for _, c := range []struct {
 		name   string
@@ -98,9 +116,33 @@ func TestReplies(t *testing.T) {
 		cdb    []byte
 		want   string
 	}{
-		{"standard", thin512, inq(0, 0, 255), "00 00 06 12 5b 10 10 02" + hex.EncodeToString([]byte("TWINSAN VIRTUAL DISK    0001")) +
+		{"standard", thin512, inq(0, 0, 255), "00 00 06 12 5b 18 10 02" + hex.EncodeToString([]byte("TWINSAN VIRTUAL DISK    0001")) +
 			zero(22) + "00a0 0960 0460 04c0" + zero(30)},
-		{"page 00", thin512, inq(1, 0, 255), "00 00 0009 00 80 83 86 87 88 b0 b1 b2"},
+		{"standard, explicit paths", moving, inq(0, 0, 255), "00 00 06 12 5b 38 10 02" + hex.EncodeToString([]byte("TWINSAN VIRTUAL DISK    0001")) +
+			zero(22) + "00a0 0960 0460 04c0" + zero(30)},
+		{"page B2, thresholds", room, inq(1, 0xb2, 255), "00 b2 0004 0b e4 02 00"},
+		{"page B2, thresholds, 4Kn", room4k, inq(1, 0xb2, 255), "00 b2 0004 08 e4 02 00"},
+		{"MODE SENSE 01, thresholds", room, modeSense6(8, 1, 0), "0f 00 10 00 010a c0" + zero(4) + "80" + zero(4)},
+		{"MODE SENSE 1C/FF, thresholds", room, modeSense6(8, 0x1c, 0xff), "37 00 10 00 1c0a 00 06" + zero(8) + thresholds("0024")},
+		{"MODE SENSE 1C/02 changeable", room, modeSense6(8, 0x5c, 2), "2b 00 10 00 5c02 0024" + zero(12) + strings.Repeat("80000000 ffffffff", 3)},
+		{"MODE SENSE 1C/02 default", room, modeSense10(8, 0x9c, 2), "002e 00 10 00 00 0000" + thresholds("0024")},
+
+		{"LOG SENSE 00", thin512, logSense(0, 0, 255), "00 00 0003 00 19 2f"},
+		{"LOG SENSE 00, thresholds", room, logSense(0, 0, 255), "00 00 0004 00 0c 19 2f"},
+		{"LOG SENSE 00/FF", room, logSense(0, 0xff, 255), "40 ff 000a 0000 00ff 0c00 1900 2f00"},
+		{"LOG SENSE 0C", room, logSense(0x0c, 0, 255), "8c 00 0024 0001 03 08 00000258 02 000000 0002 03 08 0000000c 01 000000 0100 03 08 00000003 01 000000"},
+		{"LOG SENSE 19", thin512, logSense(0x19, 0, 255), "99 00 0050 0001 03 40" + zero(64) + "0003 03 08 00000006 00000001"},
+		{"LOG SENSE 19 from 2", thin512, []byte{cdb.LogSense, 0, 0x59, 0, 0, 0, 2, 0, 255, 0}, "99 00 000c 0003 03 08 00000006 00000001"},
+		{"LOG SENSE 2F", thin512, logSense(0x2f, 0, 255), "af 00 0008 0000 03 04 0000 ff 00"},
+
+		{"READ BUFFER, data", thin512, []byte{cdb.ReadBuffer, 2, 0, 0, 0, 0, 0, 0, 255, 0}, ""},
+		{"READ BUFFER, descriptor", thin512, []byte{cdb.ReadBuffer, 3, 7, 0, 0, 0, 0, 0, 255, 0}, "00000000"},
+		{"READ BUFFER, echo descriptor", thin512, []byte{cdb.ReadBuffer, 0x0b, 0, 0, 0, 0, 0, 0, 255, 0}, "0000 1000"},
+		{"GET LBA STATUS", thin512, lbaStatus(5, 255), "00000014 00000000 0000000000000005 00007ffb 01 000000"},
+		{"GET LBA STATUS, 4Kn", thin4k, lbaStatus(0, 255), "00000014 00000000 0000000000000000 00001000 01 000000"},
+		{"GET LBA STATUS, thick", native, lbaStatus(0, 255), "00000014 00000000 0000000000000000 00008000 00 000000"},
+
+		{"page 00", thin512, inq(1, 0, 255), "00 00 000a 00 80 83 86 87 88 8f b0 b1 b2"},
 		{"page 80", thin512, inq(1, 0x80, 255), "00 80 0012" + serial},
 		{"page 83, NAA 3h", thin512, inq(1, 0x83, 1000), ids("3001020304050600", "010a 0012 1000 01020300"+zero(12))},
 		{"page 83, NAA 6h", wide, inq(1, 0x83, 1000), ids("6001405aabbccddeeff0011223344556", "")},
@@ -109,10 +151,11 @@ func TestReplies(t *testing.T) {
 		{"page 87", thin512, inq(1, 0x87, 255), "00 87 0004 3f ff 00 00"},
 		{"page 88", paths, inq(1, 0x88, 1000), "00 88 00" + hex.EncodeToString([]byte{byte(2 * (16 + len(portName("0001"))/2))}) +
 			port("0002", "0001") + port("0080", "0002")},
-		{"page B0", thin512, inq(1, 0xb0, 255), "00 b0 003c 00 ff 0008 00004000 00000800 00004000 00100000 00000100 00000008 80000000 0000000000008000" + zero(20)},
-		{"page B0, 4Kn", thin4k, inq(1, 0xb0, 255), "00 b0 003c 00 ff 0001 00000800 00000100 00000800 00100000 00000100 00000001 80000000 0000000000001000" + zero(20)},
-		{"page B0, thick", native, inq(1, 0xb0, 255), "00 b0 003c 00 ff 0008 00004000 00000800 00004000" + zero(16) + "0000000000008000" + zero(20)},
-		{"page B1", thin512, inq(1, 0xb1, 255), "00 b1 003c 0001" + zero(58)},
+		{"page B0", thin512, inq(1, 0xb0, 255), "00 b0 003c 00 ff 0008 00004000 00000800 00004000 00100000 00000100 00000008 80000000 0000000000008000 00000800" + zero(16)},
+		{"page B0, 4Kn", thin4k, inq(1, 0xb0, 255), "00 b0 003c 00 ff 0001 00000800 00000100 00000800 00100000 00000100 00000001 80000000 0000000000001000 00000100" + zero(16)},
+		{"page B0, thick", native, inq(1, 0xb0, 255), "00 b0 003c 00 ff 0008 00004000 00000800 00004000" + zero(16) + "0000000000008000 00000800" + zero(16)},
+		{"page B1", thin512, inq(1, 0xb1, 255), "00 b1 003c 0001 00 40" + zero(56)},
+		{"page B1, thick", native, inq(1, 0xb1, 255), "00 b1 003c 0001" + zero(58)},
 		{"page B2", thin512, inq(1, 0xb2, 255), "00 b2 0004 00 e4 02 00"},
 		{"page B2, thick", native, inq(1, 0xb2, 255), "00 b2 0004 00000000"},
 
@@ -131,7 +174,7 @@ func TestReplies(t *testing.T) {
 		{"MODE SENSE(10) 08 LLBAA", thin512, modeSense10(0x10, 8, 0), "002a 00 10 01 00 0010 0000000000008000 00000000 00000200 0812" + zero(18)},
 		{"MODE SENSE(6) 3F", thin512, modeSense6(8, 0x3f, 0), "3b 00 10 00 010a c0" + zero(9) + "0812" + zero(18) + "0a0a 02 10 00 40 0000 012c 0000 1c0a 08 06" + zero(8)},
 		{"MODE SENSE(6) 3F/FF default", thin512, modeSense6(8, 0xbf, 0xff), "5b 00 10 00 010a c0" + zero(9) + "0812" + zero(18) + "0a0a 02 10 00 40 0000 012c 0000 4a01 001c 01" + zero(27) + "1c0a 08 06" + zero(8)},
-		{"MODE SENSE(6) 0A changeable", thin512, modeSense6(8, 0x4a, 0), "0f 00 10 00 0a0a" + zero(10)},
+		{"MODE SENSE(6) 0A changeable", thin512, modeSense6(8, 0x4a, 0), "0f 00 10 00 0a0a 0000 08" + zero(7)},
 
 		{"RTPG", paths, maintenanceIn(cdb.ActionReportTargetPorts, 0, 0, 0, 255), "00000018 80 8f 0001 00 00 00 01 0000 0002 01 8f 0002 00 00 00 01 0000 0080"},
 		{"RTPG extended", paths, maintenanceIn(cdb.ActionReportTargetPorts|0x20, 0, 0, 0, 255), "0000001c 10 1e 0000 80 8f 0001 00 00 00 01 0000 0002 01 8f 0002 00 00 00 01 0000 0080"},
@@ -188,8 +231,10 @@ func allocAt(c []byte) (at, width int) {
 		return 3, 2
 	case cdb.ModeSense6, cdb.RequestSense:
 		return 4, 1
-	case cdb.ModeSense10, cdb.ReadDefectData10:
+	case cdb.ModeSense10, cdb.ReadDefectData10, cdb.LogSense:
 		return 7, 2
+	case cdb.ReadBuffer:
+		return 6, 3
 	case cdb.ServiceActionIn16:
 		return 10, 4
 	case cdb.ReadCapacity10:
@@ -208,7 +253,7 @@ func TestReplyRefusals(t *testing.T) {
 		field uint16
 	}{
 		{"INQUIRY, page without EVPD", inq(0, 0x80, 255), badField, 2},
-		{"INQUIRY, unknown page", inq(1, 0x8f, 255), badField, 2},
+		{"INQUIRY, unknown page", inq(1, 0x8e, 255), badField, 2},
 		{"INQUIRY, CMDDT", inq(2, 0, 255), badField, 1},
 		{"MODE SENSE, unknown page", modeSense6(0, 0x02, 0), badField, 2},
 		{"MODE SENSE, unknown subpage", modeSense10(0, 0x0a, 7), badField, 2},
@@ -217,9 +262,34 @@ func TestReplyRefusals(t *testing.T) {
 		{"RTPG, format", maintenanceIn(cdb.ActionReportTargetPorts|0x40, 0, 0, 0, 255), badField, 1},
 		{"RSOC, option", maintenanceIn(cdb.ActionReportOpcodes, 4, 0, 0, 255), badField, 2},
 		{"unknown service action", maintenanceIn(0x1f, 0, 0, 0, 255), badField, 1},
-		{"GET LBA STATUS", rw16(cdb.ServiceActionIn16, 0x12, 0, 255), badField, 1},
+		{"service action in", rw16(cdb.ServiceActionIn16, 0x13, 0, 255), badField, 1},
+		{"READ CAPACITY(10), PMI", []byte{cdb.ReadCapacity10, 8: 1, 9: 0}, badField, 8},
+		{"READ CAPACITY(16), PMI", []byte{cdb.ServiceActionIn16, cdb.ActionReadCapacity16, 13: 32, 14: 1, 15: 0}, badField, 14},
+		{"GET LBA STATUS, report type", []byte{cdb.ServiceActionIn16, cdb.ActionGetLBAStatus, 13: 32, 14: 1, 15: 0}, badField, 14},
+		{"GET LBA STATUS at the end", lbaStatus(mib/512, 255), badLBA, 0},
+		{"GET LBA STATUS beyond", lbaStatus(1<<64-1, 255), badLBA, 0},
+		{"LOG SENSE, unknown page", logSense(0x18, 0, 255), badField, 2},
+		{"LOG SENSE, page that is not offered", logSense(0x0c, 0, 255), badField, 2},
+		{"LOG SENSE, unknown subpage", logSense(0x19, 1, 255), badField, 3},
+		{"LOG SENSE, SP", []byte{cdb.LogSense, 1, 0x59, 0, 0, 0, 0, 0, 255, 0}, badField, 1},
+		{"LOG SENSE, parameter pointer", []byte{cdb.LogSense, 0, 0x59, 0, 0, 0, 4, 0, 255, 0}, badField, 5},
+		{"LOG SENSE 00, parameter pointer", []byte{cdb.LogSense, 0, 0, 0, 0, 0, 4, 0, 255, 0}, badField, 5},
+		{"LOG SELECT, SP", []byte{cdb.LogSelect, 1, 0, 0, 0, 0, 0, 0, 0, 0}, badField, 1},
+		{"LOG SELECT, list", []byte{cdb.LogSelect, 2, 0, 0, 0, 0, 0, 0, 4, 0}, badField, 7},
+		{"LOG SELECT, page", []byte{cdb.LogSelect, 2, 0x55, 0, 0, 0, 0, 0, 0, 0}, badField, 2},
+		{"LOG SELECT, subpage", []byte{cdb.LogSelect, 2, 0x59, 3, 0, 0, 0, 0, 0, 0}, badField, 3},
+		{"MODE SENSE 1C/02 without thresholds", modeSense6(0, 0x1c, 2), badField, 2},
+		{"READ BUFFER, mode", []byte{cdb.ReadBuffer, 0, 0, 0, 0, 0, 0, 0, 255, 0}, badField, 1},
+		{"READ BUFFER, mode specific", []byte{cdb.ReadBuffer, 0x2a, 0, 0, 0, 0, 0, 0, 255, 0}, badField, 1},
+		{"READ BUFFER, another buffer", []byte{cdb.ReadBuffer, 2, 1, 0, 0, 0, 0, 0, 255, 0}, badField, 2},
+		{"READ BUFFER, offset", []byte{cdb.ReadBuffer, 2, 0, 0, 0, 1, 0, 0, 255, 0}, badField, 3},
+		{"READ BUFFER, nothing echoed", []byte{cdb.ReadBuffer, 0x0a, 0, 0, 0, 0, 0, 0, 255, 0}, code{5, 0x2c, 0}, 0},
+		{"WRITE BUFFER, microcode", []byte{cdb.WriteBuffer, 5, 0, 0, 0, 0, 0, 0, 4, 0}, badField, 1},
+		{"WRITE BUFFER, too much", []byte{cdb.WriteBuffer, 0x0a, 0, 0, 0, 0, 0, 0x10, 1, 0}, badField, 6},
+		{"WRITE BUFFER, no data", []byte{cdb.WriteBuffer, 0x0a, 0, 0, 0, 0, 0, 0, 4, 0}, badListLen, 0},
+		{"SET TARGET PORT GROUPS", []byte{cdb.MaintenanceOut, cdb.ActionSetTargetPorts, 11: 0}, badField, 1},
 		{"RECEIVE DIAGNOSTIC, page", []byte{cdb.ReceiveDiagnosticResults, 1, 4, 0, 255, 0}, badField, 2},
-		{"PERSISTENT RESERVE IN", []byte{cdb.PersistentReserveIn, 0, 0, 0, 0, 0, 0, 0, 255, 0}, badOpcode, 0},
+		{"PERSISTENT RESERVE IN", []byte{cdb.PersistentReserveIn, 4, 0, 0, 0, 0, 0, 0, 255, 0}, badField, 1},
 		{"NACA", []byte{cdb.TestUnitReady, 0, 0, 0, 0, 4}, badField, 5},
 		{"START STOP, LOEJ", []byte{cdb.StartStopUnit, 0, 0, 0, 2, 0}, badField, 4},
 	} {

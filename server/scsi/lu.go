@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/twinsan/twinsan/replication"
 	"github.com/twinsan/twinsan/server/scsi/cdb"
 )
 
@@ -37,6 +38,16 @@ type LUConfig struct {
 	// not called on the path of a READ or WRITE. Nil: this node's port alone,
 	// active/optimized.
 	Paths func() []PortGroup
+	// Optimize moves the volume to the node of a target port group, for SET TARGET
+	// PORT GROUPS, and calls done once, on any goroutine, when Paths tells the outcome
+	// or with the reason why it stays. It must not block. Nil: not offered.
+	Optimize func(group uint16, done func(error))
+	// Space tells the room of a thin unit. It must not block. Nil: thresholds and the
+	// log page of logical block provisioning are not offered.
+	Space func() Space
+	// Thresholds are percentages of used space at which initiators are warned, 1 to
+	// 99, at most 8. Nil: 70, 80 and 90.
+	Thresholds []uint8
 }
 
 // Limits that VPD page B0 advertises and every buffer obeys, in bytes.
@@ -58,6 +69,7 @@ type unitConfig struct {
 	transferMax uint64
 	sameMax     uint64
 	compareMax  uint64
+	atomicMax   uint64
 }
 
 // blocks is the current capacity in logical blocks.
@@ -75,17 +87,27 @@ type logicalUnit struct {
 	config   atomic.Pointer[unitConfig]
 	path     atomic.Uint32 // PathState of this node's group
 	asked    atomic.Uint64 // times that the paths were asked for
-	moved    atomic.Bool   // the state has changed since the unit was set
-	flushing atomic.Bool   // a SYNCHRONIZE CACHE with IMMED=1 is under way
-	reported atomic.Bool   // an unknown error was logged
+	moved    atomic.Uint32 // STATUS CODE of REPORT TARGET PORT GROUPS
+	optimize atomic.Pointer[optimization]
+	gone     atomic.Bool // the unit was removed
+	flushing atomic.Bool // a SYNCHRONIZE CACHE with IMMED=1 is under way
+	reported atomic.Bool // an unknown error was logged
+	review   atomic.Bool // reviewReserve is at work
 	state    atomic.Pointer[luState]
+	changes  changeQueue
+	tokens   tokenWatch
+	refused  refusals
 
 	size uint64 // bytes; under Server.mu: the capacity that initiators were told of
 
 	mu       sync.Mutex
 	itls     map[*itlNexus]struct{}
-	former   LUStats // counters of I_T_L nexuses that are gone
-	answered uint64  // the latest asking that path is the answer to
+	former   [Classes]ClassStats // counters of I_T_L nexuses that are gone
+	answered uint64              // the latest asking that path is the answer to
+	crossed  uint16              // thresholds that were told of, a bit for each
+	wiping   bool                // a goroutine sanitizes the unit
+	waiting  []sanitizeWait      // SANITIZE commands that wait for the end
+	logged   accesses            // what LOG SELECT set to zero
 }
 
 // Visibility says which initiators see a LUN. The zero value is nobody.
@@ -115,6 +137,12 @@ func (c LUConfig) checked() (*unitConfig, error) {
 		c.PhysicalBlock = 4096
 	}
 	c.NAA = slices.Clone(c.NAA)
+	c.Thresholds = slices.Clone(c.Thresholds)
+	if c.Thresholds == nil {
+		c.Thresholds = []uint8{70, 80, 90}
+	}
+	slices.Sort(c.Thresholds)
+	c.Thresholds = slices.Compact(c.Thresholds)
 	bad := func(format string, args ...any) (*unitConfig, error) {
 		return nil, fmt.Errorf("LUN %d: %s: %w", c.LUN, fmt.Sprintf(format, args...), ErrInvalidLU)
 	}
@@ -135,6 +163,9 @@ func (c LUConfig) checked() (*unitConfig, error) {
 	default:
 		return bad("NAA designator %x", c.NAA)
 	}
+	if n := len(c.Thresholds); n > maxThresholds || n > 0 && (c.Thresholds[0] < 1 || c.Thresholds[n-1] > 99) {
+		return bad("thresholds %v", c.Thresholds)
+	}
 	for i := range len(c.Serial) {
 		if c.Serial[i] <= ' ' || c.Serial[i] > '~' {
 			return bad("serial number %q is not printable", c.Serial)
@@ -147,6 +178,7 @@ func (c LUConfig) checked() (*unitConfig, error) {
 		transferMax: maxTransferBytes >> shift,
 		sameMax:     maxWriteSameBytes >> shift,
 		compareMax:  min(maxCompareBlocks, uint64(maxCompareBytes)>>shift),
+		atomicMax:   replication.AtomicBytesMax >> shift,
 	}, nil
 }
 
@@ -169,6 +201,9 @@ func (s *Server) SetLU(c LUConfig) error {
 		}
 		next.Volume.Watch(func(id StateID, value []byte, live bool) { s.publish(lu, id, value, live) })
 	}
+	if held := lu.state.Load().legacy; watched == nil && held != nil && held.port.target == s.nodePort {
+		s.dropReserve(lu, held, nil) // left by an earlier life of this node
+	}
 	s.askPaths(lu, false)
 	return nil
 }
@@ -187,6 +222,9 @@ func (s *Server) setUnit(next *unitConfig, path PathState) (lu *logicalUnit, wat
 	}
 	if lu == nil && len(s.units) >= MaxLUs {
 		return nil, nil, fmt.Errorf("LUN %d: there are %d logical units already: %w", next.LUN, MaxLUs, ErrInvalidLU)
+	}
+	if lu != nil {
+		lu.gone.Store(true)
 	}
 	lu = &logicalUnit{lun: next.LUN, size: next.Volume.SizeBytes(), itls: make(map[*itlNexus]struct{})}
 	lu.config.Store(next)
@@ -210,7 +248,8 @@ func (lu *logicalUnit) changeLocked(next *unitConfig) error {
 		old.PhysicalBlock != next.PhysicalBlock || old.Thin != next.Thin {
 		lu.raise(attentionInquiry)
 	}
-	if old.ReadOnly != next.ReadOnly || old.VolatileCache != next.VolatileCache {
+	if old.ReadOnly != next.ReadOnly || old.VolatileCache != next.VolatileCache ||
+		old.warns() != next.warns() || !slices.Equal(old.Thresholds, next.Thresholds) {
 		lu.raise(attentionMode)
 	}
 	lu.resizedLocked()
@@ -225,6 +264,7 @@ func (s *Server) RemoveLU(lun uint16) {
 	lu := s.units[lun]
 	delete(s.units, lun)
 	if lu != nil {
+		lu.gone.Store(true)
 		for n := range s.nexuses {
 			s.rebuildLocked(n)
 		}
@@ -298,9 +338,10 @@ func (s *Server) askPaths(lu *logicalUnit, always bool) {
 	}
 	lu.mu.Unlock()
 	if changed {
-		lu.moved.Store(true)
-		lu.raise(attentionPaths)
+		s.pathsMoved(lu)
 	}
+	s.reviewReserve(lu)
+	s.tendSanitize(lu)
 }
 
 // join and leave keep the list of a unit's I_T_L nexuses.

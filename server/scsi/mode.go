@@ -10,34 +10,56 @@ const (
 	modeSaved
 )
 
-// modePage is a mode page. Its body follows the page header; no bit of any page
-// can be changed, so current and default values are equal.
+// modePage is a mode page. Its body follows the page header.
 type modePage struct {
 	page, subpage byte
-	body          func(*unitConfig, []byte) // fills size zero bytes
 	size          int
+	body          func(*unitConfig, *luState, []byte) // fills size zero bytes with the current values
+	changeable    func([]byte)                        // fills size zero bytes with the changeable bits; nil: none
+	set           func(*luState, []byte)              // takes the values of a page that was checked
 }
+
+// Bits of the control mode page.
+const (
+	modeSWPByte = 2 // of the body
+	modeSWP     = 0x08
+)
 
 // The pages in ascending order of page and subpage (SPC-4 and SBC-3 "Mode parameters").
 var modePages = [...]modePage{
-	{0x01, 0x00, func(_ *unitConfig, d []byte) { d[0] = 0xc0 }, 10}, // AWRE, ARRE
-	{0x08, 0x00, func(u *unitConfig, d []byte) {
+	{page: 0x01, size: 10, body: func(u *unitConfig, _ *luState, d []byte) {
+		d[0] = 0xc0 // AWRE, ARRE
+		if u.warns() {
+			d[5] = 0x80 // LBPERE: thresholds are told
+		}
+	}},
+	{page: 0x08, size: 18, body: func(u *unitConfig, _ *luState, d []byte) {
 		if u.VolatileCache {
 			d[0] = 0x04 // WCE
 		}
-	}, 18},
-	{0x0a, 0x00, func(_ *unitConfig, d []byte) {
-		d[0] = 0x02                            // TST=000b, D_SENSE=0, GLTSD
-		d[1] = 0x10                            // unrestricted reordering, QERR=00b
+	}},
+	{page: 0x0a, size: 10, body: func(_ *unitConfig, st *luState, d []byte) {
+		d[0] = 0x02 // TST=000b, D_SENSE=0, GLTSD
+		d[1] = 0x10 // unrestricted reordering, QERR=00b
+		if st.protected {
+			d[modeSWPByte] = modeSWP
+		}
 		d[3] = 0x40                            // ATO=0, TAS
 		binary.BigEndian.PutUint16(d[6:], 300) // BUSY TIMEOUT, 100 ms
-	}, 10},
-	{0x0a, 0x01, func(_ *unitConfig, d []byte) { d[0] = 0x01 }, 28}, // IALUAE
-	{0x1c, 0x00, func(_ *unitConfig, d []byte) {
-		d[0] = 0x08 // DEXCPT
+	},
+		changeable: func(d []byte) { d[modeSWPByte] = modeSWP },
+		set:        func(st *luState, d []byte) { st.protected = d[modeSWPByte]&modeSWP != 0 }},
+	{page: 0x0a, subpage: 0x01, size: 28, body: func(_ *unitConfig, _ *luState, d []byte) { d[0] = 0x01 }}, // IALUAE
+	{page: 0x1c, size: 10, body: func(u *unitConfig, _ *luState, d []byte) {
+		if !u.warns() {
+			d[0] = 0x08 // DEXCPT
+		}
 		d[1] = 0x06 // MRIE
-	}, 10},
+	}},
 }
+
+// modeDefaults is the state of a unit at which nothing was set.
+var modeDefaults luState
 
 // modeSense is the reply of MODE SENSE(6) and (10).
 func modeSense(_ *Server, t *Task, b []byte) ([]byte, bool) {
@@ -94,7 +116,11 @@ func modeSense(_ *Server, t *Task, b []byte) ([]byte, bool) {
 			continue
 		}
 		found = true
-		b = p.append(u, control, b)
+		b = p.append(u, t.state.itl.lu.state.Load(), control, b)
+	}
+	if u.warns() && (page == 0x3f || page == thresholdPage) && (subpage == 0xff || subpage == thresholdSubpage) {
+		found = true
+		b = appendThresholdPage(u, t.state.itl.lu.state.Load(), control, b)
 	}
 	if !found {
 		return t.deny(invalidField(pageField))
@@ -107,16 +133,21 @@ func modeSense(_ *Server, t *Task, b []byte) ([]byte, bool) {
 	return b, true
 }
 
-func (p *modePage) append(u *unitConfig, control byte, b []byte) []byte {
+func (p *modePage) append(u *unitConfig, st *luState, control byte, b []byte) []byte {
 	if p.subpage == 0 {
 		b = append(b, p.page, byte(p.size))
 	} else {
-		b = append(b, 0x40|p.page, p.subpage, byte(p.size>>8), byte(p.size))
+		b = append(b, modeSubpage|p.page, p.subpage, byte(p.size>>8), byte(p.size))
 	}
 	start := len(b)
 	b = append(b, make([]byte, p.size)...)
-	if control != modeChangeable {
-		p.body(u, b[start:])
+	switch d := b[start:]; {
+	case control == modeDefault:
+		p.body(u, &modeDefaults, d)
+	case control != modeChangeable:
+		p.body(u, st, d)
+	case p.changeable != nil:
+		p.changeable(d)
 	}
 	return b
 }

@@ -310,13 +310,29 @@ func FuzzCommand(f *testing.F) {
 		rw10(cdb.Write10, 8, 1, 2), rw16(cdb.Write16, 0, 5, 1), caw(0, 1, 1), rw10(cdb.WriteSame10, 8, 0, 9), rw16(cdb.WriteSame16, 9, 0, 0),
 		rw10(cdb.Verify10, 6, 0, 4), rw16(cdb.WriteAndVerify16, 2, 3, 2), rw16(cdb.PreFetch16, 0, 0, 0), rw10(cdb.SynchronizeCache10, 2, 0, 0),
 		maintenanceIn(cdb.ActionReportOpcodes, 0x83, cdb.MaintenanceIn, 0x0c, 255), maintenanceIn(cdb.ActionReportTargetPorts|0x20, 0, 0, 0, 255),
-		{cdb.SendDiagnostic, 0x10, 0, 0, 4, 0},
+		{cdb.SendDiagnostic, 0x10, 0, 0, 4, 0}, rw16(cdb.OrWrite16, 8, 1, 2), atomicCDB(8, 1, 0, 2), lbaStatus(3, 255),
+		{cdb.WriteBuffer, 0x0a, 0, 0, 0, 0, 0, 4, 0, 0}, {cdb.ReadBuffer, 0x0a, 0, 0, 0, 0, 0, 4, 0, 0}, logSense(0x0c, 0, 255), logSense(0, 0xff, 255),
+		{cdb.LogSelect, 2, 9: 0}, modeSense10(0, 0x1c, 0xff), sanitizeCDB(cdb.ActionSanitizeBlockErase, 0x80, 0), sanitizeCDB(cdb.ActionSanitizeExit, 0x20, 0),
 	} {
 		f.Add(c, uint64(0), byte(3), uint32(1024), make([]byte, 1024))
 	}
 	list := cdb.AppendUnmap(nil, [2]uint64{1, 8}, [2]uint64{9, 0}, [2]uint64{20, 3})
 	f.Add(unmapCDB(len(list)), uint64(0), byte(2), uint32(len(list)), list)
-	r := newRig(f, mib, func(c *scsi.LUConfig) { c.VolatileCache = true; c.Paths = twoNodes })
+	list = overwriteList(0x82, []byte{1, 2, 3})
+	f.Add(sanitizeCDB(cdb.ActionSanitizeOverwrite, 0, len(list)), uint64(0), byte(2), uint32(len(list)), list)
+	list = groupList(0, 2)
+	f.Add(setGroups(len(list)), uint64(0), byte(2), uint32(len(list)), list)
+	r := newRig(f, mib, func(c *scsi.LUConfig) {
+		c.VolatileCache = true
+		c.Paths = twoNodes
+		c.Optimize = func(_ uint16, done func(error)) { done(nil) }
+		c.Space = func() scsi.Space { return scsi.Space{Total: 100 * mib, Free: 50 * mib} }
+	})
+	state := func() []byte {
+		q := scsi.Request{Op: scsi.OpReadState, Done: func(*scsi.Request) {}}
+		r.lu.Submit(&q)
+		return q.Value
+	}
 	medium := make([]byte, mib)
 	image := func() []byte {
 		r.lu.TryRead(0, medium)
@@ -328,11 +344,17 @@ func FuzzCommand(f *testing.F) {
 		if uint32(len(out)) < expected && flags&2 != 0 {
 			expected = uint32(len(out))
 		}
-		before := bytes.Clone(image())
+		before, stated := bytes.Clone(image()), state()
 		res := q.on(q.n, lun).run(command{cdb: c, read: flags&1 != 0, write: flags&2 != 0, extended: flags&4 != 0,
 			noTry: flags&8 != 0, expected: expected, out: out})
 		if res.status != cdb.Good && !bytes.Equal(before, image()) && !(len(c) > 0 && (c[0] == cdb.WriteAndVerify10 || c[0] == cdb.WriteAndVerify12 || c[0] == cdb.WriteAndVerify16)) {
 			t.Fatalf("CDB %x was refused with %02x %x and changed the medium", c, res.status, res.code())
+		}
+		if res.status != cdb.Good && !bytes.Equal(stated, state()) {
+			t.Fatalf("CDB %x was refused with %02x %x and changed the state", c, res.status, res.code())
+		}
+		if len(c) > 0 && c[0] == cdb.Sanitize {
+			q.ready() // with IMMED it is answered before the end
 		}
 		if len(res.in) > int(expected) {
 			t.Fatalf("CDB %x: %d bytes for %d expected", c, len(res.in), expected)

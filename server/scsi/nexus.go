@@ -25,6 +25,7 @@ type nexusState struct {
 	lunsChanged atomic.Bool          // REPORTED LUNS DATA HAS CHANGED is due
 	dropped     atomic.Bool          // the transport was told to reset it
 	greeting    attention            // for units that the nexus meets
+	echo        echoBuffer           // of READ and WRITE BUFFER
 }
 
 // view is one nexus's logical units. It is never modified.
@@ -39,6 +40,15 @@ func (v *view) find(address uint64) *itlNexus {
 		return nil
 	}
 	return v.units[lun]
+}
+
+// all returns the units in no order.
+func (v *view) all() []*logicalUnit {
+	units := make([]*logicalUnit, 0, len(v.units))
+	for _, i := range v.units {
+		units = append(units, i.lu)
+	}
+	return units
 }
 
 // itlNexus is one nexus's relation to one logical unit. It lives from the
@@ -64,13 +74,23 @@ type itlNexus struct {
 // command to each logical unit meets a unit attention.
 func (s *Server) Attach(initiator string, isid [6]byte) (*Nexus, error) {
 	n := &Nexus{Initiator: initiator, ISID: isid, Port: s.nodePort, server: s}
+	units, err := s.attach(n)
+	if err != nil {
+		return nil, err
+	}
+	s.dropReservesOf(n, units)
+	return n, nil
+}
+
+// attach adds a nexus and returns the units that it sees.
+func (s *Server) attach(n *Nexus) ([]*logicalUnit, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.nexuses) >= MaxNexuses {
 		return nil, ErrTooManyNexuses
 	}
 	n.state.greeting = attentionPowerOn
-	name := portName{initiator, isid}
+	name := portName{n.Initiator, n.ISID}
 	if _, ok := s.lost[name]; ok {
 		n.state.greeting = attentionLoss
 		delete(s.lost, name)
@@ -80,17 +100,24 @@ func (s *Server) Attach(initiator string, isid [6]byte) (*Nexus, error) {
 	s.rebuildLocked(n)
 	n.state.lunsChanged.Store(false) // nothing was reported to it before
 	n.state.greeting = attentionPowerOn
-	return n, nil
+	return n.state.view.Load().all(), nil
 }
 
 // Detach gives a nexus up, by logout or (lost) because the connection went. The
 // transport has ended its tasks before: each was completed or forgotten. A lost
 // nexus that comes back is told so.
+//
+// What the nexus holds by RESERVE is released; persistent reservations stay.
 func (s *Server) Detach(n *Nexus, lost bool) {
+	s.dropReservesOf(n, s.detach(n, lost))
+}
+
+// detach takes a nexus out and returns the units that it saw.
+func (s *Server) detach(n *Nexus, lost bool) []*logicalUnit {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.nexuses[n]; !ok {
-		return
+		return nil
 	}
 	delete(s.nexuses, n)
 	if lost && len(s.lost) < maxLost {
@@ -100,6 +127,7 @@ func (s *Server) Detach(n *Nexus, lost bool) {
 	for _, i := range old.units {
 		i.retire()
 	}
+	return old.all()
 }
 
 // rebuildLocked makes a nexus's view from the units and access lists. Units that

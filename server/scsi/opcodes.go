@@ -17,6 +17,9 @@ func reportOpcodes(_ *Server, t *Task, b []byte) ([]byte, bool) {
 	op := t.CDB[opcodeField]
 	action := binary.BigEndian.Uint16(t.CDB[actionField:])
 	row := &opcodes[op]
+	if row.actions != nil && !row.offeredOn(t.state.unit) {
+		row = new(opcode) // nothing of it is known here
+	}
 	var cmd *command
 	switch t.CDB[optionField] & 7 {
 	case 0:
@@ -50,6 +53,14 @@ func (o *opcode) byAction(action uint16) *command {
 }
 
 func (c *command) offeredOn(u *unitConfig) bool { return c.offered == nil || c.offered(u) }
+
+// offeredOn says whether a unit knows the operation code, with any service action.
+func (o *opcode) offeredOn(u *unitConfig) bool {
+	if o.actions == nil {
+		return o.cmd != nil && o.cmd.offeredOn(u)
+	}
+	return slices.ContainsFunc(o.actions[:], func(c *command) bool { return c != nil && c.offeredOn(u) })
+}
 
 func appendAllCommands(b []byte, u *unitConfig, timeouts bool) []byte {
 	const (

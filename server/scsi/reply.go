@@ -17,6 +17,8 @@ func (f allocField) read(c *[16]byte) uint32 {
 		return uint32(c[f.at])
 	case 2:
 		return uint32(binary.BigEndian.Uint16(c[f.at:]))
+	case 3:
+		return uint32(c[f.at])<<16 | uint32(binary.BigEndian.Uint16(c[f.at+1:]))
 	case 4:
 		return binary.BigEndian.Uint32(c[f.at:])
 	default:

@@ -15,7 +15,16 @@ var (
 	senseUnitData  = cdb.Sense{Key: cdb.IllegalRequest, ASC: 0x0e, ASCQ: 0x03} // INVALID FIELD IN COMMAND INFORMATION UNIT
 	senseNoSaving  = cdb.Sense{Key: cdb.IllegalRequest, ASC: 0x39}             // SAVING PARAMETERS NOT SUPPORTED
 	senseProtected = cdb.Sense{Key: cdb.DataProtect, ASC: 0x27}                // WRITE PROTECTED
+	senseSoftware  = cdb.Sense{Key: cdb.DataProtect, ASC: 0x27, ASCQ: 0x02}    // LOGICAL UNIT SOFTWARE WRITE PROTECTED
+	senseRelease   = cdb.Sense{Key: cdb.IllegalRequest, ASC: 0x26, ASCQ: 0x04} // INVALID RELEASE OF PERSISTENT RESERVATION
+	senseResources = cdb.Sense{Key: cdb.IllegalRequest, ASC: 0x55, ASCQ: 0x03} // INSUFFICIENT RESOURCES
+	senseFull      = cdb.Sense{Key: cdb.IllegalRequest, ASC: 0x55, ASCQ: 0x04} // INSUFFICIENT REGISTRATION RESOURCES
 	senseDiffers   = cdb.Sense{Key: cdb.Miscompare, ASC: 0x1d}                 // MISCOMPARE DURING VERIFY OPERATION
+	senseSequence  = cdb.Sense{Key: cdb.IllegalRequest, ASC: 0x2c}             // COMMAND SEQUENCE ERROR
+
+	senseSanitizing   = cdb.Sense{Key: cdb.NotReady, ASC: 0x04, ASCQ: 0x1b}      // LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS
+	senseNotSanitized = cdb.Sense{Key: cdb.MediumError, ASC: 0x31, ASCQ: 0x03}   // SANITIZE COMMAND FAILED
+	senseNotOptimized = cdb.Sense{Key: cdb.HardwareError, ASC: 0x67, ASCQ: 0x0a} // SET TARGET PORT GROUPS COMMAND FAILED
 )
 
 // invalidField is INVALID FIELD IN CDB with a pointer to a byte of it.
@@ -44,8 +53,9 @@ var answers = [...]answerTo{
 	{ErrNoSpace, cdb.CheckCondition, cdb.Sense{Key: cdb.DataProtect, ASC: 0x27, ASCQ: 0x07}}, // SPACE ALLOCATION FAILED WRITE PROTECT
 	{ErrMedium, cdb.CheckCondition, cdb.Sense{Key: cdb.MediumError, ASC: 0x11}},              // UNRECOVERED READ ERROR
 	{ErrReserved, cdb.ReservationConflict, cdb.Sense{}},
-	{ErrReadOnly, cdb.CheckCondition, cdb.Sense{Key: cdb.DataProtect, ASC: 0x27, ASCQ: 0x02}},
+	{ErrReadOnly, cdb.CheckCondition, senseSoftware},
 	{ErrDeleted, cdb.CheckCondition, senseLUN},
+	{errSanitizing, cdb.CheckCondition, senseSanitizing},
 }
 
 var senseInternal = cdb.Sense{Key: cdb.AbortedCommand, ASC: 0x44}
@@ -71,8 +81,18 @@ func (s *Server) fail(t *Task, err error) {
 		}
 		if t.Status = a.status; a.status == cdb.CheckCondition {
 			sense := a.sense
-			if a.err == ErrMiscompare {
+			switch a.err {
+			case ErrMiscompare:
 				sense.Info, sense.HasInfo = t.Req.Miscompare, true
+			case ErrMedium:
+				if t.Req.Op != OpRead && t.Req.Op != OpExtents {
+					sense.ASC = 0x0c // WRITE ERROR
+				}
+				sense.Info, sense.HasInfo = max(t.Req.Bad, t.Req.Off)>>t.state.unit.shift, true
+			case errSanitizing:
+				if wipe := t.state.itl.lu.state.Load().sanitize; wipe != nil {
+					sense = wipe.sense(t.state.unit)
+				}
 			}
 			t.check(&sense)
 		}

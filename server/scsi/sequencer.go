@@ -2,10 +2,10 @@ package scsi
 
 import "sync"
 
-// sequencer runs the next step of commands that make several requests. It has
-// the package's one goroutine: a volume's completions run on the volume's
-// goroutines, where Submit must not be called. Its queue holds tasks, so the
-// transports' command windows bound it.
+// sequencer runs the next step of commands that make several requests, on a
+// goroutine of its own: a volume's completions run on the volume's goroutines,
+// where Submit must not be called. Its queue holds tasks, so the transports'
+// command windows bound it.
 type sequencer struct {
 	wake chan struct{}
 	done chan struct{}
@@ -14,6 +14,7 @@ type sequencer struct {
 	first  *Task
 	last   *Task
 	change *stateChange // newest first: they are few, and none waits for another
+	calls  []func()
 	closed bool
 }
 
@@ -50,7 +51,11 @@ func (q *sequencer) addChange(c *stateChange) {
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
-		c.done(nil, ErrBusy)
+		for c != nil {
+			next := c.lu.changes.leave()
+			c.done(nil, ErrBusy)
+			c = next
+		}
 		return
 	}
 	c.next, q.change = q.change, c
@@ -61,25 +66,48 @@ func (q *sequencer) addChange(c *stateChange) {
 	}
 }
 
+// later has f called on the sequencer's goroutine: for what begins in a
+// volume's callback and must submit, or call the transport, or take Server.mu. It
+// returns false when the sequencer is closed. Calls are few: one for a task
+// management function, for a reservation under review, and for a change of state
+// that aborted tasks which wait.
+func (q *sequencer) later(f func()) bool {
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return false
+	}
+	q.calls = append(q.calls, f)
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+	return true
+}
+
 // take removes all that waits at once.
-func (q *sequencer) take() (first *Task, change *stateChange, closed bool) {
+func (q *sequencer) take() (first *Task, change *stateChange, calls []func(), closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	first, change = q.first, q.change
-	q.first, q.last, q.change = nil, nil, nil
-	return first, change, q.closed
+	first, change, calls = q.first, q.change, q.calls
+	q.first, q.last, q.change, q.calls = nil, nil, nil, nil
+	return first, change, calls, q.closed
 }
 
 func (q *sequencer) loop(s *Server) {
 	defer close(q.done)
 	for range q.wake {
 		for {
-			t, c, closed := q.take()
-			if t == nil && c == nil {
+			t, c, calls, closed := q.take()
+			if t == nil && c == nil && len(calls) == 0 {
 				if closed {
 					return
 				}
 				break
+			}
+			for _, f := range calls {
+				f()
 			}
 			for c != nil {
 				next := c.next

@@ -17,7 +17,9 @@ type Config struct {
 	PortGroup  uint16  // target port group of this node
 	TargetName string  // the iSCSI name that every node serves
 	Logger     *slog.Logger
-	Now        func() time.Time // nil: the monotonic clock; used for latencies only
+	// Now is the clock of latencies, of REPORT TIMESTAMP and of what expires; nil: the
+	// system's. A server with a clock of its own is ticked by its owner: see Tick.
+	Now func() time.Time
 }
 
 // Hooks are the calls from the device server to its transport. None may block.
@@ -50,9 +52,14 @@ type Server struct {
 	clock     func() time.Time
 	born      time.Time
 
-	hooks     atomic.Pointer[Hooks]
-	sequencer sequencer
-	scratch   scratchPool
+	hooks       atomic.Pointer[Hooks]
+	sequencer   sequencer
+	scratch     scratchPool
+	copies      copyTable
+	copyBuffers copyBuffers
+	paused      pausedCopies
+	ticker      ticker
+	workers     workers
 
 	mu      sync.Mutex
 	units   map[uint16]*logicalUnit
@@ -94,6 +101,9 @@ func New(c Config) *Server {
 	}
 	s.hooks.Store(&Hooks{Flush: func() {}, AbortWaiting: func(*Task) {}, DropSessions: func(string, string) {}})
 	s.sequencer.start(s)
+	if s.clock == nil {
+		s.ticker.start(s)
+	}
 	return s
 }
 
@@ -113,10 +123,17 @@ func (s *Server) SetHooks(h Hooks) {
 	s.hooks.Store(&h)
 }
 
-// Close stops the device server's goroutine and waits for it. The transport
+// Close stops the device server's goroutines and waits for them. Copies in the
+// background end at their next step. The transport
 // has ended all tasks before; a task that is still under way after Close ends
 // with BUSY at its next step.
-func (s *Server) Close() { s.sequencer.stop() }
+func (s *Server) Close() {
+	if s.ticker.quit != nil {
+		s.ticker.stop()
+	}
+	s.workers.stop()
+	s.sequencer.stop()
+}
 
 // Kick tells the node below that no more commands are at hand.
 func (s *Server) Kick() { s.backend.Kick() }
@@ -129,6 +146,14 @@ func (s *Server) now() time.Duration {
 	return time.Since(s.born)
 }
 
+// wallMillis is the time of day in milliseconds since 1970.
+func (s *Server) wallMillis() int64 {
+	if s.clock != nil {
+		return s.clock().UnixMilli()
+	}
+	return time.Now().UnixMilli()
+}
+
 // A task's phases. A task that Begin finished stays idle.
 //
 //	idle -> begun (registered) -> started (its requests may be with the volume) -> idle
@@ -136,6 +161,7 @@ const (
 	taskIdle = iota
 	taskBegun
 	taskStarted
+	taskParked // started, and waits for something other than a request; see parking.go
 )
 
 // Why a task was aborted.
@@ -158,11 +184,13 @@ type taskState struct {
 	phase      uint8
 	abort      uint8
 	waiters    []*abortWait
+	parked     *parking
 
 	off     uint64   // bytes: where the command works
 	length  uint64   // bytes: on how much of the medium
 	alloc   uint32   // replies: allocation length
 	ordered *luState // replies that need the newest state: it
+	aborts  uint32   // luState.aborts as Begin found it
 
 	// Commands of several requests; see sequencer.go.
 	step    func(*Server, *Task) // what to do after the current request; nil: the task ends
@@ -221,7 +249,7 @@ func (s *Server) beginOn(t *Task, itl *itlNexus, known bool) Verdict {
 	if itl.pending.Load() != 0 || t.Nexus.state.lunsChanged.Load() {
 		if cmd == nil || !cmd.passAttention {
 			if a, ok := itl.takeAttention(); ok {
-				sense := a.sense()
+				sense := lu.attentionSense(a)
 				return t.refuse(&sense)
 			}
 		}
@@ -234,16 +262,22 @@ func (s *Server) beginOn(t *Task, itl *itlNexus, known bool) Verdict {
 	grant := itl.grant.Load()
 	access := AccessWrite // of an unknown command the worst is assumed
 	if cmd != nil {
-		access = cmd.access
+		access = cmd.accessOf(&t.CDB)
 	}
 	if grant.denies(access) {
+		s.reviewReserve(lu)
 		t.Status = cdb.ReservationConflict
 		return Finished
+	}
+	if wipe := lu.state.Load().sanitize; wipe != nil && !wipe.admits(cmd) {
+		sense := wipe.sense(unit)
+		return t.refuse(&sense)
 	}
 	if !t.checkCommand(known) {
 		return Finished
 	}
 	t.Req.State, t.Req.Recheck = grant.id, recheck
+	t.state.aborts = grant.aborts
 	t.state.protected = unit.ReadOnly || itl.readOnly || grant.protected
 	return cmd.begin(s, t)
 }
@@ -252,13 +286,14 @@ func (s *Server) beginOn(t *Task, itl *itlNexus, known bool) Verdict {
 // service action, and bits that are reserved or ask for what we do not do.
 func (t *Task) checkCommand(known bool) bool {
 	cmd := t.state.cmd
+	offered := cmd == nil || cmd.offeredOn(t.state.unit)
 	switch {
-	case cmd == nil && known:
+	case (cmd == nil && known || !offered && cmd.actions) && opcodes[t.CDB[0]].offeredOn(t.state.unit):
 		sense := invalidField(1)
 		sense.Bit, sense.HasBit = 4, true // SERVICE ACTION
 		t.refuse(&sense)
 		return false
-	case cmd == nil || t.Extended || t.Read && t.Write || cmd.offered != nil && !cmd.offered(t.state.unit):
+	case cmd == nil || t.Extended || t.Read && t.Write || !offered:
 		t.refuse(&senseOpcode)
 		return false
 	}
@@ -361,7 +396,8 @@ func (t *Task) submit(op RequestOp, off, length uint64, data []byte) {
 	r.Off, r.Len, r.Data = off, length, data
 	r.Err = nil
 	r.Miscompare = 0
-	r.Atomic = false
+	r.Bad = 0
+	r.Atomic = t.state.cmd.atomic
 	r.Scratch = nil
 	r.Done = requestDone
 	t.state.unit.Volume.Submit(r)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/twinsan/twinsan/server/scsi/cdb"
 )
@@ -15,11 +16,18 @@ import (
 // luState is never modified, nor is anything that it points to: an edit works on
 // a copy.
 type luState struct {
-	id        StateID
-	event     stateEvent
-	protected bool   // SWP of the control mode page
-	identity  []byte // SET IDENTIFYING INFORMATION
-	unknown   []section
+	id         StateID
+	event      stateEvent
+	pr         persistent     // PERSISTENT RESERVE OUT
+	legacy     *legacyReserve // RESERVE; nil when nobody holds the unit so
+	protected  bool           // SWP of the control mode page
+	identity   []byte         // SET IDENTIFYING INFORMATION
+	clock      *clockSetting  // SET TIMESTAMP; nil: the nodes' clocks
+	aborts     uint32         // how often all tasks of the unit were aborted, on every node
+	tokens     []*tokenRecord
+	sanitize   *sanitizeRecord
+	thresholds []thresholdSetting
+	unknown    []section
 }
 
 // portID names an initiator port at a target port: an I_T nexus in the whole cluster.
@@ -40,6 +48,25 @@ const (
 	eventOther eventKind = 0
 	// eventMode: MODE SELECT.
 	eventMode eventKind = 1
+	// eventReleased: a persistent reservation ended by RELEASE or because its holder
+	// unregistered.
+	eventReleased eventKind = 2
+	// eventCleared: PERSISTENT RESERVE OUT with CLEAR.
+	eventCleared eventKind = 3
+	// eventPreempted: PERSISTENT RESERVE OUT with PREEMPT.
+	eventPreempted eventKind = 4
+	// eventPreemptAborted: the same with PREEMPT AND ABORT.
+	eventPreemptAborted eventKind = 5
+	// eventTasksCleared: CLEAR TASK SET.
+	eventTasksCleared eventKind = 6
+	// eventReset: LOGICAL UNIT RESET or TARGET WARM RESET.
+	eventReset eventKind = 7
+	// eventColdReset: TARGET COLD RESET, at the last unit that it resets.
+	eventColdReset eventKind = 8
+	// eventIdentity: SET IDENTIFYING INFORMATION.
+	eventIdentity eventKind = 9
+	// eventTimestamp: SET TIMESTAMP.
+	eventTimestamp eventKind = 10
 )
 
 // stateEvent is the change that led to a state, and whose it was.
@@ -58,9 +85,16 @@ type stateEvent struct {
 const stateVersion = 1
 
 const (
-	sectionEvent    = 1
-	sectionControl  = 4
-	sectionIdentity = 5
+	sectionEvent      = 1
+	sectionReserve    = 2
+	sectionLegacy     = 3
+	sectionControl    = 4
+	sectionIdentity   = 5
+	sectionThresholds = 6
+	sectionSanitize   = 7
+	sectionTokens     = 8
+	sectionTimestamp  = 9
+	sectionAborts     = 10
 )
 
 // section is one that this version does not know.
@@ -77,8 +111,15 @@ var stateSections = [...]struct {
 	get func(*luState, []byte) error
 }{
 	{sectionEvent, (*luState).putEvent, (*luState).getEvent},
+	{sectionReserve, (*luState).putReserve, (*luState).getReserve},
+	{sectionLegacy, (*luState).putLegacy, (*luState).getLegacy},
 	{sectionControl, (*luState).putControl, (*luState).getControl},
 	{sectionIdentity, (*luState).putIdentity, (*luState).getIdentity},
+	{sectionThresholds, (*luState).putThresholds, (*luState).getThresholds},
+	{sectionSanitize, (*luState).putSanitize, (*luState).getSanitize},
+	{sectionTokens, (*luState).putTokens, (*luState).getTokens},
+	{sectionTimestamp, (*luState).putTimestamp, (*luState).getTimestamp},
+	{sectionAborts, (*luState).putAborts, (*luState).getAborts},
 }
 
 var errState = errors.New("unreadable state of a logical unit")
@@ -203,41 +244,19 @@ func (st *luState) getIdentity(b []byte) error {
 	return nil
 }
 
-// publish makes a value of the ordered state the unit's: it is Watch's function.
-// It runs on goroutines of the volume, one call at a time.
-func (s *Server) publish(lu *logicalUnit, id StateID, value []byte, live bool) {
-	next, err := decodeState(id, value)
-	if err != nil {
-		s.log.Error("state of a logical unit cannot be read, the last one stays in force: is a node of an older version running?",
-			"volume", lu.config.Load().Name, "err", err)
-		return
+func (st *luState) putAborts(b []byte) []byte {
+	if st.aborts == 0 {
+		return b
 	}
-	lu.mu.Lock()
-	old := lu.state.Swap(next)
-	for i := range lu.itls {
-		i.grant.Store(next.grantTo(i.nexus.id()))
-	}
-	lu.mu.Unlock()
-	if live {
-		s.react(lu, old, next)
-	}
+	return binary.BigEndian.AppendUint32(b, st.aborts)
 }
 
-// react tells this node's initiators what another state means to them. It is
-// called for every change in turn, on every node.
-func (s *Server) react(lu *logicalUnit, _, next *luState) {
-	if next.event.kind == eventMode {
-		lu.raiseOthers(attentionMode, next.event.by)
+func (st *luState) getAborts(b []byte) error {
+	if len(b) != 4 {
+		return fmt.Errorf("%w: a count of %d bytes", errState, len(b))
 	}
-}
-
-// raiseOthers queues a unit attention for every nexus of the unit but one.
-func (lu *logicalUnit) raiseOthers(a attention, but portID) {
-	for _, i := range lu.members() {
-		if i.nexus.id() != but {
-			i.raise(a)
-		}
-	}
+	st.aborts = binary.BigEndian.Uint32(b)
+	return nil
 }
 
 // refusal is an edit's error that has a sense of its own.
@@ -269,7 +288,57 @@ const changeTries = 100
 // from inside a request's Done: there the sequencer comes between.
 func (s *Server) changeState(lu *logicalUnit, edit func(now *luState) (*luState, error), done func(after *luState, err error)) {
 	c := &stateChange{s: s, lu: lu, edit: edit, done: done}
+	if lu.changes.enter(c) {
+		c.begin()
+	}
+}
+
+func (c *stateChange) begin() {
 	c.read()
+	c.s.backend.Kick() // task management comes without one
+}
+
+// end reports the outcome, and lets the unit's next change begin.
+func (c *stateChange) end(after *luState, err error) {
+	next := c.lu.changes.leave()
+	c.done(after, err)
+	if next != nil {
+		next.begin()
+	}
+}
+
+// changeQueue has the changes of one unit on this node go one after the other:
+// only those of other nodes can overtake one. Commands and functions under way
+// bound it.
+type changeQueue struct {
+	mu      sync.Mutex
+	busy    bool
+	waiting []*stateChange
+}
+
+// enter says whether c may begin; else it waits.
+func (q *changeQueue) enter(c *stateChange) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.busy {
+		q.waiting = append(q.waiting, c)
+		return false
+	}
+	q.busy = true
+	return true
+}
+
+// leave ends the turn of a change and returns the next one, or nil.
+func (q *changeQueue) leave() *stateChange {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.waiting) == 0 {
+		q.busy, q.waiting = false, nil
+		return nil
+	}
+	c := q.waiting[0]
+	q.waiting = q.waiting[1:]
+	return c
 }
 
 func (c *stateChange) submit(op RequestOp, data []byte) {
@@ -291,34 +360,53 @@ func (c *stateChange) step() {
 		c.read()
 		return
 	case errors.Is(err, ErrStateMoved):
-		c.done(nil, ErrBusy)
+		c.end(nil, ErrBusy)
 		return
 	case err != nil:
-		c.done(nil, err)
+		c.end(nil, err)
 		return
 	case c.after != nil:
 		c.after.id = c.req.State
-		c.done(c.after, nil)
+		c.end(c.after, nil)
 		return
 	}
 	now, err := decodeState(c.req.State, c.req.Value)
 	if err != nil {
 		c.s.log.Error("state of a logical unit cannot be read", "volume", c.lu.config.Load().Name, "err", err)
-		c.done(nil, ErrBusy)
+		c.end(nil, ErrBusy)
 		return
 	}
 	next, err := c.edit(now)
 	if err != nil || next == nil {
-		c.done(now, err)
+		c.end(now, err)
+		return
+	}
+	data := next.encode(nil)
+	if len(data) > stateBytesMax {
+		c.end(now, &refusal{senseResources})
 		return
 	}
 	c.after = next
-	c.submit(OpState, next.encode(nil))
+	c.submit(OpState, data)
 }
 
 // changeState runs a change for a command and ends the command by its outcome.
 func (t *Task) changeState(s *Server, edit func(now *luState) (*luState, error)) {
-	s.changeState(t.state.itl.lu, edit, func(_ *luState, err error) { s.concludeChange(t, err) })
+	s.changeState(t.state.itl.lu, t.checkedEdit(edit), func(_ *luState, err error) { s.concludeChange(t, err) })
+}
+
+// checkedEdit is an edit for a command: it first makes the checks of Begin again
+// that depend on the ordered state, as recheck does for a request.
+func (t *Task) checkedEdit(edit func(now *luState) (*luState, error)) func(now *luState) (*luState, error) {
+	return func(now *luState) (*luState, error) {
+		switch {
+		case t.Aborted.Load(), now.aborts != t.state.aborts:
+			return nil, ErrBusy // the status is the abort's, which may not have come here yet
+		case now.grantTo(t.Nexus.id()).denies(t.state.cmd.access):
+			return nil, ErrReserved
+		}
+		return edit(now)
+	}
 }
 
 func (s *Server) concludeChange(t *Task, err error) {
@@ -335,6 +423,7 @@ func (s *Server) concludeChange(t *Task, err error) {
 func (t *Task) readState() {
 	t.state.step = stepState
 	t.Req.Recheck = nil
+	t.Req.FUA, t.Req.Borrowed = false, false // a task's memory is used again and again
 	t.submit(OpReadState, 0, 0, nil)
 }
 

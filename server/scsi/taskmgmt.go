@@ -6,6 +6,14 @@ import (
 	"github.com/twinsan/twinsan/server/scsi/cdb"
 )
 
+// Task management over all nodes. ABORT TASK and ABORT TASK SET concern one nexus,
+// which is on this node. CLEAR TASK SET and the resets concern all nexuses: they
+// abort the tasks of this node at once and change the ordered state of the unit.
+// The change ends the tasks of other nodes (react), is ordered against every
+// write, and nothing of an aborted task can be sequenced after it (recheck). The
+// function answers when the change is in force and the tasks of this node have
+// ended; when the change fails it answers FUNCTION REJECTED.
+
 // abortWait counts the tasks that a task management function waits for. It
 // starts with one for the function itself, so that it cannot run out while
 // tasks are being found.
@@ -64,14 +72,13 @@ func (s *Server) TaskManagement(n *Nexus, f TaskFunction, lun uint64, ref *Task,
 		// A unit that was unmapped and mapped again has a former I_T_L nexus as well.
 		for _, i := range itl.lu.members() {
 			if i.nexus == n {
-				a.tasksOf(i)
+				a.tasksOf(i, nil)
 			}
 		}
 	case ClearTaskSet:
-		a.unit(itl.lu)
+		a.everywhere(itl.lu, eventTasksCleared)
 	case LogicalUnitReset:
-		a.unit(itl.lu)
-		itl.lu.raise(attentionReset)
+		a.everywhere(itl.lu, eventReset)
 	}
 	a.start()
 }
@@ -96,67 +103,157 @@ func (s *Server) abortTask(n *Nexus, lun uint64, ref *Task, done func(TaskRespon
 }
 
 // targetReset resets every unit that the nexus sees. A cold reset then drops
-// every session.
+// every session: on this node after the answer, on the others with the last unit.
 func (s *Server) targetReset(n *Nexus, cold bool, done func(TaskResponse)) {
-	a := s.newAbort(n, func(r TaskResponse) {
-		done(r)
-		if cold {
-			h := s.hooks.Load()
-			h.Flush() // the answer first
-			h.DropSessions("", "target cold reset by "+n.Initiator)
+	units := n.state.view.Load().all()
+	a := s.newAbort(n, done)
+	if cold && len(units) > 0 {
+		last := units[len(units)-1]
+		units = units[:len(units)-1]
+		a.unit(last)
+		a.wait.done = func() {
+			// Maybe on a volume's goroutine, where nothing is submitted.
+			if a.failed.Load() || !s.sequencer.later(func() { s.coldReset(n, last, done) }) {
+				done(FunctionRejected)
+			}
 		}
-	})
-	for _, itl := range n.state.view.Load().units {
-		a.unit(itl.lu)
-		itl.lu.raise(attentionReset)
+	}
+	for _, lu := range units {
+		a.everywhere(lu, eventReset)
 	}
 	a.start()
 }
 
-// abort is one task management function at work.
+// coldReset is the last step of TARGET COLD RESET.
+func (s *Server) coldReset(n *Nexus, last *logicalUnit, done func(TaskResponse)) {
+	a := s.newAbort(n, func(r TaskResponse) {
+		done(r)
+		if r != FunctionComplete {
+			return
+		}
+		h := s.hooks.Load()
+		h.Flush() // the answer first
+		h.DropSessions("", "target cold reset by "+n.Initiator)
+	})
+	a.change(last, eventColdReset) // its tasks here were aborted at the beginning
+	a.start()
+}
+
+// abort is one task management function at work, or a change of state that
+// aborts tasks.
 type abort struct {
 	s       *Server
 	by      *Nexus
-	wait    abortWait
+	wait    *abortWait // nil: nobody waits
+	failed  atomic.Bool
 	waiting []*Task // tasks that were not executed yet: the transport gives them up
+	parked  []*Task // tasks that waited for something other than a request: they end
 }
 
 func (s *Server) newAbort(by *Nexus, done func(TaskResponse)) *abort {
-	a := &abort{s: s, by: by}
+	a := &abort{s: s, by: by, wait: new(abortWait)}
 	a.wait.left.Store(1)
-	a.wait.done = func() { done(FunctionComplete) }
+	a.wait.done = func() {
+		if a.failed.Load() {
+			done(FunctionRejected)
+			return
+		}
+		done(FunctionComplete)
+	}
 	return a
 }
 
 // start has the transport give up what waits with it, and lets the function
 // end when the tasks that it waits for have ended.
 func (a *abort) start() {
+	a.giveUp()
+	a.wait.oneLess()
+}
+
+func (a *abort) giveUp() {
 	if len(a.waiting) > 0 {
 		h := a.s.hooks.Load()
 		for _, t := range a.waiting {
 			h.AbortWaiting(t)
 		}
 	}
-	a.wait.oneLess()
+	for _, t := range a.parked {
+		a.s.finish(t)
+	}
+}
+
+// everywhere aborts all tasks of a unit on all nodes. Those of the function's
+// own nexus are found now: what its initiator sends after the function is not
+// its object. Those of others may come up to the moment of the change.
+func (a *abort) everywhere(lu *logicalUnit, kind eventKind) {
+	a.unit(lu)
+	a.change(lu, kind)
+}
+
+// change makes the change of state that ends the tasks of other nexuses.
+func (a *abort) change(lu *logicalUnit, kind eventKind) {
+	a.wait.left.Add(1)
+	by := a.by.id()
+	a.s.changeState(lu, func(now *luState) (*luState, error) {
+		next := now.edited(kind, by)
+		next.aborts++
+		if kind != eventTasksCleared {
+			next.legacy = nil
+		}
+		return next, nil
+	}, func(_ *luState, err error) {
+		if err != nil {
+			a.failed.Store(true)
+		} else {
+			for _, i := range lu.members() {
+				a.await(i, nil)
+			}
+		}
+		a.wait.oneLess()
+	})
 }
 
 func (a *abort) unit(lu *logicalUnit) {
 	for _, i := range lu.members() {
-		a.tasksOf(i)
+		a.tasksOf(i, nil)
 	}
 }
 
-func (a *abort) tasksOf(i *itlNexus) {
+// eachTask calls f for the registered tasks but one, under the lock.
+func (i *itlNexus) eachTask(but *Task, f func(*Task)) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.tasks == nil {
 		return
 	}
 	for t := i.tasks; ; {
-		a.markLocked(i, t)
+		if t != but {
+			f(t)
+		}
 		if t = t.state.next; t == i.tasks {
 			return
 		}
+	}
+}
+
+// tasksOf aborts the tasks of an I_T_L nexus but one.
+func (a *abort) tasksOf(i *itlNexus, but *Task) {
+	i.eachTask(but, func(t *Task) { a.markLocked(i, t) })
+}
+
+// await waits for those tasks of an I_T_L nexus that were aborted and have not ended.
+func (a *abort) await(i *itlNexus, but *Task) {
+	i.eachTask(but, func(t *Task) {
+		if st := &t.state; st.abort != abortNot && st.phase == taskStarted {
+			a.waitLocked(t)
+		}
+	})
+}
+
+func (a *abort) waitLocked(t *Task) {
+	if a.wait != nil {
+		a.wait.left.Add(1)
+		t.state.waiters = append(t.state.waiters, a.wait)
 	}
 }
 
@@ -179,9 +276,11 @@ func (a *abort) markLocked(i *itlNexus, t *Task) {
 		}
 	}
 	switch st.phase {
-	case taskStarted:
-		a.wait.left.Add(1)
-		st.waiters = append(st.waiters, &a.wait)
+	case taskStarted, taskParked:
+		if st.phase == taskParked {
+			a.parked = append(a.parked, st.unparkLocked())
+		}
+		a.waitLocked(t)
 	case taskBegun:
 		if t.Aborted.Load() {
 			return // given up already

@@ -2,6 +2,8 @@ package scsi_test
 
 import (
 	"bytes"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/twinsan/twinsan/server/scsi"
@@ -9,16 +11,36 @@ import (
 	"github.com/twinsan/twinsan/server/scsi/memlu"
 )
 
-// manage performs a task management function that ends at once.
+// manage performs a task management function and waits for its answer.
 func (r *rig) manage(n *scsi.Nexus, f scsi.TaskFunction, lun uint64, ref *scsi.Task) scsi.TaskResponse {
 	r.t.Helper()
-	got := scsi.TaskResponse(254)
-	calls := 0
-	r.s.TaskManagement(n, f, lun, ref, func(a scsi.TaskResponse) { got = a; calls++ })
-	if calls != 1 {
-		r.t.Fatalf("function %d: done was called %d times", f, calls)
+	answer := <-r.ask(n, f, lun, ref)
+	return answer
+}
+
+// ask starts a task management function.
+func (r *rig) ask(n *scsi.Nexus, f scsi.TaskFunction, lun uint64, ref *scsi.Task) chan scsi.TaskResponse {
+	answers := make(chan scsi.TaskResponse, 1) // a second answer would panic below
+	once := false
+	r.s.TaskManagement(n, f, lun, ref, func(a scsi.TaskResponse) {
+		if once {
+			panic("answered twice")
+		}
+		once = true
+		answers <- a
+	})
+	r.s.Kick()
+	return answers
+}
+
+// unanswered fails when a function was answered.
+func (r *rig) unanswered(answers chan scsi.TaskResponse) {
+	r.t.Helper()
+	select {
+	case a := <-answers:
+		r.t.Fatalf("answered %d too early", a)
+	default:
 	}
-	return got
 }
 
 // flight is a task under way.
@@ -27,15 +49,19 @@ type flight struct {
 	completed int
 	status    byte
 	aborted   bool
+	done      chan struct{} // closed at the first completion
 }
 
 // launch brings a command to the given point: begun, or started.
 func (p port) launch(c command, start bool) *flight {
 	p.t.Helper()
-	f := &flight{Task: p.newTask(c)}
+	f := &flight{Task: p.newTask(c), done: make(chan struct{})}
 	f.Complete = func(k *scsi.Task) {
 		f.completed++
 		f.status, f.aborted = k.Status, k.Aborted.Load()
+		if f.completed == 1 {
+			close(f.done)
+		}
 	}
 	if v := p.s.Begin(f.Task); v == scsi.Finished {
 		p.t.Fatalf("CDB %x finished: %02x %x", c.cdb, f.Status, f.Sense[:f.SenseLen])
@@ -74,34 +100,47 @@ func TestTaskManagementAnswers(t *testing.T) {
 func TestAbortWaitsForTheVolume(t *testing.T) {
 	for _, f := range []scsi.TaskFunction{scsi.AbortTask, scsi.AbortTaskSet, scsi.ClearTaskSet, scsi.LogicalUnitReset, scsi.TargetWarmReset, scsi.TargetColdReset} {
 		r := newRig(t, mib, nil)
+		var mu sync.Mutex
 		var order []string
+		dropped := make(chan struct{})
+		note := func(what string) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, what)
+		}
 		r.s.SetHooks(scsi.Hooks{
-			Flush:        func() { order = append(order, "flush") },
-			DropSessions: func(name, _ string) { order = append(order, "drop"+name) },
+			Flush:        func() { note("flush") },
+			DropSessions: func(name, _ string) { note("drop" + name); close(dropped) },
 		})
 		other := r.on(r.attach("iqn.2026-11.test:other", 2), 0)
 		r.lu.Hold()
 		own := r.on(r.n, 0).launch(writeBlock0, true)
 		foreign := other.launch(writeBlock0, true)
+		answered := make(chan struct{})
 		r.s.TaskManagement(r.n, f, 0, own.Task, func(a scsi.TaskResponse) {
 			if a != scsi.FunctionComplete || own.completed != 1 {
 				t.Errorf("function %d: answer %d, task completed %d times", f, a, own.completed)
 			}
-			order = append(order, "answer")
+			note("answer")
+			close(answered)
 		})
-		if len(order) != 0 {
+		select {
+		case <-answered:
 			t.Fatalf("function %d: answered while the volume has the write", f)
+		default:
 		}
 		if !own.Aborted.Load() {
 			t.Error("not marked")
 		}
 		r.lu.Release()
-		want := "answer"
+		<-answered
 		if f == scsi.TargetColdReset {
-			want = "answer flush drop"
-		}
-		if got := join(order); got != want {
-			t.Errorf("function %d: %s, want %s", f, got, want)
+			<-dropped
+			mu.Lock()
+			if got := join(order); !strings.Contains(got, "answer flush drop") {
+				t.Errorf("function %d: %s", f, got)
+			}
+			mu.Unlock()
 		}
 		if !own.aborted || own.status != cdb.Good || own.completed != 1 {
 			t.Errorf("function %d: own task: aborted %v status %02x completed %d", f, own.aborted, own.status, own.completed)
@@ -226,15 +265,12 @@ func TestResetSeesFormerNexuses(t *testing.T) {
 	waiting := r.on(r.n, 0).launch(writeBlock0, false)
 	r.s.SetAccess(0, scsi.Visibility{Initiators: []string{"iqn.2026-11.test:other"}})
 	r.refused(r.on(r.n, 0).run(unitReadyCmd), badLUN)
-	answered := false
-	r.s.TaskManagement(other, scsi.LogicalUnitReset, 0, nil, func(scsi.TaskResponse) { answered = true })
-	if answered {
-		t.Fatal("a reset did not wait")
-	}
+	answer := r.ask(other, scsi.LogicalUnitReset, 0, nil)
+	r.unanswered(answer)
 	r.s.Forget(waiting.Task)
 	r.lu.Release()
-	if !answered || f.status != cdb.TaskAborted {
-		t.Errorf("answered %v, status %02x", answered, f.status)
+	if a := <-answer; a != scsi.FunctionComplete || f.status != cdb.TaskAborted {
+		t.Errorf("answer %d, status %02x", a, f.status)
 	}
 	// The counters of a former nexus stay.
 	if s := r.s.Stats()[0]; s.Classes[scsi.ClassWrite].Aborted != 2 || s.Nexuses != 1 || s.InFlight != 0 {
@@ -293,18 +329,16 @@ func TestAbortDuringTryExecute(t *testing.T) {
 	other := r.attach("iqn.2026-11.test:other", 2)
 	f := r.on(r.n, 0).launch(readBlock0Cmd, false)
 	f.In = make([]byte, 512)
-	answered := false
+	var answer chan scsi.TaskResponse
 	v.during = func() {
-		r.s.TaskManagement(other, scsi.ClearTaskSet, 0, nil, func(scsi.TaskResponse) { answered = true })
-		if answered {
-			t.Error("answered while the task was being tried")
-		}
+		answer = r.ask(other, scsi.ClearTaskSet, 0, nil)
+		r.unanswered(answer)
 	}
 	if r.s.TryExecute(f.Task) {
 		t.Fatal("answered from memory")
 	}
-	if !answered || !f.Aborted.Load() || f.Status != cdb.TaskAborted {
-		t.Errorf("answered %v, aborted %v, status %02x", answered, f.Aborted.Load(), f.Status)
+	if a := <-answer; a != scsi.FunctionComplete || !f.Aborted.Load() || f.Status != cdb.TaskAborted {
+		t.Errorf("answer %d, aborted %v, status %02x", a, f.Aborted.Load(), f.Status)
 	}
 	r.s.Execute(f.Task)
 	if f.completed != 1 || f.status != cdb.TaskAborted || v.Count(scsi.OpRead) != 0 {

@@ -29,6 +29,9 @@ type VolumeID = replication.VolumeID
 // StateID names one value of a volume's ordered state.
 type StateID = replication.StateID
 
+// stateBytesMax bounds the ordered state of a volume.
+const stateBytesMax = replication.StateBytesMax
+
 // Extent is a run of bytes that is mapped or not.
 type Extent = replication.Extent
 

@@ -98,6 +98,23 @@ func TestSenseFormats(t *testing.T) {
 	if !bytes.Equal(b[:n], want) {
 		t.Errorf("descriptor with field pointer\n got %x\nwant %x", b[:n], want)
 	}
+	for _, s := range []Sense{
+		{Key: NotReady, ASC: 0x04, ASCQ: 0x1b, Progress: 0x8001, HasProgress: true},
+		{Key: NoSense, Progress: 0, HasProgress: true},
+		{Key: 0xa, ASC: 0x0d, ASCQ: 2, Command: 0x01020304, HasCommand: true, Info: 9, HasInfo: true},
+	} {
+		for _, descriptor := range []bool{false, true} {
+			n := s.Encode(b[:], descriptor)
+			if got, _, ok := ParseSense(b[:n]); !ok || got != s {
+				t.Errorf("descriptor %v: %+v became %+v", descriptor, s, got)
+			}
+		}
+	}
+	long := Sense{Key: 0xa, Command: 1 << 40, HasCommand: true}
+	n = long.Encode(b[:], false)
+	if got, _, _ := ParseSense(b[:n]); got.HasCommand {
+		t.Errorf("a value of 64 bits in fixed format: %+v", got)
+	}
 	s = Sense{Key: MediumError, ASC: 0x11, Info: 1 << 40, HasInfo: true}
 	n = s.Encode(b[:], false)
 	if got, _, _ := ParseSense(b[:n]); got.HasInfo {

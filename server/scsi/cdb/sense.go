@@ -11,6 +11,7 @@ const (
 	IllegalRequest = 0x5
 	UnitAttention  = 0x6
 	DataProtect    = 0x7
+	CopyAborted    = 0xa
 	AbortedCommand = 0xb
 	Miscompare     = 0xe
 )
@@ -19,7 +20,7 @@ const (
 const FixedSenseBytes = 18
 
 // MaxSenseBytes bounds the length of sense data in either format.
-const MaxSenseBytes = 8 + 12 + 8
+const MaxSenseBytes = 8 + 12 + 12 + 8
 
 // Sense is one condition: sense key, additional sense code and qualifier, and
 // what stands beside them. It is a value; its zero is NO SENSE.
@@ -31,6 +32,15 @@ type Sense struct {
 	// Info is the INFORMATION field, present when HasInfo.
 	Info    uint64
 	HasInfo bool
+
+	// Command is the COMMAND-SPECIFIC INFORMATION field, present when HasCommand.
+	Command    uint64
+	HasCommand bool
+
+	// Progress of what is under way, in 65536ths, is in the sense key specific bytes
+	// when HasProgress (SPC-4 "Progress indication"). There is no field pointer then.
+	Progress    uint16
+	HasProgress bool
 
 	// Field pointer of the sense key specific bytes, present when HasField:
 	// the first byte in error and, when HasBit, the bit in it; of the parameter
@@ -44,7 +54,8 @@ type Sense struct {
 
 // Encode writes s to dst in fixed (70h) or descriptor format (72h) and returns
 // the length. dst needs MaxSenseBytes. In fixed format an INFORMATION value
-// above 32 bits is left out with VALID=0.
+// above 32 bits is left out with VALID=0, a COMMAND-SPECIFIC INFORMATION value
+// above 32 bits is left out, too.
 func (s *Sense) Encode(dst []byte, descriptor bool) int {
 	clear(dst[:MaxSenseBytes])
 	if !descriptor {
@@ -55,11 +66,12 @@ func (s *Sense) Encode(dst []byte, descriptor bool) int {
 			binary.BigEndian.PutUint32(dst[3:7], uint32(s.Info))
 		}
 		dst[7] = FixedSenseBytes - 8
+		if s.HasCommand && s.Command>>32 == 0 {
+			binary.BigEndian.PutUint32(dst[8:12], uint32(s.Command))
+		}
 		dst[12] = s.ASC
 		dst[13] = s.ASCQ
-		if s.HasField {
-			s.putField(dst[15:18])
-		}
+		s.putSpecific(dst[15:18])
 		return FixedSenseBytes
 	}
 	dst[0] = 0x72
@@ -73,14 +85,31 @@ func (s *Sense) Encode(dst []byte, descriptor bool) int {
 		binary.BigEndian.PutUint64(d[4:12], s.Info)
 		n += 12
 	}
-	if s.HasField {
+	if s.HasCommand {
+		d := dst[n : n+12]
+		d[0], d[1] = 0x01, 0x0a
+		binary.BigEndian.PutUint64(d[4:12], s.Command)
+		n += 12
+	}
+	if s.HasField || s.HasProgress {
 		d := dst[n : n+8]
 		d[0], d[1] = 0x02, 0x06
-		s.putField(d[4:7])
+		s.putSpecific(d[4:7])
 		n += 8
 	}
 	dst[7] = byte(n - 8)
 	return n
+}
+
+// putSpecific fills the sense key specific bytes.
+func (s *Sense) putSpecific(d []byte) {
+	switch {
+	case s.HasProgress:
+		d[0] = 0x80
+		binary.BigEndian.PutUint16(d[1:3], s.Progress)
+	case s.HasField:
+		s.putField(d)
+	}
 }
 
 func (s *Sense) putField(d []byte) {
@@ -110,8 +139,11 @@ func ParseSense(b []byte) (s Sense, descriptor, ok bool) {
 			s.HasInfo = true
 			s.Info = uint64(binary.BigEndian.Uint32(b[3:7]))
 		}
+		if c := binary.BigEndian.Uint32(b[8:12]); c != 0 {
+			s.Command, s.HasCommand = uint64(c), true
+		}
 		if len(b) >= 18 {
-			s.getField(b[15:18])
+			s.getSpecific(b[15:18])
 		}
 		return s, false, true
 	case 0x72:
@@ -127,8 +159,10 @@ func ParseSense(b []byte) (s Sense, descriptor, ok bool) {
 			case rest[0] == 0x00 && n == 12 && rest[2]&0x80 != 0:
 				s.HasInfo = true
 				s.Info = binary.BigEndian.Uint64(rest[4:12])
+			case rest[0] == 0x01 && n == 12:
+				s.Command, s.HasCommand = binary.BigEndian.Uint64(rest[4:12]), true
 			case rest[0] == 0x02 && n == 8:
-				s.getField(rest[4:7])
+				s.getSpecific(rest[4:7])
 			}
 			rest = rest[n:]
 		}
@@ -138,10 +172,19 @@ func ParseSense(b []byte) (s Sense, descriptor, ok bool) {
 	}
 }
 
-func (s *Sense) getField(d []byte) {
-	if d[0]&0x80 == 0 {
-		return
+// getSpecific reads the sense key specific bytes, whose meaning goes by the
+// sense key: a field pointer with ILLEGAL REQUEST, progress with NOT READY and NO SENSE.
+func (s *Sense) getSpecific(d []byte) {
+	switch {
+	case d[0]&0x80 == 0:
+	case s.Key == NotReady || s.Key == NoSense:
+		s.Progress, s.HasProgress = binary.BigEndian.Uint16(d[1:3]), true
+	default:
+		s.getField(d)
 	}
+}
+
+func (s *Sense) getField(d []byte) {
 	s.HasField = true
 	s.InData = d[0]&0x40 == 0
 	if d[0]&0x08 != 0 {

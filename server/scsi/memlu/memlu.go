@@ -3,7 +3,7 @@
 // on the calling goroutine or asynchronously, and fails or holds requests on
 // demand. It keeps only blocks that were written, so a large size costs nothing.
 //
-// LU is the one type. Its lock is held while a request is applied and never
+// LU is the volume; Path is another node's way to it. The lock of an LU is held while a request is applied and never
 // while Done is called.
 package memlu
 
@@ -34,6 +34,7 @@ type LU struct {
 	state  []byte
 	stated scsi.StateID
 	watch  func(scsi.StateID, []byte, bool)
+	paths  []*Path
 	others map[scsi.VolumeID]*LU // clone sources
 
 	queueMu sync.Mutex
@@ -140,6 +141,13 @@ func (lu *LU) Count(op scsi.RequestOp) uint64 {
 	return lu.counts[op]
 }
 
+// Changes is how often the ordered state was replaced.
+func (lu *LU) Changes() uint64 {
+	lu.mu.RLock()
+	defer lu.mu.RUnlock()
+	return uint64(lu.stated.Seq)
+}
+
 // Allocated is the number of 4 KiB blocks that were written and not unmapped.
 func (lu *LU) Allocated() int {
 	lu.mu.RLock()
@@ -179,13 +187,18 @@ func (lu *LU) SetState(value []byte) {
 	lu.mu.Unlock()
 }
 
-// setState needs mu; the watcher takes no lock of the volume.
+// setState needs mu; the watchers take no lock of the volume.
 func (lu *LU) setState(value []byte) {
 	lu.stated.Epoch = 1
 	lu.stated.Seq++
 	lu.state = bytes.Clone(value)
 	if lu.watch != nil {
 		lu.watch(lu.stated, lu.state, true)
+	}
+	for _, p := range lu.paths {
+		if p.watch != nil {
+			p.watch(lu.stated, lu.state, true)
+		}
 	}
 }
 
@@ -212,19 +225,22 @@ func (lu *LU) TryRead(off uint64, dst []byte) bool {
 // Submit implements scsi.Volume. It panics when the request breaks the contract.
 func (lu *LU) Submit(r *scsi.Request) {
 	lu.validate(r)
+	lu.submit(queued{r: r, data: r.Data}, r.Borrowed)
+}
+
+func (lu *LU) submit(q queued, borrowed bool) {
 	lu.queueMu.Lock()
 	if lu.async || lu.held {
-		q := queued{r: r, data: r.Data}
-		if r.Borrowed {
-			q.data = bytes.Clone(r.Data)
+		if borrowed {
+			q.data = bytes.Clone(q.data)
 		}
 		lu.queue = append(lu.queue, q)
 		lu.queueMu.Unlock()
 		return
 	}
 	lu.queueMu.Unlock()
-	lu.apply(queued{r: r, data: r.Data})
-	r.Done(r)
+	lu.apply(q)
+	q.r.Done(q.r)
 }
 
 // Kick implements scsi.Backend.

@@ -3,6 +3,7 @@ package memlu_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -84,5 +85,56 @@ func TestFailuresAndContract(t *testing.T) {
 			}()
 			submit(lu, r)
 		}()
+	}
+}
+
+// Two paths share blocks and state; what is held on one is not seen by the other.
+func TestPaths(t *testing.T) {
+	lu := memlu.New(8192)
+	a, b := lu.Path(), lu.Path()
+	var heard [3][]string
+	watch := func(i int) func(scsi.StateID, []byte, bool) {
+		return func(_ scsi.StateID, v []byte, live bool) {
+			heard[i] = append(heard[i], fmt.Sprintf("%s %v", v, live))
+		}
+	}
+	lu.Watch(watch(0))
+	a.Watch(watch(1))
+	lu.SetState([]byte("one"))
+	b.Watch(watch(2))
+	send := func(p *memlu.Path, r scsi.Request) chan error {
+		done := make(chan error, 1)
+		r.Done = func(r *scsi.Request) { done <- r.Err }
+		p.Submit(&r)
+		p.Kick()
+		return done
+	}
+	b.Hold(scsi.OpWrite)
+	data := bytes.Repeat([]byte{7}, 512)
+	late := send(b, scsi.Request{Op: scsi.OpWrite, Len: 512, Data: data, Borrowed: true})
+	clear(data)
+	if err := <-send(b, scsi.Request{Op: scsi.OpState, State: scsi.StateID{Epoch: 1, Seq: 1}, Data: []byte("two")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-send(a, scsi.Request{Op: scsi.OpState, State: scsi.StateID{Epoch: 1, Seq: 1}, Data: []byte("three")}); !errors.Is(err, scsi.ErrStateMoved) {
+		t.Fatal(err)
+	}
+	if lu.Allocated() != 0 || b.Held() != 1 || a.TryRead(0, data) || a.ID() != lu.ID() || b.SizeBytes() != 8192 {
+		t.Error("the path's write was applied")
+	}
+	b.Release()
+	if err := <-late; err != nil || b.Held() != 0 {
+		t.Fatal(err)
+	}
+	if !lu.TryRead(0, data) || data[0] != 7 {
+		t.Error("borrowed data was not copied")
+	}
+	a.Watch(nil)
+	lu.SetState([]byte("four"))
+	want := [3]string{"[ false one true two true four true]", "[ false one true two true]", "[one false two true four true]"}
+	for i := range heard {
+		if got := fmt.Sprint(heard[i]); got != want[i] {
+			t.Errorf("watcher %d: %s, want %s", i, got, want[i])
+		}
 	}
 }
