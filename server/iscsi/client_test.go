@@ -489,3 +489,9 @@ func equal(tb testing.TB, got, want []byte) {
 		tb.Fatalf("data differ: got %d bytes, want %d", len(got), len(want))
 	}
 }
+
+// dialFrom connects from one of the loopback addresses.
+func dialFrom(source, addr string) (net.Conn, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
+	return d.Dial("tcp", addr)
+}

@@ -1,6 +1,8 @@
 package iscsi
 
 import (
+	"slices"
+
 	"github.com/twinsan/twinsan/server/iscsi/pdu"
 	"github.com/twinsan/twinsan/server/scsi"
 )
@@ -35,7 +37,7 @@ func (c *connection) command(h *pdu.Header, ahs, data []byte, badDigest bool) (s
 	immediate := h.Immediate()
 	c.mu.Lock()
 	switch {
-	case c.tags.find(itt) != nil:
+	case c.tags.find(itt) != nil, slices.Contains(c.managements, itt):
 		c.rejectLocked(pdu.RejectInProgress, h)
 		c.mu.Unlock()
 		return false

@@ -1,6 +1,7 @@
 package iscsi
 
 import (
+	"bytes"
 	"fmt"
 	"testing"
 
@@ -99,8 +100,12 @@ func TestResiduals(t *testing.T) {
 	}
 	// Directions that the CDB does not have.
 	itt := c.command(pdu.SCSICommand{Final: true, Write: true, Expected: 512, CDB: read10(0, 1)}, make([]byte, 512))
-	if p, _ := c.response(itt); p.Status != 0 || p.Residual != 0 {
+	if p, _ := c.response(itt); p.Status != 0 || !p.Overflow || p.Residual != 512 {
 		t.Errorf("READ with W: %+v", p)
+	}
+	itt = c.command(pdu.SCSICommand{Final: true, Read: true, Expected: 512, CDB: write10(0, 1)}, nil)
+	if p, _ := c.response(itt); p.Status != 0 || !p.Overflow || p.Residual != 512 {
+		t.Errorf("WRITE with R: %+v", p)
 	}
 	itt = c.command(pdu.SCSICommand{Final: true, CDB: read10(0, 1)}, nil)
 	if p, _ := c.response(itt); p.Status != 0 || !p.Overflow || p.Residual != 512 {
@@ -138,8 +143,38 @@ func TestDataInSequences(t *testing.T) {
 			t.Errorf("at %d: status bit or StatSN", off)
 		}
 	}
+	// Also when all of it would fit one PDU.
+	c = dial(t, b).login("MaxBurstLength=512")
+	itt = c.command(pdu.SCSICommand{Final: true, Read: true, Expected: 2048, CDB: read10(0, 4)}, nil)
+	for range 4 {
+		if r := c.expect(pdu.OpDataIn); r.ITT() != itt || r.DataLen() != 512 || !r.Final() {
+			t.Errorf("burst of 512: %d bytes, final %v", r.DataLen(), r.Final())
+		}
+	}
 	if got, want := fmt.Sprint(lengths, finals), "[3072 3072 2048 3072 3072 2048 3072 1024] [false false true false false true false true]"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+// TestDataInWords: inside a sequence every data segment is whole words.
+func TestDataInWords(t *testing.T) {
+	b := newBench(t, nil)
+	for _, digests := range []string{"None", "CRC32C"} {
+		c := dial(t, b).login("MaxRecvDataSegmentLength=1003", "MaxBurstLength=2047", "DataDigest="+digests)
+		disk := pattern(8*testBlock, 3)
+		b.device.mu.Lock()
+		copy(b.device.data, disk)
+		b.device.mu.Unlock()
+		itt := c.command(pdu.SCSICommand{Final: true, Read: true, Expected: 4096, CDB: read10(0, 8)}, nil)
+		var got []byte
+		for len(got) < 4096 {
+			r := c.expect(pdu.OpDataIn)
+			if r.ITT() != itt || !r.Final() && r.DataLen()%4 != 0 || r.DataLen() > 1003 {
+				t.Errorf("at %d: %d bytes, final %v", len(got), r.DataLen(), r.Final())
+			}
+			got = append(got, r.data...)
+		}
+		equal(t, got, disk)
 	}
 }
 
@@ -181,7 +216,6 @@ func TestR2Ts(t *testing.T) {
 // TestDataOutViolations: each ends the connection after a Reject, with nothing written.
 func TestDataOutViolations(t *testing.T) {
 	for name, change := range map[string]func(*pdu.DataOut, *int){
-		"DataSN":      func(p *pdu.DataOut, _ *int) { p.DataSN++ },
 		"offset":      func(p *pdu.DataOut, _ *int) { p.Offset += 512 },
 		"TTT":         func(p *pdu.DataOut, _ *int) { p.TTT++ },
 		"LUN":         func(p *pdu.DataOut, _ *int) { p.LUN++ },
@@ -206,6 +240,43 @@ func TestDataOutViolations(t *testing.T) {
 			eventually(t, "forgotten", func() bool { return b.device.count().forgotten == 1 })
 			if b.device.count().executed != 0 {
 				t.Errorf("%s: executed", name)
+			}
+		}
+	}
+}
+
+// TestDataOutNumbers: a number out of sequence stands for lost data. The task ends
+// like one with a wrong digest, after the final PDU; nothing is written and the
+// connection goes on.
+func TestDataOutNumbers(t *testing.T) {
+	for _, numbers := range [][4]uint32{{1, 2, 3, 4}, {0, 0, 1, 2}, {0, 1, 3, 2}, {3, 2, 1, 0}, {0, 1, 2, 0xffffffff}, {0, 2, 2, 3}} {
+		for _, unsolicited := range []bool{false, true} {
+			b := newBench(t, nil)
+			c := dial(t, b).login("ImmediateData=No", "MaxOutstandingR2T=2", "MaxBurstLength=4096", "FirstBurstLength=4096")
+			itt := c.command(pdu.SCSICommand{Final: !unsolicited, Write: true, Expected: 8192, CDB: write10(0, 16)}, nil)
+			ttt := uint32(pdu.NoTag)
+			var second pdu.R2T
+			if !unsolicited {
+				ttt = c.r2t(itt).TTT
+				second = c.r2t(itt)
+			}
+			for i, sn := range numbers {
+				c.dataOut(pdu.DataOut{Final: i == 3, ITT: itt, TTT: ttt, DataSN: sn, Offset: uint32(i * 1024)}, pattern(1024, 7))
+			}
+			if !unsolicited {
+				c.quiet() // the response waits for the data of the other R2T
+				c.answerR2T(second, pattern(8192, 7), 1024)
+			}
+			if p, data := c.response(itt); p.Status != statusCheckCondition || sense(data) != [3]byte{0xb, 0x47, 5} {
+				t.Errorf("%v, unsolicited %v: %+v, sense %x", numbers, unsolicited, p, sense(data))
+			}
+			if got, p := c.read(0, 16, 8192); p.Status != 0 || !bytes.Equal(got, make([]byte, 8192)) {
+				t.Errorf("%v, unsolicited %v: written, or %+v", numbers, unsolicited, p)
+			}
+			itt = c.command(pdu.SCSICommand{Final: true, Write: true, Expected: 4096, CDB: write10(0, 8)}, nil)
+			c.answerR2T(c.r2t(itt), pattern(4096, 1), 1024)
+			if p, _ := c.response(itt); p.Status != 0 {
+				t.Errorf("afterwards: %+v", p)
 			}
 		}
 	}

@@ -3,7 +3,6 @@ package iscsi
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -38,6 +37,8 @@ const (
 var (
 	errDropped      = errors.New("connection dropped")
 	errLogout       = errors.New("logout")
+	errSlowWriter   = errors.New("initiator does not finish a PDU")
+	errNoLogout     = errors.New("initiator was asked to log out and did not")
 	errSlowReader   = errors.New("initiator does not take its replies")
 	errNoPing       = errors.New("initiator does not answer pings")
 	errGap          = errors.New("command number is missing")
@@ -70,20 +71,26 @@ type connection struct {
 	checked  bool
 	kickDue  bool
 	flushDue bool
-	text     []byte // collected with C bits
-	answer   []byte // rest of a long text answer
-	textTag  uint32 // the tag that continues the text exchange
+	taken    uint64       // PDUs processed
+	pduOf    uint64       // taken when pduSince was set
+	pduSince atomic.Int64 // Target.elapsed when the reader began to wait for the rest of a PDU, nanoseconds; 0: it does not
+	text     []byte       // collected with C bits
+	answer   []byte       // rest of a long text answer
+	textOpen bool         // a text exchange goes on, with textTag
+	textTag  uint32
 	bytesIn  atomic.Uint64
 	heard    atomic.Int64 // Target.elapsed at the last read, nanoseconds
 	listens  atomic.Bool  // the reader is in Read
 
-	dropped  atomic.Bool // read nothing more, start nothing more
+	dropped  atomic.Bool // read nothing more, start nothing more, send nothing more
+	leaving  atomic.Bool // read nothing more, start nothing more
 	pushOnce func(fd uintptr) bool
 	pushAll  func(fd uintptr) bool
 	writers  sync.WaitGroup
 	account  account
 
-	pended bool // in Target.pending, under Target.pendingMu
+	spoke  atomic.Bool // has sent a login request
+	pended bool        // in Target.pending, under Target.pendingMu
 
 	mu          sync.Mutex
 	changed     sync.Cond // writing, active or unsent went down, or a second has passed
@@ -102,7 +109,7 @@ type connection struct {
 	tasks       int // in tags
 	active      int // not parked
 	immediates  int
-	managements int
+	managements []uint32 // initiator task tags of task management functions under way
 	held        []heldPDU
 	heldBytes   int
 	solicited   int           // R2Ts unanswered
@@ -110,6 +117,7 @@ type connection struct {
 	pinged      time.Duration // Target.elapsed at our ping; 0: none is out
 	pingTag     uint32
 	closeAt     time.Duration // after a logout request: when it ends; 0: never
+	answered    bool          // a last answer was given: a drop is to let it through
 
 	commands, bytesOut, failures, aborted, waits, refusals, stalls, droppedPDUs, digestErrors uint64
 }
@@ -152,9 +160,13 @@ func (c *connection) serve() error {
 	c.heard.Store(int64(c.target.elapsed()))
 	c.mu.Lock()
 	c.full = true
+	if c.closeAt > 0 { // asked for before its login had ended
+		left := max(c.closeAt-c.target.elapsed(), time.Second)
+		c.asyncLocked(pdu.AsyncLogoutRequest, 0, uint16(left/time.Second))
+	}
 	c.mu.Unlock()
 	for {
-		if c.dropped.Load() {
+		if c.dropped.Load() || c.leaving.Load() {
 			return c.why(errDropped)
 		}
 		missing, err := c.next()
@@ -173,7 +185,7 @@ func (c *connection) serve() error {
 			untaken := c.unsentLocked() > c.target.limits.Unsent
 			c.mu.Unlock()
 			if untaken {
-				c.settle()
+				c.settle(false)
 				c.awake()
 			}
 		}
@@ -236,6 +248,7 @@ func (c *connection) next() (missing int, err error) {
 		}
 	}
 	c.r += size
+	c.taken++
 	c.checked = false
 	return 0, c.sequence(h, c.in[c.r-size:c.r], data, bad)
 }
@@ -272,7 +285,7 @@ func (c *connection) checkHeader(h *pdu.Header) error {
 // fill reads more, so that the PDU at r may get complete with need bytes. What
 // was answered is sent before the reader may have to wait.
 func (c *connection) fill(need int) error {
-	limit := c.settle()
+	limit := c.settle(c.r < c.w)
 	if c.r == c.w {
 		c.r, c.w = 0, 0
 	} else if c.r+need > len(c.in) || len(c.in)-c.w < minRead && c.r > 0 {
@@ -283,23 +296,43 @@ func (c *connection) fill(need int) error {
 	if limit > 0 {
 		end = min(end, max(c.r+need, c.w+limit))
 	}
-	c.listens.Store(true)
-	n, err := c.conn.Read(c.in[c.w:end])
-	c.listens.Store(false)
+	n, err := c.read(c.in[c.w:end])
 	if err != nil {
 		return err
 	}
 	c.w += n
-	c.bytesIn.Add(uint64(n))
 	c.awake()
+	return nil
+}
+
+// read is one read from the socket. While it lasts the initiator's silence counts.
+func (c *connection) read(p []byte) (int, error) {
+	c.listens.Store(true)
+	n, err := c.conn.Read(p)
+	c.listens.Store(false)
+	c.bytesIn.Add(uint64(n))
+	return n, err
+}
+
+// readFull reads all of p.
+func (c *connection) readFull(p []byte) error {
+	for len(p) > 0 {
+		n, err := c.read(p)
+		if err != nil {
+			return err
+		}
+		c.heard.Store(int64(c.target.elapsed()))
+		p = p[n:]
+	}
 	return nil
 }
 
 // settle is called before the reader may sleep: it sends what was answered and
 // starts what was queued. Answers go first: Kick may do I/O, and an answer that
-// is there already must not wait for it. It returns a bound for the next read,
-// 0 for none.
-func (c *connection) settle() (limit int) {
+// is there already must not wait for it. Partial says that a part of a PDU has
+// come; the rest has a time to come, whatever it trickles in at. It returns a
+// bound for the next read, 0 for none.
+func (c *connection) settle(partial bool) (limit int) {
 	c.mu.Lock()
 	c.busy = false
 	pending := c.out.size > 0
@@ -315,6 +348,13 @@ func (c *connection) settle() (limit int) {
 		c.target.device.Kick()
 		c.flush()
 	}
+	switch {
+	case !partial:
+		c.pduSince.Store(0)
+	case c.pduSince.Load() == 0 || c.pduOf != c.taken:
+		c.pduOf = c.taken
+		c.pduSince.Store(int64(c.target.elapsed()))
+	}
 	return limit
 }
 
@@ -324,6 +364,7 @@ func (c *connection) awake() {
 	c.heard.Store(int64(c.target.elapsed()))
 	c.mu.Lock()
 	for c.unsentLocked() > c.target.limits.Unsent && c.cause == nil {
+		c.pduSince.Store(0) // it is our turn to wait
 		c.changed.Wait()
 	}
 	c.busy = true
@@ -344,16 +385,15 @@ func (c *connection) directDataOut(h *pdu.Header, start int) (done bool, err err
 	t.busy = true
 	c.mu.Unlock()
 	header := *h // the receive buffer is used again below
-	c.settle()
+	c.settle(true)
 	buffered := copy(dst, c.in[c.r+start:c.w])
 	c.r, c.w, c.checked = 0, 0, false
-	got, err := io.ReadFull(c.conn, dst[buffered:])
-	c.bytesIn.Add(uint64(got))
+	err = c.readFull(dst[buffered:])
 	tail := c.in[:c.layout.Tail(n)]
 	if err == nil && len(tail) > 0 {
-		_, err = io.ReadFull(c.conn, tail)
-		c.bytesIn.Add(uint64(len(tail)))
+		err = c.readFull(tail)
 	}
+	c.taken++
 	c.awake()
 	bad := false
 	if err == nil && c.layout.DataDigest {
@@ -393,13 +433,31 @@ func (c *connection) cutLocked(cause error) {
 // cut is cutLocked; with reset the peer gets an RST and what was not sent is
 // thrown away.
 func (c *connection) cut(cause error, reset bool) {
+	c.mu.Lock()
+	if c.answered && reset {
+		c.leaveLocked(cause)
+		c.mu.Unlock()
+		return
+	}
 	c.dropped.Store(true)
 	if reset {
 		_ = c.conn.SetLinger(0)
 	}
-	c.mu.Lock()
 	c.cutLocked(cause)
 	c.mu.Unlock()
+}
+
+// leaveLocked lets the reader end the connection: its next read fails, then it
+// sends what is left and closes.
+func (c *connection) leaveLocked(cause error) {
+	if c.cause == nil {
+		c.cause = cause
+	}
+	c.leaving.Store(true)
+	c.changed.Broadcast()
+	if c.conn.SetReadDeadline(time.Now()) != nil {
+		c.cutLocked(cause)
+	}
 }
 
 // finish sends what is left, as far as the peer takes it in time.
@@ -452,8 +510,11 @@ func (c *connection) shut(gracefully bool) {
 	}
 	_ = c.conn.Close()
 	c.dropped.Store(true)
+	if c.session != nil && c.session.nexus != nil {
+		c.target.device.AbortNexus(c.session.nexus)
+	}
 	c.mu.Lock()
-	for c.active > 0 || c.managements > 0 || c.writing {
+	for c.active > 0 || len(c.managements) > 0 || c.writing {
 		c.changed.Wait()
 	}
 	for _, i := range c.out.inserts {

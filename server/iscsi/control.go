@@ -2,6 +2,8 @@ package iscsi
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -54,7 +56,7 @@ func (c *connection) logout(h *pdu.Header) error {
 		return fmt.Errorf("logout reason %d in a discovery session: %w", p.Reason, errProtocol)
 	}
 	switch {
-	case p.Reason > pdu.LogoutRecovery:
+	case p.Reason > pdu.LogoutRecovery, p.ITT == pdu.NoTag:
 		c.reject(pdu.RejectInvalidField, h)
 		return nil
 	case p.Reason == pdu.LogoutRecovery:
@@ -68,6 +70,9 @@ func (c *connection) logout(h *pdu.Header) error {
 	if !c.endTasks() {
 		result = pdu.LogoutCleanupFailed
 	}
+	if n := c.session.nexus; n != nil {
+		c.target.device.Release(n, c.target.limits.LogoutTime)
+	}
 	c.logoutResponse(&p, result)
 	return errLogout
 }
@@ -76,13 +81,13 @@ func (c *connection) logout(h *pdu.Header) error {
 // Their responses are sent as they come. False: some did not end in time.
 func (c *connection) endTasks() bool {
 	c.kickDue = true
-	c.settle()
+	c.settle(false)
 	until := c.target.elapsed() + c.target.limits.LogoutTime
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.endParkedLocked(func(*task) bool { return true })
 	for c.active > 0 {
-		if c.target.elapsed() >= until || c.dropped.Load() {
+		if c.target.elapsed() >= until || c.dropped.Load() || c.leaving.Load() {
 			return false
 		}
 		c.changed.Wait()
@@ -111,11 +116,13 @@ func (c *connection) textRequest(h *pdu.Header, data []byte) error {
 		c.reject(pdu.RejectProtocol, h)
 		return nil
 	}
-	switch p.TTT {
-	case pdu.NoTag: // a new exchange; what was left of the last one is void
+	switch {
+	case p.ITT == pdu.NoTag:
+		c.reject(pdu.RejectInvalidField, h)
+		return nil
+	case p.TTT == pdu.NoTag: // a new exchange; what was left of the last one is void
 		c.answer, c.text = nil, nil
-	case c.textTag:
-	default:
+	case !c.textOpen || p.TTT != c.textTag:
 		c.reject(pdu.RejectInvalidField, h)
 		return nil
 	}
@@ -161,7 +168,8 @@ func (c *connection) textResponse(p *pdu.TextRequest, part []byte, complete bool
 	answer := pdu.TextResponse{LUN: p.LUN, ITT: p.ITT, TTT: pdu.NoTag, Numbers: c.numbersLocked()}
 	answer.Final = complete && p.Final
 	answer.Continue = !complete && len(part) > 0
-	if !answer.Final {
+	c.textOpen = !answer.Final
+	if c.textOpen {
 		c.ttt++
 		if c.ttt == pdu.NoTag {
 			c.ttt = 0
@@ -193,6 +201,8 @@ func (c *connection) answerText(reply []byte, p pdu.Pair) []byte {
 		return reply
 	case p.Key == "InitiatorAlias":
 		return reply
+	case loginOnly(p.Key):
+		return pdu.AppendText(reply, p.Key, answerReject)
 	}
 	return pdu.AppendText(reply, p.Key, answerNotUnderstood)
 }
@@ -215,9 +225,28 @@ func (c *connection) sendTargets(reply []byte, value string) []byte {
 	}
 	reply = pdu.AppendText(reply, "TargetName", t.name)
 	for _, portal := range t.directory.Portals(initiator) {
+		if !reachable(portal) {
+			continue
+		}
 		reply = pdu.AppendText(reply, "TargetAddress", portal.Addr+","+strconv.Itoa(int(portal.Group)))
 	}
 	return reply
+}
+
+// reachable tells whether an initiator can use a portal's address: one that
+// stands for all addresses of a node, or that means something on one link only,
+// says nothing to others (RFC 7143 section 13.8). A host name is the resolver's matter.
+func reachable(p Portal) bool {
+	if p.Group == 0 {
+		return false
+	}
+	addr, err := netip.ParseAddrPort(p.Addr)
+	if err != nil {
+		host, _, err := net.SplitHostPort(p.Addr)
+		return err == nil && host != ""
+	}
+	ip := addr.Addr()
+	return !ip.IsUnspecified() && ip.Zone() == "" && addr.Port() != 0
 }
 
 // asyncLocked appends an Async Message.
@@ -232,26 +261,30 @@ func (c *connection) asyncLocked(event uint8, parameter2, parameter3 uint16) {
 // reader end it: its next read fails, then it sends what is left and closes.
 func (c *connection) farewell() {
 	c.mu.Lock()
-	full := c.full
-	if full && !c.closed {
-		c.asyncLocked(pdu.AsyncDropSession, uint16(c.params.time2Wait), uint16(c.params.time2Retain))
-		if c.cause == nil {
-			c.cause = ErrClosed
-		}
-		c.changed.Broadcast()
-	}
+	c.farewellLocked(ErrClosed)
 	c.mu.Unlock()
-	if !full || c.conn.SetReadDeadline(time.Now()) != nil {
-		c.cut(ErrClosed, false)
+}
+
+func (c *connection) farewellLocked(cause error) {
+	if !c.full {
+		c.cutLocked(cause)
+		return
 	}
+	if c.closed || c.leaving.Load() {
+		return
+	}
+	c.asyncLocked(pdu.AsyncDropSession, uint16(c.params.time2Wait), uint16(c.params.time2Retain))
+	c.leaveLocked(cause)
 }
 
 // requestLogout asks the initiator to log out.
 func (c *connection) requestLogout(within time.Duration) {
 	seconds := min(max(within/time.Second, 1), 1<<16-1)
 	c.mu.Lock()
-	if c.full && !c.closed {
-		c.asyncLocked(pdu.AsyncLogoutRequest, 0, uint16(seconds))
+	if !c.closed {
+		if c.full { // else serve does it, after the login response
+			c.asyncLocked(pdu.AsyncLogoutRequest, 0, uint16(seconds))
+		}
 		c.closeAt = c.target.elapsed() + seconds*time.Second
 	}
 	c.mu.Unlock()
@@ -265,12 +298,20 @@ func (c *connection) tick(now time.Duration) {
 		c.heard.Store(int64(now)) // we are not listening: silence says nothing
 	}
 	silent := now - time.Duration(c.heard.Load())
+	unfinished := time.Duration(0)
+	if c.listens.Load() { // before pduSince, which is set before it
+		if since := c.pduSince.Load(); since > 0 {
+			unfinished = now - time.Duration(since)
+		}
+	}
 	c.mu.Lock()
 	var cause error
 	switch {
 	case c.closed || !c.full:
 	case c.closeAt > 0 && now >= c.closeAt:
-		cause = errDropped
+		c.farewellLocked(errNoLogout)
+	case unfinished >= limits.WriteTime:
+		cause = errSlowWriter
 	case c.gapSince > 0 && now-c.gapSince >= limits.GapTime:
 		cause = errGap
 	case c.pinged > 0 && time.Duration(c.heard.Load()) > c.pinged:

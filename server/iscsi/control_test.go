@@ -157,6 +157,16 @@ func TestSendTargets(t *testing.T) {
 	if got := c.ask("Strange=1", "MaxRecvDataSegmentLength=600", "MaxRecvDataSegmentLength=1"); got != "Strange=NotUnderstood\nMaxRecvDataSegmentLength=Reject\n" {
 		t.Errorf("%q", got)
 	}
+	// Keys of the login only, and answers that nobody asked for.
+	if got := c.ask("MaxBurstLength=512", "CHAP_A=5", "HeaderDigest=None", "Other=Reject", "InitiatorAlias=me"); got != "MaxBurstLength=Reject\nCHAP_A=Reject\nHeaderDigest=Reject\n" {
+		t.Errorf("%q", got)
+	}
+	b.dir.mu.Lock()
+	b.dir.portals = []Portal{{"0.0.0.0:3260", 1}, {"[::]:3260", 1}, {"[fe80::1%eth0]:3260", 1}, {"192.0.2.1:0", 1}, {"192.0.2.1", 1}, {"192.0.2.7:3260", 0}, {"san.example.com:3260", 1}, {"192.0.2.8:3260", 1}}
+	b.dir.mu.Unlock()
+	if got := c.ask("SendTargets=All"); got != "TargetName="+testTarget+"\nTargetAddress=san.example.com:3260,1\nTargetAddress=192.0.2.8:3260,1\n" {
+		t.Errorf("addresses that nobody reaches: %q", got)
+	}
 	b.dir.mu.Lock()
 	want := "TargetName=" + testTarget + "\n"
 	b.dir.portals = nil
@@ -212,6 +222,10 @@ func TestTextExchange(t *testing.T) {
 		var h pdu.Header
 		p.Encode(&h)
 		c.send(&h, data)
+	}
+	send(pdu.TextRequest{Final: true, TTT: 0}, []byte("SendTargets=All\x00")) // goes on with nothing
+	if r := c.expect(pdu.OpReject); r.Header[2] != pdu.RejectInvalidField {
+		t.Errorf("% x", r.Header[:4])
 	}
 	send(pdu.TextRequest{Continue: true, TTT: pdu.NoTag}, []byte("SendTar"))
 	r := c.expect(pdu.OpTextResponse)
@@ -283,6 +297,12 @@ func TestRejects(t *testing.T) {
 	c.cmdSN++
 	send(&pdu.Logout{Immediate: true, Reason: 5}, nil)
 	rejected(pdu.RejectInvalidField)
+	send(&pdu.Logout{Immediate: true, ITT: pdu.NoTag}, nil)
+	rejected(pdu.RejectInvalidField)
+	send(&pdu.TextRequest{Immediate: true, Final: true, ITT: pdu.NoTag, TTT: pdu.NoTag}, nil)
+	rejected(pdu.RejectInvalidField)
+	send(&pdu.TaskRequest{Immediate: true, Function: 2, ITT: pdu.NoTag}, nil)
+	rejected(pdu.RejectInvalidField)
 	// Additional header segments: an extended CDB, and nonsense.
 	var h pdu.Header
 	cmd := pdu.SCSICommand{Final: true, ITT: 7, CmdSN: c.cmdSN}
@@ -346,5 +366,55 @@ func TestRequestLogout(t *testing.T) {
 	}
 	clock.advance(2 * time.Second)
 	b.tick()
+	p.Decode(&c.expect(pdu.OpAsync).Header)
+	if p.Event != pdu.AsyncDropSession || p.Parameter2 != 2 || p.Parameter3 != 20 {
+		t.Errorf("%+v", p)
+	}
 	c.expectClosed()
+}
+
+// TestSlowWriter: whoever begins a PDU and does not end it is dropped, even if
+// a byte comes now and then; whole PDUs may come as slowly as they like.
+func TestSlowWriter(t *testing.T) {
+	for name, size := range map[string]int{"buffered": 4096, "direct": 128 << 10} {
+		t.Run(name, func(t *testing.T) {
+			clock := newFakeClock()
+			b := newBench(t, func(c *Config) { c.Now = clock.Now })
+			c := dial(t, b).login("ImmediateData=No", "InitialR2T=Yes")
+			second := func(n int) {
+				for range n {
+					clock.advance(time.Second)
+					b.tick()
+				}
+			}
+			for range 3 {
+				second(14)
+				c.quiet()
+			}
+			itt := c.command(pdu.SCSICommand{Final: true, Write: true, Expected: uint32(size), CDB: write10(0, size/testBlock)}, nil)
+			r := c.r2t(itt)
+			var h pdu.Header
+			(&pdu.DataOut{Final: true, ITT: itt, TTT: r.TTT}).Encode(&h)
+			whole := encode(c.layout, &h, nil, make([]byte, size))
+			c.write(whole[:1000])
+			var conn *connection
+			eventually(t, "the reader waits for the rest", func() bool {
+				conn = b.connections("")[0]
+				return conn.pduSince.Load() > 0 && conn.listens.Load() && conn.bytesIn.Load() >= 1000
+			})
+			for i := range 3 { // no silence that would call for a ping
+				second(9)
+				before := conn.bytesIn.Load()
+				c.write(whole[1000+i : 1001+i])
+				eventually(t, "a byte was read", func() bool { return conn.bytesIn.Load() > before && conn.listens.Load() })
+			}
+			c.itt++
+			if b.Stats().BuffersInUse == 0 {
+				t.Error("nothing is held, nothing is tested")
+			}
+			second(4)
+			c.expectClosed()
+			eventually(t, "memory is back", func() bool { return b.Stats().BuffersInUse == 0 })
+		})
+	}
 }

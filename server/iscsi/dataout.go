@@ -40,6 +40,10 @@ func (c *connection) sendR2TsLocked(t *task) {
 // acceptDataLocked checks a Data-Out header against its task and returns where
 // the data go; a short or empty dst means that the rest is discarded. Without a
 // task the PDU is for one that has ended, and is ignored. It changes nothing.
+//
+// A DataSN out of sequence stands for data that were lost (RFC 7143 section 7.9):
+// the task fails like one with a wrong digest, when the final PDUs have come. All
+// else that contradicts the R2T is a protocol error.
 func (c *connection) acceptDataLocked(h *pdu.Header) (t *task, dst []byte, err error) {
 	t = c.tags.find(h.ITT())
 	if t == nil || t.state == taskDoomed {
@@ -52,7 +56,10 @@ func (c *connection) acceptDataLocked(h *pdu.Header) (t *task, dst []byte, err e
 	p.Decode(h)
 	n := uint32(h.DataLen())
 	if p.TTT == pdu.NoTag {
-		if t.unsolicited && (p.DataSN != t.dataSN || p.Offset != t.got) {
+		if t.broken || t.unsolicited && p.DataSN != t.dataSN {
+			return t, nil, nil
+		}
+		if t.unsolicited && p.Offset != t.got {
 			return nil, nil, errDataOut
 		}
 		if !t.unsolicited || t.failed || t.got+n > min(c.params.firstBurst, t.Expected) {
@@ -61,8 +68,11 @@ func (c *connection) acceptDataLocked(h *pdu.Header) (t *task, dst []byte, err e
 	} else {
 		b := &t.bursts[t.head]
 		switch {
-		case t.count == 0, p.TTT != b.ttt, p.LUN != t.LUN, p.DataSN != b.dataSN,
-			p.Offset != b.offset+b.got, n > b.length-b.got, p.Final != (n == b.length-b.got):
+		case t.count == 0, p.TTT != b.ttt, p.LUN != t.LUN:
+			return nil, nil, errDataOut
+		case b.broken, p.DataSN != b.dataSN:
+			return t, nil, nil
+		case p.Offset != b.offset+b.got, n > b.length-b.got, p.Final != (n == b.length-b.got):
 			return nil, nil, errDataOut
 		}
 	}
@@ -97,6 +107,8 @@ func (c *connection) dataOut(h *pdu.Header, data []byte, badDigest bool) error {
 // dataArrived accounts for a Data-Out PDU whose data were put in place, and
 // goes on with its task when they were the last.
 func (c *connection) dataArrived(t *task, h *pdu.Header, badDigest bool) {
+	var p pdu.DataOut
+	p.Decode(h)
 	n := uint32(h.DataLen())
 	c.mu.Lock()
 	t.busy = false
@@ -111,13 +123,17 @@ func (c *connection) dataArrived(t *task, h *pdu.Header, badDigest bool) {
 	if badDigest {
 		t.fail(ascDigest, ascqDigest)
 	}
-	if h.TTT() == pdu.NoTag {
-		c.unsolicitedArrivedLocked(t, n, h.Final())
+	if p.TTT == pdu.NoTag {
+		c.unsolicitedArrivedLocked(t, &p, n)
 	} else {
 		b := &t.bursts[t.head]
+		if p.DataSN != b.dataSN {
+			b.broken = true
+			t.fail(ascDigest, ascqDigest)
+		}
 		b.got += n
 		b.dataSN++
-		if b.got == b.length {
+		if p.Final { // which comes with the last byte, unless the burst is broken
 			t.head = (t.head + 1) % maxR2T
 			t.count--
 			c.solicited--
@@ -149,9 +165,15 @@ func (c *connection) dataArrived(t *task, h *pdu.Header, badDigest bool) {
 }
 
 // unsolicitedArrivedLocked accounts for n unsolicited bytes.
-func (c *connection) unsolicitedArrivedLocked(t *task, n uint32, final bool) {
+func (c *connection) unsolicitedArrivedLocked(t *task, p *pdu.DataOut, n uint32) {
 	limit := min(c.params.firstBurst, t.Expected)
-	if !t.unsolicited || t.got+n > limit {
+	if t.unsolicited && p.DataSN != t.dataSN {
+		t.broken = true
+		if t.begun {
+			t.fail(ascDigest, ascqDigest)
+		}
+	}
+	if t.broken || !t.unsolicited || t.got+n > limit {
 		if t.begun {
 			t.fail(ascData, ascqUnexpectedData)
 		}
@@ -161,8 +183,8 @@ func (c *connection) unsolicitedArrivedLocked(t *task, n uint32, final bool) {
 	}
 	t.dataSN++
 	t.got += n
-	t.unsolicited = !final
-	if final && !t.failed && t.verdict == scsi.WantData && t.got < limit {
+	t.unsolicited = !p.Final
+	if p.Final && !t.failed && t.verdict == scsi.WantData && t.got < limit {
 		t.fail(ascData, ascqNotEnoughData)
 	}
 }

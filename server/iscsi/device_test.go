@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/twinsan/twinsan/server/scsi"
 )
@@ -32,6 +33,8 @@ type memoryDevice struct {
 	forgotten int
 	executed  int
 	functions []scsi.TaskFunction
+	refuse    scsi.TaskResponse // to every function, unless it is 0
+	cold      func()            // what follows a cold reset
 }
 
 type pendingAbort struct {
@@ -58,6 +61,10 @@ func (d *memoryDevice) Attach(initiator string, isid [6]byte) (*scsi.Nexus, erro
 	d.nexuses[n] = true
 	return n, nil
 }
+
+func (d *memoryDevice) Release(*scsi.Nexus, time.Duration) {}
+
+func (d *memoryDevice) AbortNexus(*scsi.Nexus) {}
 
 func (d *memoryDevice) Detach(n *scsi.Nexus, lost bool) {
 	d.mu.Lock()
@@ -304,6 +311,17 @@ func (d *memoryDevice) Forget(t *scsi.Task) {
 func (d *memoryDevice) TaskManagement(n *scsi.Nexus, f scsi.TaskFunction, lun uint64, ref *scsi.Task, done func(scsi.TaskResponse)) {
 	d.mu.Lock()
 	d.functions = append(d.functions, f)
+	if refuse := d.refuse; refuse != 0 {
+		d.mu.Unlock()
+		done(refuse)
+		return
+	}
+	if cold := d.cold; f == scsi.TargetColdReset && cold != nil {
+		d.mu.Unlock()
+		done(scsi.FunctionComplete)
+		cold()
+		return
+	}
 	if lun != 0 {
 		d.mu.Unlock()
 		done(scsi.NoSuchLUN)

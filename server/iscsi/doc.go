@@ -27,6 +27,11 @@
 // the reader is awake completions leave the write to it. What a socket does not
 // take at once is left to a goroutine with a deadline (drain).
 //
+// # Emptying a node
+//
+// Drain sends new logins to other nodes, asks the sessions that are there to log
+// out, and ends those that do not; Resume takes logins again.
+//
 // # Goroutines
 //
 // Per portal one that accepts, per connection the reader and at times one that

@@ -43,7 +43,8 @@ type Limits struct {
 	// end with BUSY or TASK SET FULL.
 	Buffers int64
 	// Unsent bounds the bytes of replies that the initiator does not take; at the
-	// bound no more of its PDUs are read. After WriteTime the connection is closed.
+	// bound no more of its PDUs are read. After WriteTime the connection is closed,
+	// also that of an initiator which takes so long to send one PDU.
 	Unsent    int
 	WriteTime time.Duration
 	// PingAfter is the silence after which the initiator is pinged, PingTime the

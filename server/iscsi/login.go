@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/twinsan/twinsan/server/iscsi/pdu"
 )
@@ -39,6 +40,7 @@ type loginConfig struct {
 	directory  Directory
 	challenges *challengeLedger
 	random     io.Reader
+	drain      atomic.Pointer[drainage] // nil: the portals take sessions
 }
 
 // login is the negotiation of one connection as a state machine: step takes a
@@ -56,7 +58,7 @@ type login struct {
 	params parameters
 
 	started    bool
-	first      pdu.LoginRequest // ITT, ISID, TSIH, CID and CmdSN bind the whole login
+	first      pdu.LoginRequest // ITT, ISID, TSIH, CID, CmdSN and versions bind the whole login
 	stage      uint8
 	rounds     int
 	textBytes  int
@@ -159,7 +161,8 @@ func (l *login) admit(req *pdu.LoginRequest, textLen int) uint16 {
 	}
 	f := &l.first
 	switch {
-	case req.ITT != f.ITT, req.ISID != f.ISID, req.TSIH != f.TSIH, req.CID != f.CID:
+	case req.ITT != f.ITT, req.ISID != f.ISID, req.TSIH != f.TSIH, req.CID != f.CID,
+		req.VersionMin != f.VersionMin, req.VersionMax != f.VersionMax:
 		return statusInitiatorError
 	case req.CSG != l.stage, l.stage > pdu.StageOperational:
 		return statusInitiatorError
@@ -280,8 +283,8 @@ func (l *login) identify(pairs []pdu.Pair) (address string, status uint16) {
 		if !strings.EqualFold(target, l.cfg.target) {
 			return "", statusNotFound
 		}
-		if address, moved := l.cfg.directory.Redirect(l.initiator); moved {
-			return address, statusMoved
+		if address, status := l.cfg.redirect(l.initiator); status != statusSuccess {
+			return address, status
 		}
 		l.access, known = l.cfg.directory.Access(l.initiator)
 	default:

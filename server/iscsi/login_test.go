@@ -152,10 +152,10 @@ func TestNegotiationResults(t *testing.T) {
 	}
 	b = newLoginBench()
 	r, keys = b.send(1, 3, true, "InitiatorName="+testInitiator, "SessionType=Discovery",
-		"MaxConnections=1", "InitialR2T=No", "MaxBurstLength=512", "FirstBurstLength=512", "MaxOutstandingR2T=1", "TaskReporting=RFC3720", "HeaderDigest=None", "DefaultTime2Wait=0")
+		"MaxConnections=1", "InitialR2T=No", "MaxBurstLength=512", "FirstBurstLength=512", "MaxOutstandingR2T=1", "TaskReporting=RFC3720", "iSCSIProtocolLevel=1", "HeaderDigest=None", "DefaultTime2Wait=0")
 	want := map[string]string{
 		"MaxConnections": "Irrelevant", "InitialR2T": "Irrelevant", "MaxBurstLength": "Irrelevant", "FirstBurstLength": "Irrelevant",
-		"MaxOutstandingR2T": "Irrelevant", "TaskReporting": "Irrelevant", "HeaderDigest": "None", "DefaultTime2Wait": "2", "MaxRecvDataSegmentLength": "262144",
+		"MaxOutstandingR2T": "Irrelevant", "TaskReporting": "Irrelevant", "iSCSIProtocolLevel": "Irrelevant", "HeaderDigest": "None", "DefaultTime2Wait": "2", "MaxRecvDataSegmentLength": "262144",
 	}
 	if !r.complete || !maps.Equal(keys, want) {
 		t.Errorf("discovery: %v", keys)
@@ -280,11 +280,12 @@ func TestLoginBounds(t *testing.T) {
 		t.Error("24000 bytes collected")
 	}
 	for name, change := range map[string]func(*pdu.LoginRequest){
-		"ITT":   func(p *pdu.LoginRequest) { p.ITT++ },
-		"ISID":  func(p *pdu.LoginRequest) { p.ISID[5]++ },
-		"TSIH":  func(p *pdu.LoginRequest) { p.TSIH++ },
-		"CID":   func(p *pdu.LoginRequest) { p.CID++ },
-		"stage": func(p *pdu.LoginRequest) { p.CSG = 0 },
+		"ITT":     func(p *pdu.LoginRequest) { p.ITT++ },
+		"ISID":    func(p *pdu.LoginRequest) { p.ISID[5]++ },
+		"TSIH":    func(p *pdu.LoginRequest) { p.TSIH++ },
+		"CID":     func(p *pdu.LoginRequest) { p.CID++ },
+		"version": func(p *pdu.LoginRequest) { p.VersionMax++ },
+		"stage":   func(p *pdu.LoginRequest) { p.CSG = 0 },
 	} {
 		b := newLoginBench()
 		b.send(1, 0, false, who...)
@@ -388,6 +389,34 @@ func TestCHAP(t *testing.T) {
 		if r, _ := b.send(0, 1, false, "CHAP_A="+list); r.response.Status != statusAuthentication {
 			t.Errorf("algorithms %q: status %04x", list, r.response.Status)
 		}
+	}
+}
+
+// TestDiscoveryCHAP: discovery has credentials of its own.
+func TestDiscoveryCHAP(t *testing.T) {
+	const initiator = "InitiatorName=" + testInitiator
+	discovery := func() *loginBench {
+		b := newLoginBench().withCHAP()
+		b.dir.discovery = map[string]Access{testInitiator: {User: "0bfinder", Secret: otherSecret}}
+		return b
+	}
+	for secret, want := range map[string]uint16{otherSecret: statusSuccess, userSecret: statusAuthentication} {
+		b := discovery()
+		b.send(0, 1, false, initiator, "SessionType=Discovery", "AuthMethod=CHAP")
+		_, keys := b.send(0, 1, false, "CHAP_A=7")
+		if r, _ := b.send(0, 1, true, "CHAP_N=0bfinder", "CHAP_R="+pdu.FormatBinary(respond(t, keys, secret))); r.response.Status != want {
+			t.Errorf("secret %q: status %04x, want %04x", secret, r.response.Status, want)
+		}
+	}
+	for stage, pairs := range map[uint8][]string{0: {"AuthMethod=None"}, 1: nil} {
+		if r, _ := discovery().send(stage, 3, true, with(pairs, initiator, "SessionType=Discovery")...); r.response.Status != statusAuthentication {
+			t.Errorf("stage %d without authentication: status %04x", stage, r.response.Status)
+		}
+	}
+	b := discovery()
+	delete(b.dir.discovery, testInitiator)
+	if r, _ := b.send(1, 3, true, initiator, "SessionType=Discovery"); r.response.Status != statusForbidden {
+		t.Errorf("a stranger: status %04x", r.response.Status)
 	}
 }
 
@@ -509,6 +538,12 @@ func FuzzLogin(f *testing.F) {
 			b.withCHAP()
 		}
 		defer b.close()
+		before, size := heapAllocated(), len(in)
+		defer func() {
+			if grown := heapAllocated() - before; grown > 1<<20+256*uint64(size) {
+				t.Fatalf("%d bytes of input made us allocate %d", size, grown)
+			}
+		}()
 		for len(in) >= 3 {
 			n := min(int(in[0])<<8|int(in[1]), len(in)-2)
 			if n == 0 {

@@ -44,6 +44,7 @@ func (t *Target) logIn(c *connection) (rest []byte, ok bool) {
 			t.loginFailed(c, l, 0, err)
 			return nil, false
 		default:
+			c.spoke.Store(true)
 			var req pdu.LoginRequest
 			req.Decode(&h)
 			reply = l.step(&req, data)

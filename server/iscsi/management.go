@@ -19,16 +19,16 @@ func (c *connection) manage(h *pdu.Header) error {
 		c.rejectLocked(pdu.RejectInvalidField, h)
 		c.mu.Unlock()
 		return nil
-	case c.tags.find(p.ITT) != nil:
+	case c.tags.find(p.ITT) != nil, slices.Contains(c.managements, p.ITT):
 		c.rejectLocked(pdu.RejectInProgress, h)
 		c.mu.Unlock()
 		return nil
-	case c.managements >= c.target.limits.TaskManagement:
+	case len(c.managements) >= c.target.limits.TaskManagement:
 		c.rejectLocked(pdu.RejectTooMany, h)
 		c.mu.Unlock()
 		return nil
 	}
-	c.managements++
+	c.managements = append(c.managements, p.ITT)
 	c.mu.Unlock()
 	c.target.count(&c.target.counters.taskManagement)
 
@@ -50,8 +50,21 @@ func (c *connection) manage(h *pdu.Header) error {
 	}
 	c.target.device.TaskManagement(c.session.nexus, function, p.LUN, nil, func(r scsi.TaskResponse) {
 		c.managed(p.ITT, r)
+		if function == scsi.TargetColdReset {
+			c.sayGoodbye()
+		}
 	})
+	c.target.Flush() // what other nexuses are told of their tasks
 	return nil
+}
+
+// sayGoodbye follows the answer to a TARGET COLD RESET. The device server is
+// about to drop every session; this one's answer is sent before.
+func (c *connection) sayGoodbye() {
+	c.mu.Lock()
+	c.answered = true
+	c.mu.Unlock()
+	c.flush()
 }
 
 // endUnstarted ends what the device server does not know yet and a function on
@@ -87,7 +100,10 @@ func (c *connection) abortTask(p *pdu.TaskRequest) error {
 	}
 	if !c.window.inside(p.RefCmdSN) || !pdu.SerialLess(p.RefCmdSN, p.CmdSN) {
 		c.mu.Unlock()
-		c.managed(p.ITT, scsi.NoSuchTask)
+		// The device server knows whether it is the task or the unit that does not exist.
+		c.target.device.TaskManagement(c.session.nexus, scsi.AbortTask, p.LUN, nil, func(r scsi.TaskResponse) {
+			c.managed(p.ITT, r)
+		})
 		return nil
 	}
 	// The command has not come, or waits for its turn: its number counts as received.
@@ -105,7 +121,9 @@ func (c *connection) abortTask(p *pdu.TaskRequest) error {
 // on any goroutine.
 func (c *connection) managed(itt uint32, r scsi.TaskResponse) {
 	c.mu.Lock()
-	c.managements--
+	if i := slices.Index(c.managements, itt); i >= 0 {
+		c.managements = slices.Delete(c.managements, i, i+1)
+	}
 	if !c.closed {
 		p := pdu.TaskResponse{Response: uint8(r), ITT: itt, Numbers: c.numbersLocked()}
 		h := c.out.header()

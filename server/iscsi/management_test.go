@@ -1,6 +1,8 @@
 package iscsi
 
 import (
+	"errors"
+	"io"
 	"slices"
 	"testing"
 
@@ -49,6 +51,129 @@ func TestAbortExecuting(t *testing.T) {
 	}
 	tmf = c.manage(scsi.AbortTask, 0, itt, c.cmdSN-2)
 	c.managed(tmf, scsi.NoSuchTask)
+}
+
+// TestAbortEnded: a task that has ended does not exist, like one that never was.
+func TestAbortEnded(t *testing.T) {
+	b := newBench(t, nil)
+	c := dial(t, b).login()
+	itt, sn := c.command(pdu.SCSICommand{Final: true}, nil), c.cmdSN-1
+	c.response(itt)
+	c.managed(c.manage(scsi.AbortTask, 0, itt, sn), scsi.NoSuchTask)
+	c.managed(c.manage(scsi.AbortTask, 0, itt, sn-1), scsi.NoSuchTask)
+	c.managed(c.manage(scsi.AbortTask, 0, itt+1000, sn), scsi.NoSuchTask)
+	c.managed(c.manage(scsi.AbortTask, 0, 0, 0), scsi.NoSuchTask) // like an unused place
+}
+
+// TestColdReset: the answer reaches the initiator before its session is dropped
+// with all others.
+func TestColdReset(t *testing.T) {
+	b := newBench(t, nil)
+	c := dial(t, b).login()
+	other := dial(t, b)
+	other.isid[5]++
+	other.login()
+	b.device.mu.Lock()
+	b.device.cold = func() { b.DropSessions("", "cold reset") }
+	b.device.mu.Unlock()
+	c.managed(c.manage(scsi.TargetColdReset, 0, pdu.NoTag, 0), scsi.FunctionComplete)
+	if _, err := c.receive(); !errors.Is(err, io.EOF) {
+		t.Errorf("after the answer: %v, want an orderly end", err)
+	}
+	other.expectClosed()
+	eventually(t, "connections gone", func() bool {
+		return !slices.ContainsFunc(b.Sessions(), func(s SessionInfo) bool { return s.Peer != "" })
+	})
+}
+
+// TestManagementTags: the tag of a function under way is in use.
+func TestManagementTags(t *testing.T) {
+	b := newBench(t, nil)
+	c := dial(t, b).login()
+	b.device.gate(true)
+	c.command(pdu.SCSICommand{Final: true}, nil)
+	tmf := c.manage(scsi.AbortTaskSet, 0, pdu.NoTag, 0)
+	c.itt--
+	c.manage(scsi.AbortTaskSet, 0, pdu.NoTag, 0)
+	if r := c.expect(pdu.OpReject); r.Header[2] != pdu.RejectInProgress {
+		t.Errorf("function: reject % x", r.Header[:4])
+	}
+	c.itt--
+	c.command(pdu.SCSICommand{Final: true}, nil)
+	if r := c.expect(pdu.OpReject); r.Header[2] != pdu.RejectInProgress {
+		t.Errorf("command: reject % x", r.Header[:4])
+	}
+	b.device.gate(false)
+	c.managed(tmf, scsi.FunctionComplete)
+	c.itt--
+	c.response(c.command(pdu.SCSICommand{Final: true}, nil))
+}
+
+// TestNumberedFunction: a function that is not immediate takes its turn.
+func TestNumberedFunction(t *testing.T) {
+	b := newBench(t, nil)
+	c := dial(t, b).login()
+	c.itt++
+	p := pdu.TaskRequest{Function: uint8(scsi.AbortTaskSet), ITT: c.itt, RefTag: pdu.NoTag, CmdSN: c.cmdSN + 1}
+	tmf := c.itt
+	var h pdu.Header
+	p.Encode(&h)
+	c.send(&h, nil)
+	c.quiet() // the command before it has not come
+	itt := c.command(pdu.SCSICommand{Final: true}, nil)
+	c.response(itt)
+	c.managed(tmf, scsi.FunctionComplete)
+	c.cmdSN++
+	c.quiet()
+	if c.last.ExpCmdSN != c.cmdSN || c.last.MaxCmdSN != c.cmdSN+127 {
+		t.Errorf("window %+v, next is %d", c.last, c.cmdSN)
+	}
+}
+
+// TestRejectedFunction: whatever the device server answers is passed on.
+func TestRejectedFunction(t *testing.T) {
+	b := newBench(t, nil)
+	c := dial(t, b).login()
+	for _, want := range []scsi.TaskResponse{scsi.FunctionRejected, scsi.AuthorizationFailed} {
+		b.device.mu.Lock()
+		b.device.refuse = want
+		b.device.mu.Unlock()
+		c.managed(c.manage(scsi.LogicalUnitReset, 0, pdu.NoTag, 0), want)
+	}
+}
+
+// TestManagementUnderLoad: with window and memory used up a function still gets
+// through and frees both.
+func TestManagementUnderLoad(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.Limits.Buffers, c.Limits.Window = 8<<20, 8 })
+	c := dial(t, b).login("ImmediateData=No", "InitialR2T=Yes")
+	for range 8 { // 2 MiB are its share; the others wait in line
+		c.command(pdu.SCSICommand{Final: true, Write: true, Expected: 8 << 20, CDB: write10(0, 16384)}, nil)
+	}
+	for range 8 {
+		c.expect(pdu.OpR2T) // of the first
+	}
+	c.quiet()
+	if c.last.MaxCmdSN+1 != c.last.ExpCmdSN || b.Stats().MemoryWaits != 7 {
+		t.Fatalf("window %+v, %+v", c.last, b.Stats())
+	}
+	tmf := c.manage(scsi.AbortTaskSet, 0, pdu.NoTag, 0)
+	for {
+		r, err := c.receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Opcode() == pdu.OpTaskResponse && r.ITT() == tmf {
+			break
+		}
+		if r.Opcode() != pdu.OpR2T && r.Opcode() != pdu.OpNopIn {
+			t.Fatalf("got % x", r.Header[:])
+		}
+	}
+	c.quiet()
+	if c.last.MaxCmdSN != c.last.ExpCmdSN+7 || b.Stats().BuffersInUse != 0 {
+		t.Errorf("window %+v, %+v", c.last, b.Stats())
+	}
 }
 
 // TestAbortCollecting: a task that waits for Data-Out, before and after R2T; data
@@ -135,7 +260,6 @@ func TestClearedByAnother(t *testing.T) {
 	c.r2t(itt)
 	tmf := other.manage(scsi.ClearTaskSet, 0, pdu.NoTag, 0)
 	other.managed(tmf, scsi.FunctionComplete)
-	b.Flush()
 	if p, _ := c.response(itt); p.Status != statusTaskAborted {
 		t.Errorf("%+v", p)
 	}

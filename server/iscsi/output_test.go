@@ -2,6 +2,8 @@ package iscsi
 
 import (
 	"bytes"
+	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -183,58 +185,160 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// TestNoAllocation: the steady state of reads and writes allocates nothing.
+// traffic is a client that sends depth commands with one write and takes their
+// answers with one read, without allocating anything itself.
+type traffic struct {
+	c             *client
+	reads, writes []byte // PDUs of equal length
+	answer        []byte
+}
+
+const trafficDepth = 32
+
+func newTraffic(c *client) *traffic {
+	tr := &traffic{c: c, answer: make([]byte, trafficDepth*(pdu.HeaderLen+4096+2*pdu.DigestLen))}
+	block := pattern(4096, 1)
+	for range trafficDepth {
+		var h pdu.Header
+		(&pdu.SCSICommand{Final: true, Read: true, Expected: 4096, CDB: read10(0, 8)}).Encode(&h)
+		tr.reads = append(tr.reads, encode(c.layout, &h, nil, nil)...)
+		(&pdu.SCSICommand{Final: true, Write: true, Expected: 4096, CDB: write10(0, 8)}).Encode(&h)
+		tr.writes = append(tr.writes, encode(c.layout, &h, nil, block)...)
+	}
+	return tr
+}
+
+// round numbers and sends all commands and reads as many answers with dataLen
+// bytes of data.
+func (tr *traffic) round(tb testing.TB, pdus []byte, dataLen int) {
+	c := tr.c
+	step := len(pdus) / trafficDepth
+	for i := range trafficDepth {
+		raw := pdus[i*step:]
+		h := (*pdu.Header)(raw)
+		n := h.DataLen()
+		var p pdu.SCSICommand
+		p.Decode(h)
+		p.ITT, p.CmdSN = c.cmdSN, c.cmdSN
+		p.Encode(h)
+		h.SetDataLen(n)
+		if c.layout.HeaderDigest {
+			pdu.PutDigest(raw[pdu.HeaderLen:], pdu.Digest(h[:]))
+		}
+		c.cmdSN++
+	}
+	if _, err := c.conn.Write(pdus); err != nil {
+		tb.Fatal(err)
+	}
+	size := pdu.HeaderLen + dataLen + c.layout.Tail(dataLen)
+	if c.layout.HeaderDigest {
+		size += pdu.DigestLen
+	}
+	if _, err := io.ReadFull(c.conn, tr.answer[:trafficDepth*size]); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// quieten puts a device server in place that allocates nothing.
+func (b *bench) quieten() *quietDevice {
+	b.device.state = nil // its bookkeeping allocates
+	quiet := &quietDevice{b.device}
+	b.Target.device = quiet
+	return quiet
+}
+
+func (b *bench) unquieten() {
+	b.device.state = map[*scsiTask]string{}
+	b.Target.device = b.device
+}
+
+var withDigests = []string{"HeaderDigest=CRC32C", "DataDigest=CRC32C"}
+
+// TestNoAllocation: the steady state of reads and writes allocates nothing, with
+// digests as without.
 func TestNoAllocation(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	b := newBench(t, nil)
-	c := dial(t, b).login()
-	const depth = 32
-	one := func(p pdu.SCSICommand, data []byte) []byte {
-		var h pdu.Header
-		p.Encode(&h)
-		return encode(c.layout, &h, nil, data)
+	for name, keys := range map[string][]string{"plain": nil, "digests": withDigests} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil)
+			c := dial(t, b).login(keys...)
+			tr := newTraffic(c)
+			measure := func(name string, f func()) {
+				for range 20 {
+					f()
+				}
+				if n := testing.AllocsPerRun(50, f); n >= 1 {
+					t.Errorf("%s: %v allocations for %d commands", name, n, trafficDepth)
+				}
+			}
+			quiet := b.quieten()
+			defer b.unquieten()
+			measure("cached reads", func() { tr.round(t, tr.reads, 4096) })
+			measure("writes", func() { tr.round(t, tr.writes, 0) })
+			quiet.cached = false
+			measure("reads that are executed", func() { tr.round(t, tr.reads, 4096) })
+		})
 	}
-	var reads, writes []byte
-	block := pattern(4096, 1)
-	for range depth {
-		reads = append(reads, one(pdu.SCSICommand{Final: true, Read: true, Expected: 4096, CDB: read10(0, 8)}, nil)...)
-		writes = append(writes, one(pdu.SCSICommand{Final: true, Write: true, Expected: 4096, CDB: write10(0, 8)}, block)...)
-	}
-	answer := make([]byte, depth*(48+4096))
-	round := func(pdus []byte, answerLen int) {
-		step := len(pdus) / depth
-		for i := range depth {
-			h := (*pdu.Header)(pdus[i*step:])
-			var p pdu.SCSICommand
-			p.Decode(h)
-			p.ITT, p.CmdSN = c.cmdSN, c.cmdSN
-			p.Encode(h)
-			h.SetDataLen(step - pdu.HeaderLen)
-			c.cmdSN++
-		}
-		if _, err := c.conn.Write(pdus); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(c.conn, answer[:depth*answerLen]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	measure := func(name string, f func()) {
-		for range 20 {
-			f()
-		}
-		if n := testing.AllocsPerRun(50, f); n >= 1 {
-			t.Errorf("%s: %v allocations for %d commands", name, n, depth)
+}
+
+// BenchmarkDigests shows what CRC32C costs per 4 KiB command, client included.
+func BenchmarkDigests(b *testing.B) {
+	for name, keys := range map[string][]string{"plain": nil, "digests": withDigests} {
+		for _, write := range []bool{false, true} {
+			kind := map[bool]string{false: "read", true: "write"}[write]
+			b.Run(kind+"/"+name, func(b *testing.B) {
+				bench := newBench(b, nil)
+				c := dial(b, bench).login(keys...)
+				if err := c.conn.SetDeadline(time.Time{}); err != nil {
+					b.Fatal(err)
+				}
+				tr := newTraffic(c)
+				bench.quieten()
+				defer bench.unquieten()
+				b.ReportAllocs()
+				b.SetBytes(4096)
+				for n := 0; b.Loop(); n++ {
+					if n%trafficDepth != 0 {
+						continue // one round counts for all its commands
+					}
+					if write {
+						tr.round(b, tr.writes, 0)
+					} else {
+						tr.round(b, tr.reads, 4096)
+					}
+				}
+			})
 		}
 	}
-	b.device.state = nil // its bookkeeping allocates
-	quiet := &quietDevice{b.device}
-	b.Target.device = quiet
-	defer func() { b.device.state = map[*scsiTask]string{}; b.Target.device = b.device }()
-	measure("cached reads", func() { round(reads, 48+4096) })
-	measure("writes", func() { round(writes, 48) })
-	quiet.cached = false
-	measure("reads that are executed", func() { round(reads, 48+4096) })
+}
+
+// BenchmarkSessions shows that a command costs the same whatever the number of
+// sessions beside it.
+func BenchmarkSessions(b *testing.B) {
+	for _, n := range []int{0, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			bench := newBench(b, func(c *Config) {
+				c.Limits = Limits{Sessions: 2000, SessionsPerInitiator: 2000, ConnectionsPerAddress: 2000}
+			})
+			for i := range n {
+				c := dial(b, bench)
+				binary.BigEndian.PutUint16(c.isid[4:], uint16(i+100))
+				c.login()
+			}
+			c := dial(b, bench).login()
+			if err := c.conn.SetDeadline(time.Time{}); err != nil {
+				b.Fatal(err)
+			}
+			tr := newTraffic(c)
+			bench.quieten()
+			defer bench.unquieten()
+			for n := 0; b.Loop(); n++ {
+				if n%trafficDepth == 0 {
+					tr.round(b, tr.reads, 4096)
+				}
+			}
+		})
+	}
 }

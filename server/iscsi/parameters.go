@@ -65,6 +65,19 @@ func reservedAnswer(value string) bool {
 	return value == answerReject || value == answerIrrelevant || value == answerNotUnderstood
 }
 
+// loginOnly tells the keys that are known but may not be offered after login
+// (RFC 7143 section 13, use LO or IO).
+func loginOnly(key string) bool {
+	switch key {
+	case "HeaderDigest", "DataDigest", "MaxConnections", "InitialR2T", "ImmediateData", "MaxBurstLength",
+		"FirstBurstLength", "MaxOutstandingR2T", "DataPDUInOrder", "DataSequenceInOrder", "DefaultTime2Wait",
+		"DefaultTime2Retain", "ErrorRecoveryLevel", "TaskReporting", "iSCSIProtocolLevel", "IFMarker",
+		"OFMarker", "IFMarkInt", "OFMarkInt", "InitiatorName", "TargetName", "SessionType":
+		return true
+	}
+	return securityKey(key)
+}
+
 // rank orders the keys of one text so that a key comes after those its answer
 // depends on: FirstBurstLength after all others.
 func rank(key string) int {
@@ -96,14 +109,12 @@ func (p *parameters) negotiate(key, value string, discovery bool) (answer string
 		answer = chooseNumber(value, 0, 3600, 20, smaller, &p.time2Retain)
 	case "ErrorRecoveryLevel":
 		answer = chooseNumber(value, 0, 2, 0, smaller, nil)
-	case "iSCSIProtocolLevel":
-		answer = chooseNumber(value, 0, 31, 1, smaller, nil)
 	case "IFMarker", "OFMarker":
 		answer = "No"
 	case "IFMarkInt", "OFMarkInt", "AuthMethod":
 		answer = answerReject
 	case "MaxConnections", "InitialR2T", "ImmediateData", "MaxBurstLength", "FirstBurstLength",
-		"MaxOutstandingR2T", "DataPDUInOrder", "DataSequenceInOrder", "TaskReporting":
+		"MaxOutstandingR2T", "DataPDUInOrder", "DataSequenceInOrder", "TaskReporting", "iSCSIProtocolLevel":
 		if discovery {
 			return answerIrrelevant, true, 0
 		}
@@ -135,6 +146,8 @@ func (p *parameters) negotiateSession(key, value string) string {
 	case "DataPDUInOrder", "DataSequenceInOrder": // OR; ours is Yes
 		var inOrder bool
 		return chooseBool(value, &inOrder, func(bool) bool { return true })
+	case "iSCSIProtocolLevel": // RFC 7144 section 7.1.1
+		return chooseNumber(value, 0, 31, 1, smaller, nil)
 	default: // TaskReporting
 		for v := range strings.SplitSeq(value, ",") {
 			if v == "RFC3720" {

@@ -51,13 +51,18 @@ func (t *task) applyFailure() {
 }
 
 // residual compares what the CDB asks for with what the initiator expects (RFC
-// 7143 section 11.4.5.2).
+// 7143 section 11.4.5.2). A command whose R and W bits contradict its CDB moved
+// nothing although it ended well: all that the CDB asks for is missing.
 func (t *task) residual() (over, under bool, n uint32) {
+	expected := t.Expected
+	if t.Status == statusGood && t.Transfer > 0 && t.InLen == 0 && t.OutLen == 0 {
+		expected = 0
+	}
 	switch {
-	case t.Transfer > t.Expected:
-		return true, false, t.Transfer - t.Expected
-	case t.Transfer < t.Expected:
-		return false, true, t.Expected - t.Transfer
+	case t.Transfer > expected:
+		return true, false, t.Transfer - expected
+	case t.Transfer < expected:
+		return false, true, expected - t.Transfer
 	}
 	return false, false, 0
 }
@@ -105,7 +110,10 @@ func (c *connection) dataInLocked(t *task, data []byte) {
 	var burst uint32
 	p := pdu.DataIn{LUN: t.LUN, ITT: t.itt, TTT: pdu.NoTag}
 	for off := 0; off < len(data); {
-		n := min(uint32(len(data)-off), c.params.maxSend, c.params.maxBurst-burst)
+		n := min(uint32(len(data)-off), c.params.maxBurst-burst)
+		if n > c.params.maxSend {
+			n = c.params.maxSend &^ 3 // inside a sequence whole words only (section 11.7.7)
+		}
 		part := data[off : off+int(n)]
 		burst += n
 		last := off+int(n) == len(data)
@@ -142,7 +150,7 @@ func (c *connection) dataInLocked(t *task, data []byte) {
 
 // fitsInline reports whether a task's Data-In is one PDU of moderate size.
 func (c *connection) fitsInline(t *task) bool {
-	return t.InLen <= inlineData && t.InLen <= c.params.maxSend
+	return t.InLen <= min(inlineData, c.params.maxSend, c.params.maxBurst)
 }
 
 // tryInline lets the device server answer a task that fitsInline straight into

@@ -56,7 +56,7 @@ func (t *Target) admit(l *login, c *connection, expired <-chan time.Time) (statu
 	key := sessionKey{l.initiator, l.first.ISID, l.discovery}
 	for {
 		t.mu.Lock()
-		if t.closing {
+		if t.refusesLocked(l) {
 			t.mu.Unlock()
 			return statusUnavailable
 		}
@@ -86,7 +86,7 @@ func (t *Target) admit(l *login, c *connection, expired <-chan time.Time) (statu
 			return statusUnavailable
 		}
 		t.mu.Lock()
-		if t.closing || t.sessions[key] != nil {
+		if t.refusesLocked(l) || t.sessions[key] != nil {
 			t.mu.Unlock()
 			return statusUnavailable
 		}

@@ -25,6 +25,12 @@ type DeviceServer interface {
 	Attach(initiator string, isid [6]byte) (*scsi.Nexus, error)
 	// Detach gives a nexus up, by logout or (lost) otherwise. Its tasks have ended.
 	Detach(n *scsi.Nexus, lost bool)
+	// Release gives up what a nexus that logs out holds until then, and waits for
+	// that, at most limit.
+	Release(n *scsi.Nexus, limit time.Duration)
+	// AbortNexus ends the tasks of a nexus whose connection is gone, as far as they
+	// need not be waited for.
+	AbortNexus(n *scsi.Nexus)
 	// Begin decodes a command. It does not block.
 	Begin(t *scsi.Task) scsi.Verdict
 	// TryExecute ends a task now if that needs no waiting. It is called with a lock
@@ -194,10 +200,8 @@ func New(c Config) (*Target, error) {
 	}
 	t.born = t.now()
 	t.buffers = newBufferPool(t.limits.Buffers)
-	t.login = loginConfig{
-		target: t.name, group: c.PortGroup, limits: &t.limits,
-		directory: c.Directory, challenges: &challengeLedger{}, random: rand.Reader,
-	}
+	t.login.target, t.login.group, t.login.limits = t.name, c.PortGroup, &t.limits
+	t.login.directory, t.login.challenges, t.login.random = c.Directory, &challengeLedger{}, rand.Reader
 	return t, nil
 }
 
@@ -303,8 +307,8 @@ func (t *Target) DropSessions(initiator, reason string) {
 }
 
 // RequestLogout asks an initiator, or all for "", to log out within a time of at
-// most 65535 s, and closes the connections that are still there then. New logins
-// are Directory.Redirect's matter.
+// most 65535 s, and closes the connections that are still there then, after
+// telling so. New logins are Directory.Redirect's matter, or Drain's.
 func (t *Target) RequestLogout(initiator string, within time.Duration) {
 	for _, c := range t.connections(initiator) {
 		c.requestLogout(within)
@@ -474,13 +478,20 @@ func (t *Target) halfOpenLocked(address netip.Addr) int {
 	return n
 }
 
+// oldestHalfOpenLocked finds who has to give way: who has not sent a login
+// request yet before who has, then the oldest.
 func (t *Target) oldestHalfOpenLocked(match func(*connection) bool) *connection {
+	var oldest *connection
 	for _, o := range t.halfOpen {
-		if match(o) {
+		switch {
+		case !match(o):
+		case !o.spoke.Load():
 			return o
+		case oldest == nil:
+			oldest = o
 		}
 	}
-	return nil
+	return oldest
 }
 
 func (t *Target) removeHalfOpenLocked(c *connection) {

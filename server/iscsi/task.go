@@ -1,6 +1,8 @@
 package iscsi
 
-import "github.com/twinsan/twinsan/server/scsi"
+import (
+	"github.com/twinsan/twinsan/server/scsi"
+)
 
 // taskState says who may touch a task next.
 //
@@ -26,6 +28,7 @@ type burst struct {
 	length uint32
 	got    uint32
 	dataSN uint32
+	broken bool // a number was missing: the rest is swallowed, up to the final PDU
 }
 
 // task is one SCSI command of a connection, from its PDU to its response. Tasks
@@ -49,6 +52,7 @@ type task struct {
 
 	// Data-Out.
 	unsolicited bool   // more unsolicited data come
+	broken      bool   // a number was missing among them
 	dataSN      uint32 // of the next unsolicited PDU
 	got         uint32 // unsolicited bytes with immediate ones
 	asked       uint32 // bytes got unasked or asked for with R2T
@@ -109,7 +113,7 @@ func (c *connection) newTaskLocked(itt uint32) *task {
 	t.state = taskActive
 	t.busy, t.begun, t.failed, t.queued = false, false, false, false
 	t.verdict = scsi.Finished
-	t.unsolicited = false
+	t.unsolicited, t.broken = false, false
 	t.dataSN, t.got, t.asked, t.r2tSN = 0, 0, 0, 0
 	t.head, t.count = 0, 0
 	c.tags.add(t)

@@ -4,6 +4,7 @@ import (
 	"crypto/md5"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/sha3"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -15,15 +16,18 @@ import (
 
 // CHAP algorithms (RFC 7143, section 12.1.3, and the IANA registry).
 const (
-	CHAPMD5    = 5
-	CHAPSHA256 = 7
+	CHAPMD5     = 5
+	CHAPSHA256  = 7
+	CHAPSHA3256 = 8
 )
 
 // CHAP are the secrets of a login.
 type CHAP struct {
 	Name, Secret string
-	// Algorithms are offered in this order; none is SHA-256 and MD5.
+	// Algorithms are offered in this order; none is SHA-256 and MD5. Offer is the
+	// list as it is to stand there instead.
 	Algorithms []int
+	Offer      *string
 	// MutualSecret, if there is one, asks the target to prove that it knows it;
 	// MutualName is what the target must call itself, if there is one.
 	MutualName, MutualSecret string
@@ -33,14 +37,20 @@ type CHAP struct {
 	// sends the target's own challenge back, which it must refuse.
 	Challenge []byte
 	Reflect   bool
-	// Response replaces the right response.
-	Response []byte
+	// Response replaces the right response, RawResponse even its encoding. OnResponse
+	// is shown what is sent.
+	Response    []byte
+	RawResponse string
+	OnResponse  func(string)
 }
 
 // ErrTargetNotAuthentic is a target that does not know the mutual secret.
 var ErrTargetNotAuthentic = errors.New("target did not prove the mutual CHAP secret")
 
 func (c *CHAP) offer() string {
+	if c.Offer != nil {
+		return *c.Offer
+	}
 	list := c.Algorithms
 	if list == nil {
 		list = []int{CHAPSHA256, CHAPMD5}
@@ -78,6 +88,8 @@ func digest(algorithm int, id byte, secret string, challenge []byte) ([]byte, er
 		h = md5.New()
 	case CHAPSHA256:
 		h = sha256.New()
+	case CHAPSHA3256:
+		h = sha3.New256()
 	default:
 		return nil, violation("12.1.3", "target chose CHAP algorithm %d", algorithm)
 	}
@@ -114,7 +126,14 @@ func (c *Conn) authenticate(l *login) error {
 	if chap.Response != nil {
 		response = chap.Response
 	}
-	keys := []Key{{"CHAP_N", chap.Name}, {"CHAP_R", chap.encode(response)}}
+	text := chap.encode(response)
+	if chap.RawResponse != "" {
+		text = chap.RawResponse
+	}
+	if chap.OnResponse != nil {
+		chap.OnResponse(text)
+	}
+	keys := []Key{{"CHAP_N", chap.Name}, {"CHAP_R", text}}
 	ours := chap.Challenge
 	const ourID = 0x5a
 	if chap.MutualSecret != "" {

@@ -267,6 +267,7 @@ func (c *Conn) deliverTask(t *Task, p *PDU) error {
 		return violation("11.4.5.1", "residual %d without a bit", t.result.Residual)
 	case t.result.Underflow && t.result.Status == 0 && len(t.cmd.In) > 0 && int(t.result.Residual) != len(t.cmd.In)-t.received:
 		return violation("11.4.5.1", "residual %d, but %d of %d bytes came", t.result.Residual, t.received, len(t.cmd.In))
+	case t.result.Overflow && t.received == 0: // the CDB reads nothing: its direction was wrong
 	case !t.result.Underflow && t.result.Status == 0 && t.result.Response == 0 && t.received != len(t.cmd.In):
 		return violation("11.4.5.1", "GOOD without a residual, but %d of %d bytes came", t.received, len(t.cmd.In))
 	}

@@ -28,6 +28,9 @@ type Config struct {
 	// Outgoing sees, and may change, every PDU that the initiator is about to send,
 	// in order. It is called with the connection locked: it must not call Conn.
 	Outgoing func(*PDU)
+	// Incoming sees every PDU of the full feature phase that the target sends, in
+	// order, before it is checked. It is called with the connection locked.
+	Incoming func(*PDU)
 	// KeepPings leaves the target's pings without an answer. They are events.
 	KeepPings bool
 }
@@ -253,6 +256,9 @@ func (c *Conn) readLoop() {
 		p, err := readPDU(c.r, c.params.HeaderDigest, c.params.DataDigest, c.params.ReceiveLimit)
 		if err == nil {
 			c.mu.Lock()
+			if c.cfg.Incoming != nil {
+				c.cfg.Incoming(p)
+			}
 			err = c.deliver(p)
 			c.changed.Broadcast()
 			c.mu.Unlock()

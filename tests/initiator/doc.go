@@ -2,6 +2,18 @@
 // watches that the target keeps the rules, and can break every one of them itself.
 //
 // [Dial] logs in and gives a [Conn], which is one session of one connection.
+// For tests of what lies above, [Connect] gives a [Session]: CDBs by LUN in, status,
+// sense and data out, several at once, with task management, reconnection and
+// loss of the connection:
+//
+//	s, err := initiator.Connect(ctx, "192.0.2.1:3260", target, initiator.Options{})
+//	_, err = s.Settle(ctx, 0)                                   // the unit attentions of a new nexus
+//	r, err := s.Do(ctx, 0, initiator.Read16(lba, 8), nil, 4096) // r.Status, r.Sense, r.In
+//	p, err := s.Submit(ctx, 0, initiator.Write16(lba, 8), data, 0)
+//	select { case <-p.Done(): ... }                             // then p.Wait
+//	code, err := s.TaskManagement(ctx, initiator.AbortTask, 0, p)
+//	err = s.Reconnect(ctx)                                      // the same port again; or s.Drop(), s.Close(ctx)
+//
 // [Conn.Do] runs a SCSI [Command]; [Conn.Start] starts one and lets the caller do
 // something else meanwhile. TaskManagement, Ping, Text and Logout are the other
 // requests. For bad input, [Open] connects without a login, [Conn.Exchange] trades
@@ -10,6 +22,14 @@
 //
 // The codec is its own, written from RFC 7143 and not shared with the target, so
 // that a misunderstanding of the standard shows instead of cancelling out.
+//
+// # Conformance
+//
+// The tests of this package are named after the clause that they prove. They run
+// against a target in this process; those that only need the wire run against a
+// real one, too, whose data they overwrite:
+//
+//	go test ./tests/initiator -args -target iscsi://192.0.2.1:3260/iqn.2026-01.example:san/0 -initiator iqn.2026-01.example:host
 //
 // # Flow
 //

@@ -382,6 +382,9 @@ func (c *Conn) settle(answers map[string]string, offers []Key) error {
 			return err
 		}
 	}
+	if answers["FirstBurstLength"] == "Irrelevant" || offered["FirstBurstLength"] == "" {
+		p.FirstBurstLength = min(p.FirstBurstLength, p.MaxBurstLength)
+	}
 	if p.FirstBurstLength > p.MaxBurstLength {
 		return violation("13.14", "FirstBurstLength %d above MaxBurstLength %d", p.FirstBurstLength, p.MaxBurstLength)
 	}

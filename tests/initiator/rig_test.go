@@ -24,18 +24,30 @@ const (
 
 // rig is the real target over a volume in memory.
 type rig struct {
-	lu     *memlu.LU
-	target *iscsi.Target
-	addr   string
-	access map[string]iscsi.Access
+	lu        *memlu.LU
+	target    *iscsi.Target
+	addr      string
+	access    map[string]iscsi.Access
+	discovery map[string]iscsi.Access // nil: as access
+	portals   []iscsi.Portal          // nil: one of each of two nodes
+	ping      *initiator.Conn         // see pinger
 }
 
 func (r *rig) Access(name string) (iscsi.Access, bool) {
 	a, ok := r.access[name]
 	return a, ok
 }
-func (r *rig) Discovery(name string) (iscsi.Access, bool) { return r.Access(name) }
+func (r *rig) Discovery(name string) (iscsi.Access, bool) {
+	if r.discovery == nil {
+		return r.Access(name)
+	}
+	a, ok := r.discovery[name]
+	return a, ok
+}
 func (r *rig) Portals(string) []iscsi.Portal {
+	if r.portals != nil {
+		return r.portals
+	}
 	return []iscsi.Portal{{Addr: "192.0.2.1:3260", Group: 1}, {Addr: "[2001:db8::1]:3260", Group: 2}}
 }
 func (r *rig) Redirect(string) (string, bool) { return "", false }
@@ -43,10 +55,13 @@ func (r *rig) Redirect(string) (string, bool) { return "", false }
 // newRig starts a target. async completes commands on another goroutine.
 func newRig(t testing.TB, async bool, limits iscsi.Limits) *rig {
 	t.Helper()
+	if *targetURL != "" {
+		t.Skip("looks into the target: runs in one process only")
+	}
 	r := &rig{lu: memlu.New(size), access: map[string]iscsi.Access{hostName: {}, hostName + "2": {}}}
 	device := scsi.New(scsi.Config{Backend: r.lu, NodePort: 1, PortGroup: 1, TargetName: targetName, Logger: slog.New(slog.DiscardHandler)})
 	target, err := iscsi.New(iscsi.Config{
-		TargetName: targetName, PortGroup: 1, Listen: []string{"127.0.0.1:0"},
+		TargetName: targetName, PortGroup: 1, Listen: []string{"127.0.0.1:0", "127.0.0.1:0"},
 		Device: device, Directory: r, Limits: limits, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -12,9 +12,9 @@ import (
 	"github.com/twinsan/twinsan/tests/initiator"
 )
 
-// TestLoginStatus (RFC 7143 section 11.13.5): what is wrong with a login is said
+// TestLoginStatus_RFC7143_11_13_5 (RFC 7143 section 11.13.5): what is wrong with a login is said
 // by the right status, and the connection closed.
-func TestLoginStatus(t *testing.T) {
+func TestLoginStatus_RFC7143_11_13_5(t *testing.T) {
 	r := newRig(t, false, iscsi.Limits{})
 	r.access["iqn.2026-01.example:chap"] = iscsi.Access{User: "user", Secret: "secret of the user", MutualUser: "san", MutualSecret: "secret of the san"}
 	keys := func(pairs ...string) []initiator.Key {
@@ -78,8 +78,8 @@ func TestLoginStatus(t *testing.T) {
 	mustWork(t, dial(t, r.config()))
 }
 
-// TestCHAP (RFC 7143 sections 12.1.3 and 9.2.1).
-func TestCHAP(t *testing.T) {
+// TestCHAP_RFC7143_12_1_3 (RFC 7143 sections 12.1.3 and 9.2.1).
+func TestCHAP_RFC7143_12_1_3(t *testing.T) {
 	r := newRig(t, false, iscsi.Limits{FailedLoginDelay: time.Millisecond})
 	const name = "iqn.2026-01.example:chap"
 	r.access[name] = iscsi.Access{User: "user", Secret: "secret of the user", MutualUser: "san", MutualSecret: "secret of the san"}
@@ -93,6 +93,20 @@ func TestCHAP(t *testing.T) {
 		{"one way", func(c *initiator.CHAP) { c.MutualSecret = "" }, true},
 		{"MD5", func(c *initiator.CHAP) { c.Algorithms = []int{initiator.CHAPMD5} }, true},
 		{"SHA-256 after what is unknown", func(c *initiator.CHAP) { c.Algorithms = []int{99, initiator.CHAPSHA256} }, true},
+		{"SHA3-256", func(c *initiator.CHAP) { c.Algorithms = []int{initiator.CHAPSHA3256} }, true},
+		{"SHA-1 alone", func(c *initiator.CHAP) { c.Offer = ptr("6") }, false},
+		{"the first that is known", func(c *initiator.CHAP) { c.Offer = ptr("6,8,5") }, true},
+		{"hexadecimal list", func(c *initiator.CHAP) { c.Offer = ptr("0x7") }, true},
+		{"empty list", func(c *initiator.CHAP) { c.Offer = ptr("") }, false},
+		{"list cut off", func(c *initiator.CHAP) { c.Offer = ptr(",5") }, false},
+		{"begins like 5", func(c *initiator.CHAP) { c.Offer = ptr("5x") }, false},
+		{"no prefix", func(c *initiator.CHAP) { c.RawResponse = "00112233445566778899aabbccddeeff" }, false},
+		{"no digits", func(c *initiator.CHAP) { c.RawResponse = "0x" }, false},
+		{"not hexadecimal", func(c *initiator.CHAP) { c.RawResponse = "0xzz" }, false},
+		{"not base64", func(c *initiator.CHAP) { c.RawResponse = "0b!!!!" }, false},
+		{"empty challenge", func(c *initiator.CHAP) { c.Challenge = []byte{} }, false},
+		{"longest challenge", func(c *initiator.CHAP) { c.Challenge = make([]byte, 1024); c.Challenge[0] = 1 }, true},
+		{"longer challenge", func(c *initiator.CHAP) { c.Base64, c.Challenge = true, make([]byte, 1025) }, false},
 		{"base64", func(c *initiator.CHAP) { c.Base64 = true }, true},
 		{"no common algorithm", func(c *initiator.CHAP) { c.Algorithms = []int{56} }, false},
 		{"wrong secret", func(c *initiator.CHAP) { c.Secret = "secret of the use" }, false},
@@ -120,8 +134,31 @@ func TestCHAP(t *testing.T) {
 	}
 }
 
-// TestSendTargets (RFC 7143 appendix C).
-func TestSendTargets(t *testing.T) {
+// TestCHAPNames_RFC7143_12_1_3: a name is a plain string, whatever it looks like.
+func TestCHAPNames_RFC7143_12_1_3(t *testing.T) {
+	r := newRig(t, false, iscsi.Limits{FailedLoginDelay: time.Millisecond, ConnectionsPerAddress: 100})
+	for i, user := range []string{"0x414243", "0bQUJD", "0x", "0b", "0", "a name with, odd = characters"} {
+		name := fmt.Sprintf("iqn.2026-01.example:chap%d", i)
+		r.access[name] = iscsi.Access{User: user, Secret: "secret of the user", MutualUser: "0bsan", MutualSecret: "secret of the san"}
+		for _, said := range []string{user, "ABC"} {
+			cfg := r.config()
+			cfg.InitiatorName = name
+			cfg.CHAP = &initiator.CHAP{Name: said, Secret: "secret of the user", MutualName: "0bsan", MutualSecret: "secret of the san"}
+			c, err := initiator.Dial(wait(t), cfg)
+			if (err == nil) != (said == user) {
+				t.Errorf("user %q says %q: %v", user, said, err)
+			}
+			if c != nil {
+				c.Close()
+			}
+		}
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// TestDiscoveredPortals_RFC7143_C (RFC 7143 appendix C).
+func TestDiscoveredPortals_RFC7143_C(t *testing.T) {
 	r := newRig(t, false, iscsi.Limits{})
 	cfg := r.config()
 	cfg.TargetName = ""
@@ -142,9 +179,9 @@ func TestSendTargets(t *testing.T) {
 	}
 }
 
-// TestSessionReinstatement (RFC 7143 section 6.3.5): the same port comes again,
+// TestSessionReinstatement_RFC7143_6_3_5 (RFC 7143 section 6.3.5): the same port comes again,
 // the old session ends first; another ISID is another port.
-func TestSessionReinstatement(t *testing.T) {
+func TestSessionReinstatement_RFC7143_6_3_5(t *testing.T) {
 	r := newRig(t, true, iscsi.Limits{})
 	old := dial(t, r.config())
 	cfg := r.config()

@@ -85,6 +85,9 @@ func (h *Header) TTT() uint32 { return binary.BigEndian.Uint32(h[20:]) }
 // CmdSN returns the command sequence number of an initiator's PDU.
 func (h *Header) CmdSN() uint32 { return binary.BigEndian.Uint32(h[24:]) }
 
+// ExpStatSN returns the next status number that the initiator expects.
+func (h *Header) ExpStatSN() uint32 { return h.get32(28) }
+
 // StatSN returns the status sequence number of a target's PDU.
 func (h *Header) StatSN() uint32 { return binary.BigEndian.Uint32(h[24:]) }
 
@@ -99,6 +102,20 @@ func (h *Header) put32(at int, v uint32) { binary.BigEndian.PutUint32(h[at:], v)
 func (h *Header) put64(at int, v uint64) { binary.BigEndian.PutUint64(h[at:], v) }
 func (h *Header) get16(at int) uint16    { return binary.BigEndian.Uint16(h[at:]) }
 func (h *Header) get32(at int) uint32    { return binary.BigEndian.Uint32(h[at:]) }
+
+// putTags sets the fields that say what a PDU belongs to: the LUN, the initiator
+// task tag, and the target's tag or what stands in its place.
+func (h *Header) putTags(lun uint64, itt, ttt uint32) {
+	h.put64(8, lun)
+	h.put32(16, itt)
+	h.put32(20, ttt)
+}
+
+// putOrder sets the numbers of an initiator's PDU.
+func (h *Header) putOrder(cmdSN, expStatSN uint32) {
+	h.put32(24, cmdSN)
+	h.put32(28, expStatSN)
+}
 
 // begin clears the header and sets opcode and flags.
 func (h *Header) begin(op Opcode, immediate bool, flags byte) {

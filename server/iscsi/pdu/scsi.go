@@ -22,22 +22,16 @@ func (p *SCSICommand) Decode(h *Header) {
 	p.Read = h[1]&0x40 != 0
 	p.Write = h[1]&0x20 != 0
 	p.Attr = h[1] & 7
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.Expected = h.get32(20)
-	p.CmdSN = h.CmdSN()
-	p.ExpStatSN = h.get32(28)
+	p.LUN, p.ITT, p.Expected = h.LUN(), h.ITT(), h.TTT()
+	p.CmdSN, p.ExpStatSN = h.CmdSN(), h.ExpStatSN()
 	copy(p.CDB[:], h[32:])
 }
 
 // Encode writes the PDU's header.
 func (p *SCSICommand) Encode(h *Header) {
 	h.begin(OpSCSICommand, p.Immediate, bit(p.Final, flagFinal)|bit(p.Read, 0x40)|bit(p.Write, 0x20)|p.Attr&7)
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.Expected)
-	h.put32(24, p.CmdSN)
-	h.put32(28, p.ExpStatSN)
+	h.putTags(p.LUN, p.ITT, p.Expected)
+	h.putOrder(p.CmdSN, p.ExpStatSN)
 	copy(h[32:], p.CDB[:])
 }
 
@@ -91,10 +85,8 @@ type DataOut struct {
 // Decode reads the PDU from its header.
 func (p *DataOut) Decode(h *Header) {
 	p.Final = h.Final()
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.TTT = h.TTT()
-	p.ExpStatSN = h.get32(28)
+	p.LUN, p.ITT, p.TTT = h.LUN(), h.ITT(), h.TTT()
+	p.ExpStatSN = h.ExpStatSN()
 	p.DataSN = h.get32(36)
 	p.Offset = h.get32(40)
 }
@@ -102,9 +94,7 @@ func (p *DataOut) Decode(h *Header) {
 // Encode writes the PDU's header.
 func (p *DataOut) Encode(h *Header) {
 	h.begin(OpDataOut, false, bit(p.Final, flagFinal))
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.TTT)
+	h.putTags(p.LUN, p.ITT, p.TTT)
 	h.put32(28, p.ExpStatSN)
 	h.put32(36, p.DataSN)
 	h.put32(40, p.Offset)
@@ -134,9 +124,7 @@ func (p *DataIn) Decode(h *Header) {
 	p.Underflow = h[1]&0x02 != 0
 	p.HasStatus = h[1]&0x01 != 0
 	p.Status = h[3]
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.TTT = h.TTT()
+	p.LUN, p.ITT, p.TTT = h.LUN(), h.ITT(), h.TTT()
 	p.Numbers.decode(h)
 	p.DataSN = h.get32(36)
 	p.Offset = h.get32(40)
@@ -147,9 +135,7 @@ func (p *DataIn) Decode(h *Header) {
 func (p *DataIn) Encode(h *Header) {
 	h.begin(OpDataIn, false, bit(p.Final, flagFinal)|bit(p.Overflow, 0x04)|bit(p.Underflow, 0x02)|bit(p.HasStatus, 0x01))
 	h[3] = p.Status
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.TTT)
+	h.putTags(p.LUN, p.ITT, p.TTT)
 	p.Numbers.encode(h)
 	h.put32(36, p.DataSN)
 	h.put32(40, p.Offset)
@@ -170,9 +156,7 @@ type R2T struct {
 
 // Decode reads the PDU from its header.
 func (p *R2T) Decode(h *Header) {
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.TTT = h.TTT()
+	p.LUN, p.ITT, p.TTT = h.LUN(), h.ITT(), h.TTT()
 	p.Numbers.decode(h)
 	p.R2TSN = h.get32(36)
 	p.Offset = h.get32(40)
@@ -182,9 +166,7 @@ func (p *R2T) Decode(h *Header) {
 // Encode writes the PDU's header.
 func (p *R2T) Encode(h *Header) {
 	h.begin(OpR2T, false, flagFinal)
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.TTT)
+	h.putTags(p.LUN, p.ITT, p.TTT)
 	p.Numbers.encode(h)
 	h.put32(36, p.R2TSN)
 	h.put32(40, p.Offset)
@@ -208,11 +190,8 @@ type TaskRequest struct {
 func (p *TaskRequest) Decode(h *Header) {
 	p.Immediate = h.Immediate()
 	p.Function = h[1] & 0x7f
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.RefTag = h.get32(20)
-	p.CmdSN = h.CmdSN()
-	p.ExpStatSN = h.get32(28)
+	p.LUN, p.ITT, p.RefTag = h.LUN(), h.ITT(), h.TTT()
+	p.CmdSN, p.ExpStatSN = h.CmdSN(), h.ExpStatSN()
 	p.RefCmdSN = h.get32(32)
 	p.ExpDataSN = h.get32(36)
 }
@@ -220,11 +199,8 @@ func (p *TaskRequest) Decode(h *Header) {
 // Encode writes the PDU's header.
 func (p *TaskRequest) Encode(h *Header) {
 	h.begin(OpTaskRequest, p.Immediate, flagFinal|p.Function&0x7f)
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.RefTag)
-	h.put32(24, p.CmdSN)
-	h.put32(28, p.ExpStatSN)
+	h.putTags(p.LUN, p.ITT, p.RefTag)
+	h.putOrder(p.CmdSN, p.ExpStatSN)
 	h.put32(32, p.RefCmdSN)
 	h.put32(36, p.ExpDataSN)
 }

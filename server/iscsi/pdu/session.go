@@ -35,8 +35,7 @@ func (p *LoginRequest) Decode(h *Header) {
 	p.TSIH = h.get16(14)
 	p.ITT = h.ITT()
 	p.CID = h.get16(20)
-	p.CmdSN = h.CmdSN()
-	p.ExpStatSN = h.get32(28)
+	p.CmdSN, p.ExpStatSN = h.CmdSN(), h.ExpStatSN()
 }
 
 // Encode writes the PDU's header.
@@ -48,8 +47,7 @@ func (p *LoginRequest) Encode(h *Header) {
 	h.put16(14, p.TSIH)
 	h.put32(16, p.ITT)
 	h.put16(20, p.CID)
-	h.put32(24, p.CmdSN)
-	h.put32(28, p.ExpStatSN)
+	h.putOrder(p.CmdSN, p.ExpStatSN)
 }
 
 // LoginResponse answers a LoginRequest (RFC 7143 section 11.13).
@@ -104,21 +102,15 @@ func (p *TextRequest) Decode(h *Header) {
 	p.Immediate = h.Immediate()
 	p.Final = h.Final()
 	p.Continue = h[1]&flagContinue != 0
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.TTT = h.TTT()
-	p.CmdSN = h.CmdSN()
-	p.ExpStatSN = h.get32(28)
+	p.LUN, p.ITT, p.TTT = h.LUN(), h.ITT(), h.TTT()
+	p.CmdSN, p.ExpStatSN = h.CmdSN(), h.ExpStatSN()
 }
 
 // Encode writes the PDU's header.
 func (p *TextRequest) Encode(h *Header) {
 	h.begin(OpTextRequest, p.Immediate, bit(p.Final, flagFinal)|bit(p.Continue, flagContinue))
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.TTT)
-	h.put32(24, p.CmdSN)
-	h.put32(28, p.ExpStatSN)
+	h.putTags(p.LUN, p.ITT, p.TTT)
+	h.putOrder(p.CmdSN, p.ExpStatSN)
 }
 
 // TextResponse answers a TextRequest (RFC 7143 section 11.11).
@@ -135,18 +127,14 @@ type TextResponse struct {
 func (p *TextResponse) Decode(h *Header) {
 	p.Final = h.Final()
 	p.Continue = h[1]&flagContinue != 0
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.TTT = h.TTT()
+	p.LUN, p.ITT, p.TTT = h.LUN(), h.ITT(), h.TTT()
 	p.Numbers.decode(h)
 }
 
 // Encode writes the PDU's header.
 func (p *TextResponse) Encode(h *Header) {
 	h.begin(OpTextResponse, false, bit(p.Final, flagFinal)|bit(p.Continue, flagContinue))
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.TTT)
+	h.putTags(p.LUN, p.ITT, p.TTT)
 	p.Numbers.encode(h)
 }
 
@@ -173,8 +161,7 @@ func (p *Logout) Decode(h *Header) {
 	p.Reason = h[1] & 0x7f
 	p.ITT = h.ITT()
 	p.CID = h.get16(20)
-	p.CmdSN = h.CmdSN()
-	p.ExpStatSN = h.get32(28)
+	p.CmdSN, p.ExpStatSN = h.CmdSN(), h.ExpStatSN()
 }
 
 // Encode writes the PDU's header.
@@ -182,8 +169,7 @@ func (p *Logout) Encode(h *Header) {
 	h.begin(OpLogout, p.Immediate, flagFinal|p.Reason&0x7f)
 	h.put32(16, p.ITT)
 	h.put16(20, p.CID)
-	h.put32(24, p.CmdSN)
-	h.put32(28, p.ExpStatSN)
+	h.putOrder(p.CmdSN, p.ExpStatSN)
 }
 
 // Responses to a Logout (RFC 7143 section 11.15.1).
@@ -235,21 +221,15 @@ type NopOut struct {
 // Decode reads the PDU from its header.
 func (p *NopOut) Decode(h *Header) {
 	p.Immediate = h.Immediate()
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.TTT = h.TTT()
-	p.CmdSN = h.CmdSN()
-	p.ExpStatSN = h.get32(28)
+	p.LUN, p.ITT, p.TTT = h.LUN(), h.ITT(), h.TTT()
+	p.CmdSN, p.ExpStatSN = h.CmdSN(), h.ExpStatSN()
 }
 
 // Encode writes the PDU's header.
 func (p *NopOut) Encode(h *Header) {
 	h.begin(OpNopOut, p.Immediate, flagFinal)
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.TTT)
-	h.put32(24, p.CmdSN)
-	h.put32(28, p.ExpStatSN)
+	h.putTags(p.LUN, p.ITT, p.TTT)
+	h.putOrder(p.CmdSN, p.ExpStatSN)
 }
 
 // NopIn is a ping or the answer to one (RFC 7143 section 11.19).
@@ -262,18 +242,14 @@ type NopIn struct {
 
 // Decode reads the PDU from its header.
 func (p *NopIn) Decode(h *Header) {
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.TTT = h.TTT()
+	p.LUN, p.ITT, p.TTT = h.LUN(), h.ITT(), h.TTT()
 	p.Numbers.decode(h)
 }
 
 // Encode writes the PDU's header.
 func (p *NopIn) Encode(h *Header) {
 	h.begin(OpNopIn, false, flagFinal)
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.TTT)
+	h.putTags(p.LUN, p.ITT, p.TTT)
 	p.Numbers.encode(h)
 }
 
@@ -369,10 +345,8 @@ type SNACK struct {
 // Decode reads the PDU from its header.
 func (p *SNACK) Decode(h *Header) {
 	p.Type = h[1] & 0x0f
-	p.LUN = h.LUN()
-	p.ITT = h.ITT()
-	p.TTT = h.TTT()
-	p.ExpStatSN = h.get32(28)
+	p.LUN, p.ITT, p.TTT = h.LUN(), h.ITT(), h.TTT()
+	p.ExpStatSN = h.ExpStatSN()
 	p.BegRun = h.get32(40)
 	p.RunLength = h.get32(44)
 }
@@ -380,9 +354,7 @@ func (p *SNACK) Decode(h *Header) {
 // Encode writes the PDU's header.
 func (p *SNACK) Encode(h *Header) {
 	h.begin(OpSNACK, false, flagFinal|p.Type&0x0f)
-	h.put64(8, p.LUN)
-	h.put32(16, p.ITT)
-	h.put32(20, p.TTT)
+	h.putTags(p.LUN, p.ITT, p.TTT)
 	h.put32(28, p.ExpStatSN)
 	h.put32(40, p.BegRun)
 	h.put32(44, p.RunLength)
