@@ -27,6 +27,8 @@ type ClusterBackend interface {
 	Info(ctx context.Context) (*server.Info, error)
 	// CreateToken makes a join token, durable on return. ttl 0 is the default.
 	CreateToken(ctx context.Context, role server.Role, ttl time.Duration) (*server.Token, error)
+	// SetDiscovery sets how initiators prove themselves for discovery.
+	SetDiscovery(ctx context.Context, spec server.DiscoverySpec) error
 	// IssueCertificate signs an administrator's request (PKCS #10 DER) and returns
 	// the certificate and the cluster's CA, both PEM.
 	IssueCertificate(ctx context.Context, name string, csr []byte) (certificate, ca []byte, expires time.Time, err error)
@@ -46,6 +48,9 @@ type NodeBackend interface {
 	Sessions(ctx context.Context) ([]server.Session, []server.Unreachable, error)
 	// Report returns what only this node knows; it asks nobody.
 	Report(ctx context.Context) (*server.Report, error)
+	// DrainNode records that initiators and volumes leave a node, or may come back;
+	// it does not wait for them.
+	DrainNode(ctx context.Context, name string, drain bool) (*server.Member, error)
 }
 
 // VolumeBackend manages volumes. Changes are committed in the cluster on return.
@@ -59,6 +64,18 @@ type VolumeBackend interface {
 	// CheckVolume compares every replica with the owner's; it takes as long as
 	// reading the maps. A node that is not the owner asks it, unless ownerOnly.
 	CheckVolume(ctx context.Context, name string, ownerOnly bool) (digests []server.Digest, equal bool, err error)
+	// MoveVolume makes the node to the owner. A node that is not the owner asks it,
+	// unless ownerOnly.
+	MoveVolume(ctx context.Context, name, to string, ownerOnly bool) (*server.Volume, error)
+	// ClearReservations drops the reservations of a volume and returns what was
+	// there; with dryRun nothing changes. A node that is not the owner asks it,
+	// unless ownerOnly.
+	ClearReservations(ctx context.Context, name string, dryRun, ownerOnly bool) (*server.Volume, *server.Reservations, error)
+	// MapVolume lets hosts see a volume in addition to those that do; with readOnly
+	// their writes are refused.
+	MapVolume(ctx context.Context, volume string, hosts []string, readOnly bool) (*server.Volume, error)
+	// UnmapVolume takes a volume away from hosts.
+	UnmapVolume(ctx context.Context, volume string, hosts []string) (*server.Volume, error)
 	// SetVolumeHosts lets exactly these hosts, or any, see a volume.
 	SetVolumeHosts(ctx context.Context, volume string, hosts []string, any bool) (*server.Volume, error)
 }

@@ -178,6 +178,26 @@ func (p *Peers) CheckVolume(ctx context.Context, node replication.NodeID, addres
 	return each(r.Digests, digestOf), r.Equal, nil
 }
 
+// MoveVolume asks the owner of a volume to hand it over.
+func (p *Peers) MoveVolume(ctx context.Context, node replication.NodeID, address, volume, to string) error {
+	conn, err := p.conn(peerKey{node, address})
+	if err != nil {
+		return err
+	}
+	_, err = v1.NewVolumesClient(conn).MoveVolume(ctx, &v1.MoveVolumeRequest{Name: volume, To: to, OwnerOnly: true})
+	return err
+}
+
+// ClearReservations asks the owner of a volume to drop its reservations.
+func (p *Peers) ClearReservations(ctx context.Context, node replication.NodeID, address, volume string) error {
+	conn, err := p.conn(peerKey{node, address})
+	if err != nil {
+		return err
+	}
+	_, err = v1.NewVolumesClient(conn).ClearReservations(ctx, &v1.ClearReservationsRequest{Name: volume, OwnerOnly: true})
+	return err
+}
+
 func (p *Peers) conn(key peerKey) (*grpc.ClientConn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -55,6 +55,19 @@ func (s *clusterService) CreateToken(ctx context.Context, r *v1.CreateTokenReque
 	return &v1.Token{Token: t.Text, Role: role(t.Role), Expires: stamp(t.Expires), Addresses: t.Addresses}, nil
 }
 
+func (s *clusterService) SetDiscovery(ctx context.Context, r *v1.SetDiscoveryRequest) (*v1.ClusterInfo, error) {
+	mode := server.DiscoveryMode(Word(r.GetMode(), "DISCOVERY_MODE_"))
+	if mode != server.DiscoveryHost && mode != server.DiscoveryNone && mode != server.DiscoveryCHAP {
+		return nil, fmt.Errorf("%w: discovery mode %v is not known", server.ErrInvalid, r.GetMode())
+	}
+	if err := s.backend.SetDiscovery(ctx, server.DiscoverySpec{
+		Mode: mode, User: r.GetChapUser(), Secret: r.GetChapSecret(), MutualUser: r.GetMutualUser(), MutualSecret: r.GetMutualSecret(),
+	}); err != nil {
+		return nil, err
+	}
+	return s.GetCluster(ctx, &v1.GetClusterRequest{})
+}
+
 // maxRequestBytes bounds a certificate request before it is parsed.
 const maxRequestBytes = 16 << 10
 

@@ -50,3 +50,19 @@ func (s *hostService) SetVolumeHosts(ctx context.Context, r *v1.SetVolumeHostsRe
 	}
 	return volumeMessage(v), nil
 }
+
+func (s *hostService) MapVolume(ctx context.Context, r *v1.MapVolumeRequest) (*v1.Volume, error) {
+	v, err := s.backend.MapVolume(ctx, r.GetVolume(), r.GetHosts(), r.GetReadOnly())
+	if err != nil {
+		return nil, err
+	}
+	return volumeMessage(v), nil
+}
+
+func (s *hostService) UnmapVolume(ctx context.Context, r *v1.UnmapVolumeRequest) (*v1.Volume, error) {
+	v, err := s.backend.UnmapVolume(ctx, r.GetVolume(), r.GetHosts())
+	if err != nil {
+		return nil, err
+	}
+	return volumeMessage(v), nil
+}

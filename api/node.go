@@ -10,7 +10,7 @@ import (
 
 type nodeService struct {
 	v1.UnimplementedNodesServer
-	backend ClusterBackend
+	backend Backend
 }
 
 func (s *nodeService) ListNodes(ctx context.Context, _ *v1.ListNodesRequest) (*v1.ListNodesResponse, error) {
@@ -32,6 +32,14 @@ func (s *nodeService) GetNode(ctx context.Context, r *v1.GetNodeRequest) (*v1.No
 		}
 	}
 	return nil, fmt.Errorf("node %q: %w", r.GetName(), server.ErrNotFound)
+}
+
+func (s *nodeService) DrainNode(ctx context.Context, r *v1.DrainNodeRequest) (*v1.Node, error) {
+	m, err := s.backend.DrainNode(ctx, r.GetName(), !r.GetResume())
+	if err != nil {
+		return nil, err
+	}
+	return nodeMessage(m), nil
 }
 
 type deviceService struct {

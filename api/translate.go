@@ -73,6 +73,8 @@ func infoMessage(i *server.Info) *v1.ClusterInfo {
 	return &v1.ClusterInfo{
 		Name: i.Name, Uuid: i.UUID, Created: stamp(i.Created), Target: i.Target, FeatureLevel: uint32(i.FeatureLevel),
 		Leader: i.Leader, Quorum: i.Quorum, Voters: uint32(i.Voters),
+		Discovery:     enum[v1.DiscoveryMode](v1.DiscoveryMode_value, "DISCOVERY_MODE_", string(i.Discovery)),
+		DiscoveryUser: i.DiscoveryUser, DiscoveryMutualUser: i.DiscoveryMutual,
 		Portals: each(i.Portals, func(p *server.Portal) *v1.Portal {
 			return &v1.Portal{Address: p.Address, Node: p.Node, Group: uint32(p.Group)}
 		}),
@@ -87,6 +89,7 @@ func nodeMessage(n *server.Member) *v1.Node {
 		Leader: n.Leader, Voter: n.Voter, Incarnation: n.Incarnation, Version: n.Version, Started: stamp(n.Started),
 		Owns: uint32(n.Owns), InSync: uint32(n.InSync), Replicas: uint32(n.Replicas),
 		Pool: poolMessage(n.Pool), Traffic: trafficMessage(&n.Traffic), Sessions: uint32(n.Sessions), Error: n.Error,
+		Draining: n.Draining,
 	}
 }
 
@@ -144,6 +147,11 @@ func volumeMessage(v *server.Volume) *v1.Volume {
 		State: enum[v1.VolumeState](v1.VolumeState_value, "VOLUME_STATE_", string(v.State)),
 		Epoch: v.Epoch, Owner: v.Owner, Replicas: each(v.Replicas, replicaMessage),
 		MappedBytes: v.Mapped, Traffic: trafficMessage(&v.Traffic), ServedBy: v.ServedBy,
+		PhysicalBlockBytes: v.PhysicalBlock, ReadOnlyHosts: v.ReadOnly, RoomBytes: v.Room, Paths: each(v.Paths, pathMessage),
+		Counts: each(v.Counts, countMessage), Reservations: reservationsMessage(v.Reservations),
+		Offloads: each(server.Offloads(v.Counts), func(o *server.Offload) *v1.Offload {
+			return &v1.Offload{Name: o.Name, Used: o.Used, Refused: o.Refused}
+		}),
 	}
 }
 
@@ -183,7 +191,8 @@ func reportMessage(r *server.Report) *v1.NodeReport {
 		Devices: each(r.Devices, deviceMessage), Sessions: each(r.Sessions, sessionMessage),
 		Volumes: each(r.Volumes, func(v *server.VolumeReport) *v1.VolumeReport {
 			return &v1.VolumeReport{Id: uint64(v.ID), Role: v.Role, Owner: v.Owner, Epoch: uint64(v.Epoch), Served: v.Served, MappedBytes: v.Mapped,
-				Traffic: trafficMessage(&v.Traffic), Replicas: each(v.Replicas, replicaMessage)}
+				Traffic: trafficMessage(&v.Traffic), Replicas: each(v.Replicas, replicaMessage),
+				RoomBytes: v.Room, Counts: each(v.Counts, countMessage), Reservations: reservationsMessage(v.Reservations)}
 		}),
 	}
 }
@@ -195,7 +204,8 @@ func reportOf(m *v1.NodeReport) *server.Report {
 		Volumes: each(m.Volumes, func(v **v1.VolumeReport) server.VolumeReport {
 			r := *v
 			return server.VolumeReport{ID: lsfs.VolumeID(r.Id), Role: r.Role, Owner: r.Owner, Epoch: lsfs.Epoch(r.Epoch), Served: r.Served, Mapped: r.MappedBytes,
-				Traffic: trafficOf(r.Traffic), Replicas: each(r.Replicas, replicaOf)}
+				Traffic: trafficOf(r.Traffic), Replicas: each(r.Replicas, replicaOf),
+				Room: r.RoomBytes, Counts: each(r.Counts, countOf), Reservations: reservationsOf(r.Reservations)}
 		}),
 	}
 }

@@ -44,6 +44,7 @@ func (s *volumeService) CreateVolume(ctx context.Context, r *v1.CreateVolumeRequ
 	v, err := s.backend.CreateVolume(ctx, server.VolumeSpec{
 		Name: r.GetName(), Size: r.GetSizeBytes(), Hosts: r.GetHosts(), AnyHost: r.GetAnyHost(),
 		Dedup: !r.GetNoDedup(), Compress: !r.GetNoCompress(), LogicalBlock: r.GetLogicalBlockBytes(), RequestID: r.GetRequestId(),
+		PhysicalBlock: r.GetPhysicalBlockBytes(), Thick: r.GetThick(),
 	})
 	if err != nil {
 		return nil, err
@@ -65,6 +66,22 @@ func (s *volumeService) ResizeVolume(ctx context.Context, r *v1.ResizeVolumeRequ
 		return nil, err
 	}
 	return volumeMessage(v), nil
+}
+
+func (s *volumeService) MoveVolume(ctx context.Context, r *v1.MoveVolumeRequest) (*v1.Volume, error) {
+	v, err := s.backend.MoveVolume(ctx, r.GetName(), r.GetTo(), r.GetOwnerOnly())
+	if err != nil {
+		return nil, err
+	}
+	return volumeMessage(v), nil
+}
+
+func (s *volumeService) ClearReservations(ctx context.Context, r *v1.ClearReservationsRequest) (*v1.ClearReservationsResponse, error) {
+	v, cleared, err := s.backend.ClearReservations(ctx, r.GetName(), r.GetDryRun(), r.GetOwnerOnly())
+	if err != nil {
+		return nil, err
+	}
+	return &v1.ClearReservationsResponse{Volume: volumeMessage(v), Cleared: reservationsMessage(cleared)}, nil
 }
 
 func (s *volumeService) CheckVolume(ctx context.Context, r *v1.CheckVolumeRequest) (*v1.CheckVolumeResponse, error) {

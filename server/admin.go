@@ -20,6 +20,7 @@ func (n *Node) Info(context.Context) (*Info, error) {
 	i := &Info{
 		Name: n.id.Cluster, UUID: n.id.UUID.String(), Created: n.id.Created, Target: n.id.Target, FeatureLevel: cluster.FeatureLevel,
 		Quorum: n.cluster.Quorum(), Voters: len(n.cluster.Voters()),
+		Discovery: discoveryModes[state.Discovery.Mode], DiscoveryUser: state.Discovery.User, DiscoveryMutual: state.Discovery.MutualUser,
 	}
 	if leader := n.cluster.Leader(); leader != 0 {
 		i.Leader = state.NodeName(leader)
@@ -186,6 +187,7 @@ func (n *Node) CreateVolume(ctx context.Context, spec VolumeSpec) (*Volume, erro
 	v, err := n.cluster.CreateVolume(ctx, cluster.VolumeSpec{
 		Name: spec.Name, SizeBytes: spec.Size, BlockBytes: spec.LogicalBlock, Hosts: spec.Hosts, AnyHost: spec.AnyHost,
 		NoDedup: !spec.Dedup, NoCompress: !spec.Compress, RequestID: spec.RequestID,
+		PhysicalBytes: spec.PhysicalBlock, Thick: spec.Thick,
 	})
 	if err != nil {
 		return nil, err
@@ -254,27 +256,21 @@ func (n *Node) CheckVolume(ctx context.Context, name string, ownerOnly bool) ([]
 	if err != nil {
 		return nil, false, err
 	}
-	owner := state.Node(v.Record.Owner)
-	switch {
-	case owner == nil:
-		return nil, false, fmt.Errorf("volume %s has no owner: %w", v.Name, ErrNotReady)
-	case owner.ID == n.cluster.Self():
-		return n.checkHere(ctx, state, v)
-	case ownerOnly:
-		return nil, false, fmt.Errorf("node %s owns volume %s: %w", owner.Name, v.Name, ErrNotReady)
-	}
-	peers := n.peers.Load()
-	if peers == nil {
-		return nil, false, fmt.Errorf("node %s owns volume %s and cannot be asked: %w", owner.Name, v.Name, ErrNotReady)
-	}
-	return (*peers).CheckVolume(ctx, owner.ID, owner.API, v.UUID.String())
+	var digests []Digest
+	equal := false
+	err = n.atOwner(state, v, ownerOnly,
+		func(parts *serving) (err error) {
+			digests, equal, err = n.checkHere(ctx, parts, state, v)
+			return err
+		},
+		func(p Peers, owner *cluster.Node) (err error) {
+			digests, equal, err = p.CheckVolume(ctx, owner.ID, owner.API, v.UUID.String())
+			return err
+		})
+	return digests, equal, err
 }
 
-func (n *Node) checkHere(ctx context.Context, state *cluster.State, v *cluster.Volume) ([]Digest, bool, error) {
-	parts := n.serving.Load()
-	if parts == nil {
-		return nil, false, fmt.Errorf("node %s is starting: %w", n.id.Name, ErrNotReady)
-	}
+func (n *Node) checkHere(ctx context.Context, parts *serving, state *cluster.State, v *cluster.Volume) ([]Digest, bool, error) {
 	volume := parts.replication.Volume(v.ID)
 	if volume == nil {
 		return nil, false, fmt.Errorf("volume %q: %w", v.Name, ErrNotFound)

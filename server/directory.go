@@ -39,8 +39,23 @@ func (d directory) Access(initiator string) (iscsi.Access, bool) {
 	return iscsi.Access{User: host.User, Secret: secret, MutualUser: host.MutualUser, MutualSecret: mutual}, true
 }
 
-// Discovery asks for the same as a login.
-func (d directory) Discovery(initiator string) (iscsi.Access, bool) { return d.Access(initiator) }
+// Discovery asks for what the cluster's policy says, of initiators that may log in.
+func (d directory) Discovery(initiator string) (iscsi.Access, bool) {
+	s := d.node.cluster.State()
+	switch s.Discovery.Mode {
+	case cluster.DiscoveryOpen:
+		return iscsi.Access{}, admitted(s, initiator)
+	case cluster.DiscoveryCHAP:
+		secret, mutual, err := d.node.cluster.DiscoverySecrets(&s.Discovery)
+		if err != nil {
+			d.node.log.Error("secrets of discovery cannot be opened", "err", err)
+			return iscsi.Access{}, false
+		}
+		access := iscsi.Access{User: s.Discovery.User, Secret: secret, MutualUser: s.Discovery.MutualUser, MutualSecret: mutual}
+		return access, admitted(s, initiator)
+	}
+	return d.Access(initiator)
+}
 
 // Portals are those of all data nodes.
 func (d directory) Portals(string) []iscsi.Portal {
@@ -53,5 +68,7 @@ func (d directory) Portals(string) []iscsi.Portal {
 	return out
 }
 
-// Redirect sends nobody elsewhere.
-func (directory) Redirect(string) (string, bool) { return "", false }
+// Redirect sends initiators to another node while this one is drained.
+func (d directory) Redirect(string) (string, bool) {
+	return d.node.redirect(d.node.cluster.State(), d.node.serving.Load())
+}

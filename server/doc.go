@@ -13,6 +13,9 @@
 //	         -> first state applied: local replicas, logical units, access
 //	         -> portals open
 //
+// Besides serving, a data node looks at the fill of its pool once a second (space.go)
+// and, while it is recorded as draining, moves its volumes away (move.go).
+//
 // Open returns when the cluster member listens, so that the API can say what the
 // node waits for; the rest follows in onChange, the one function through which
 // every later change of the recorded state comes too (exports.go). Close goes the

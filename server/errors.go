@@ -37,7 +37,10 @@ type VolumeSpec struct {
 	Dedup        bool
 	Compress     bool
 	LogicalBlock uint32 // 512 or 4096 bytes; 0 is 512
-	RequestID    string // a repeated call with it returns the first one's volume
+	// PhysicalBlock is 512 or 4096 bytes, at least LogicalBlock; 0 is 4096.
+	PhysicalBlock uint32
+	Thick         bool   // hosts are not offered UNMAP and provisioning
+	RequestID     string // a repeated call with it returns the first one's volume
 }
 
 // HostSpec describes a host to add.

@@ -21,6 +21,7 @@ type export struct {
 	paths      []scsi.PortGroup
 	any        bool
 	initiators []string
+	readOnly   []string // those of initiators whose writes are refused
 }
 
 // onChange brings a new state of the cluster to the parts of this node, in this
@@ -48,6 +49,9 @@ func (n *Node) onChange(s *cluster.State) {
 	parts.replication.Update(s.Records(), s.DataNodes())
 	n.freed.want(n.gone(s))
 	n.exportAll(parts, s)
+	if self := s.Node(n.cluster.Self()); self != nil && self.Draining {
+		n.drainer.poke()
+	}
 	if !n.ready.Load() {
 		if err := parts.target.Start(context.Background()); err != nil {
 			n.fail(err)
@@ -98,7 +102,7 @@ func (n *Node) exportAll(parts *serving, s *cluster.State) {
 }
 
 func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error {
-	next := &export{volume: v.ID, size: v.Record.SizeBytes, paths: paths(s, &v.Record), any: v.AnyHost, initiators: initiators(s, v.Hosts)}
+	next := &export{volume: v.ID, size: v.Record.SizeBytes, paths: paths(s, &v.Record), any: v.AnyHost, initiators: initiators(s, v.Hosts), readOnly: initiators(s, v.ReadOnly)}
 	old := n.exports[v.LUN]
 	if old != nil && old.volume != v.ID { // deleted and made anew between two states
 		parts.scsi.RemoveLU(v.LUN)
@@ -111,7 +115,8 @@ func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error
 		}
 		id := v.ID
 		if err := parts.scsi.SetLU(scsi.LUConfig{
-			LUN: v.LUN, VolumeUUID: v.UUID, Name: v.Name, Serial: v.Serial, NAA: v.NAA[:], LogicalBlock: v.BlockBytes, Thin: v.Thin, Volume: volume,
+			LUN: v.LUN, VolumeUUID: v.UUID, Name: v.Name, Serial: v.Serial, NAA: v.NAA[:], LogicalBlock: v.BlockBytes, PhysicalBlock: v.PhysicalBytes,
+			Thin: v.Thin, Volume: volume,
 			Paths: func() []scsi.PortGroup {
 				state := n.cluster.State()
 				if v := state.Volume(id); v != nil {
@@ -119,13 +124,15 @@ func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error
 				}
 				return nil
 			},
+			Optimize: func(group uint16, done func(error)) { n.optimize(id, group, done) },
+			Space:    func() scsi.Space { return n.space(id) },
 		}); err != nil {
 			return err
 		}
 	}
 	n.exports[v.LUN] = next
-	if old == nil || old.any != next.any || !slices.Equal(old.initiators, next.initiators) {
-		parts.scsi.SetAccess(v.LUN, scsi.Visibility{Any: next.any, Initiators: next.initiators})
+	if old == nil || old.any != next.any || !slices.Equal(old.initiators, next.initiators) || !slices.Equal(old.readOnly, next.readOnly) {
+		parts.scsi.SetAccess(v.LUN, scsi.Visibility{Any: next.any, Initiators: next.initiators, ReadOnly: next.readOnly})
 		if old != nil {
 			n.dropLost(parts, s, old)
 		}

@@ -75,6 +75,10 @@ func mergeVolume(v *Volume, nodes []Member, byName map[string]*Member, replies m
 				continue
 			}
 			v.Traffic.add(local.Traffic)
+			v.Counts = addCounts(v.Counts, local.Counts)
+			if v.Reservations == nil {
+				v.Reservations = local.Reservations
+			}
 			if local.Served && n.State == NodeUp {
 				v.ServedBy = append(v.ServedBy, n.Name)
 			}
@@ -84,6 +88,10 @@ func mergeVolume(v *Volume, nodes []Member, byName map[string]*Member, replies m
 			v.Mapped = max(v.Mapped, local.Mapped)
 		}
 	}
+	if owner != nil {
+		v.Room, v.Reservations = owner.Room, owner.Reservations // its picture is the newest
+	}
+	mergePaths(v, replies, byName)
 	healthy := true
 	for i := range v.Replicas {
 		r := &v.Replicas[i]
@@ -129,6 +137,27 @@ func mergeVolume(v *Volume, nodes []Member, byName map[string]*Member, replies m
 	}
 }
 
+// mergePaths takes the paths as recorded and says which of them work, and how many
+// sessions use them.
+func mergePaths(v *Volume, replies map[replication.NodeID]reply, byName map[string]*Member) {
+	for i := range v.Paths {
+		p := &v.Paths[i]
+		if !slices.Contains(v.ServedBy, p.Node) {
+			p.State = PathUnavailable
+		}
+		p.Sessions = 0
+		node := byName[p.Node]
+		if node == nil || replies[node.ID].report == nil {
+			continue
+		}
+		for _, s := range replies[node.ID].report.Sessions {
+			if v.AnyHost || s.Host != "" && slices.Contains(v.Hosts, s.Host) {
+				p.Sessions++
+			}
+		}
+	}
+}
+
 func rank(h Health) int {
 	switch h {
 	case Unavailable:
@@ -169,6 +198,10 @@ func problems(s *Status) []Problem {
 		case n.State == NodeStarting:
 			add(Degraded, "node-starting", fmt.Sprintf("node %s is starting", n.Name),
 				"it does not serve yet", "twinsan node show "+n.Name)
+		}
+		if n.Draining {
+			add(Healthy, "node-draining", fmt.Sprintf("node %s is drained, and owns %d volumes", n.Name, n.Owns),
+				"the failure of the other node stops I/O until this one takes over", "twinsan node resume "+n.Name)
 		}
 		if p := n.Pool; p != nil && p.Usable > 0 {
 			switch used := p.Live * 100 / p.Usable; {

@@ -87,7 +87,8 @@ var (
 		scsi.ClassUnmap: description("volume_unmap_seconds", "Time from an UNMAP's receipt to its end.", "volume"),
 	}
 	descBytes    = description("volume_bytes_total", "Bytes moved by commands that ended GOOD.", "volume", "op")
-	descCommands = description("scsi_commands_total", "SCSI commands that ended.", "volume", "op", "status")
+	descCommands = description("volume_commands_total", "SCSI commands that ended, by their class and result.", "volume", "class", "result")
+	descRefusals = description("volume_refused_total", "SCSI commands that did not end GOOD, by reason; the reasons are a fixed set.", "volume", "class", "reason")
 	descInFlight = description("scsi_commands_in_flight", "SCSI commands under way.", "volume")
 
 	descSessions   = description("iscsi_sessions", "Sessions, those of discovery included.")
@@ -234,6 +235,9 @@ func (m metricSink) unit(u *scsi.LUStats) {
 			n      uint64
 		}{{"good", c.Good}, {"check_condition", c.CheckConditions}, {"conflict", c.Conflicts}, {"busy", c.Busy}, {"aborted", c.Aborted}} {
 			m.count(descCommands, float64(s.n), u.Name, op, s.status)
+		}
+		for _, r := range byReason(refusals(c)) {
+			m.count(descRefusals, float64(r.count), u.Name, op, r.label)
 		}
 		d := descSeconds[class]
 		if d == nil {

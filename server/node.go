@@ -31,6 +31,10 @@ type Peers interface {
 	Report(ctx context.Context, node replication.NodeID, address string) (*Report, error)
 	// CheckVolume compares the replicas of a volume that the node owns.
 	CheckVolume(ctx context.Context, node replication.NodeID, address, volume string) ([]Digest, bool, error)
+	// MoveVolume makes the node called to the owner of a volume that the asked node owns.
+	MoveVolume(ctx context.Context, node replication.NodeID, address, volume, to string) error
+	// ClearReservations drops the reservations of a volume that the asked node owns.
+	ClearReservations(ctx context.Context, node replication.NodeID, address, volume string) error
 }
 
 // Node is one running node of a cluster.
@@ -47,6 +51,10 @@ type Node struct {
 	cluster *cluster.Cluster
 	journal *journal
 	freed   *freer
+	watch   *worker // of the pool's fill; nil on a witness
+	drainer *worker // nil on a witness
+	moves   *hostMoves
+	levels  atomic.Pointer[levels]
 	metrics *metricsServer
 	peers   atomic.Pointer[Peers]
 	serving atomic.Pointer[serving] // set once by the first state
@@ -120,6 +128,9 @@ func Open(ctx context.Context, c *Config, o Options) (_ *Node, err error) {
 	n.cluster, err = cluster.Open(ctx, member)
 	if err == nil {
 		n.freed = newFreer(n.log, n.cluster.VolumeFreed)
+		if id.Role == cluster.RoleData {
+			n.startWorkers()
+		}
 	}
 	n.mu.Unlock()
 	if err != nil {
@@ -255,8 +266,12 @@ func (n *Node) Close() {
 	if n.metrics != nil {
 		n.metrics.close()
 	}
+	n.drainer.close()
+	n.watch.close()
 	if s := n.serving.Load(); s != nil {
+		n.moves.cancel() // commands that wait for one get their answer
 		s.target.Close()
+		n.moves.close()
 		s.scsi.Close()
 		s.replication.Close()
 	}

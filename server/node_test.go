@@ -46,6 +46,22 @@ func (p labPeers) CheckVolume(ctx context.Context, node replication.NodeID, _, v
 	return nil, false, errors.New("connection refused")
 }
 
+func (p labPeers) MoveVolume(ctx context.Context, node replication.NodeID, _, volume, to string) error {
+	if n := p.nodes[node]; n != nil {
+		_, err := n.MoveVolume(ctx, volume, to, true)
+		return err
+	}
+	return errors.New("connection refused")
+}
+
+func (p labPeers) ClearReservations(ctx context.Context, node replication.NodeID, _, volume string) error {
+	if n := p.nodes[node]; n != nil {
+		_, _, err := n.ClearReservations(ctx, volume, false, true)
+		return err
+	}
+	return errors.New("connection refused")
+}
+
 func newLab(t *testing.T) *lab {
 	l := &lab{t: t, nodes: map[replication.NodeID]*Node{}}
 	t.Cleanup(func() {
@@ -211,7 +227,7 @@ func TestOneNode(t *testing.T) {
 	}
 	checkMetrics(t, c.Metrics.Address, "twinsan_cluster_quorum 1", "twinsan_node_ready 1", `twinsan_volume_owner{node="a",volume="vm"} 1`,
 		`twinsan_volume_provisioned_bytes{volume="vm"} 1.34217728e+08`, `twinsan_raft_leader{node="a"} 1`, "twinsan_iscsi_sessions 0",
-		`twinsan_volume_write_seconds_count{volume="vm"} 0`, `twinsan_scsi_commands_total{op="caw",status="good",volume="vm"} 0`)
+		`twinsan_volume_write_seconds_count{volume="vm"} 0`, `twinsan_volume_commands_total{class="caw",result="good",volume="vm"} 0`)
 
 	l.close(n)
 	n = l.open(c)
@@ -429,5 +445,229 @@ func TestOpenSaysWhatIsMissing(t *testing.T) {
 	}
 	if _, err := Open(t.Context(), c, Options{}); err == nil || !strings.Contains(err.Error(), c.Store.Devices[0]) {
 		t.Errorf("no device: %v", err)
+	}
+}
+
+// pair is a cluster of two data nodes, a and b, without a witness.
+func (l *lab) pair() (a, b *Node) {
+	l.t.Helper()
+	ca, cb := l.config("a", false), l.config("b", false)
+	tokens, err := Init(l.t.Context(), ca, InitOptions{Cluster: "lab"})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	a = l.open(ca)
+	if err := Join(l.t.Context(), cb, JoinOptions{Address: ca.Sync.Address, Token: tokens.Data}); err != nil {
+		l.t.Fatal(err)
+	}
+	return a, l.open(cb)
+}
+
+// Block profiles, read-only hosts and the policy of discovery reach the parts that act by them.
+func TestProfilesAndAccess(t *testing.T) {
+	l := newLab(t)
+	ctx := t.Context()
+	c := l.config("a", false)
+	if _, err := Init(ctx, c, InitOptions{Cluster: "lab"}); err != nil {
+		t.Fatal(err)
+	}
+	n := l.open(c)
+	for _, h := range []HostSpec{{Name: "hv1", Initiators: []string{"iqn.2026-01.x:hv1"}, CHAPUser: "u", CHAPSecret: "twelve-chars"}, {Name: "hv2", Initiators: []string{"iqn.2026-01.x:hv2"}}} {
+		if _, err := n.AddHost(ctx, h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := n.CreateVolume(ctx, VolumeSpec{Name: "bad", Size: 64 << 20, LogicalBlock: 4096, PhysicalBlock: 512}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a physical block below the logical one: %v", err)
+	}
+	v, err := n.CreateVolume(ctx, VolumeSpec{Name: "vm", Size: 64 << 20, PhysicalBlock: 512, Thick: true, Hosts: []string{"hv1"}})
+	if err != nil || v.PhysicalBlock != 512 || v.LogicalBlock != 512 || v.Thin {
+		t.Fatalf("volume %+v, %v", v, err)
+	}
+	if v, err = n.MapVolume(ctx, "vm", []string{"hv2"}, true); err != nil || !slices.Equal(v.Hosts, []string{"hv1", "hv2"}) || !slices.Equal(v.ReadOnly, []string{"hv2"}) {
+		t.Fatalf("mapped: %+v, %v", v, err)
+	}
+	l.await("export of the mapping", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		x := n.exports[v.LUN]
+		if x == nil || !slices.Equal(x.readOnly, []string{"iqn.2026-01.x:hv2"}) || len(x.initiators) != 2 {
+			return fmt.Errorf("export %+v", x)
+		}
+		return nil
+	})
+	if v, err = n.UnmapVolume(ctx, "vm", []string{"hv1", "hv2"}); err != nil || len(v.Hosts)+len(v.ReadOnly) != 0 {
+		t.Errorf("unmapped: %+v, %v", v, err)
+	}
+	if _, err := n.MapVolume(ctx, "vm", []string{"hv9"}, false); !errors.Is(err, ErrNotFound) {
+		t.Errorf("map to an unknown host: %v", err)
+	}
+
+	d := directory{n}
+	if a, ok := d.Discovery("iqn.2026-01.x:hv1"); !ok || a.Secret != "twelve-chars" {
+		t.Errorf("discovery as for a login: %+v, %v", a, ok)
+	}
+	for what, spec := range map[string]DiscoverySpec{
+		"short":                    {Mode: DiscoveryCHAP, User: "d", Secret: "short"},
+		"no user":                  {Mode: DiscoveryCHAP, Secret: "discovery-secret"},
+		"one secret for both":      {Mode: DiscoveryCHAP, User: "d", Secret: "discovery-secret", MutualUser: "t", MutualSecret: "discovery-secret"},
+		"the target's is a host's": {Mode: DiscoveryCHAP, User: "d", Secret: "discovery-secret", MutualUser: "t", MutualSecret: "twelve-chars"},
+		"no such mode":             {Mode: "sometimes"},
+		"secret without chap":      {Mode: DiscoveryNone, User: "d", Secret: "discovery-secret"},
+	} {
+		if err := n.SetDiscovery(ctx, spec); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := n.SetDiscovery(ctx, DiscoverySpec{Mode: DiscoveryCHAP, User: "d", Secret: "discovery-secret", MutualUser: "t", MutualSecret: "targets-secret"}); err != nil {
+		t.Fatal(err)
+	}
+	if a, ok := d.Discovery("iqn.2026-01.x:hv1"); !ok || a.User != "d" || a.Secret != "discovery-secret" || a.MutualUser != "t" || a.MutualSecret != "targets-secret" {
+		t.Errorf("discovery by CHAP: %+v, %v", a, ok)
+	}
+	if _, ok := d.Discovery("iqn.2026-01.x:stranger"); ok {
+		t.Error("a stranger may ask for the portals")
+	}
+	// A host may not have the secret with which the target proves itself for discovery.
+	if _, err := n.AddHost(ctx, HostSpec{Name: "hv3", Initiators: []string{"iqn.2026-01.x:hv3"}, CHAPUser: "u", CHAPSecret: "targets-secret"}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a host with the target's secret: %v", err)
+	}
+	if i, err := n.Info(ctx); err != nil || i.Discovery != DiscoveryCHAP || i.DiscoveryUser != "d" || i.DiscoveryMutual != "t" {
+		t.Errorf("info %+v, %v", i, err)
+	}
+	if err := n.SetDiscovery(ctx, DiscoverySpec{Mode: DiscoveryNone}); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing is reserved, and clearing that is recorded all the same.
+	if _, was, err := n.ClearReservations(ctx, "vm", false, false); err != nil || was != nil {
+		t.Errorf("clear: %+v, %v", was, err)
+	}
+	cleared := false
+	if err := n.Events(ctx, 0, false, func(e Event) error { cleared = cleared || e.Code == "reservations-cleared"; return nil }); err != nil || !cleared {
+		t.Errorf("no event of the clearing, %v", err)
+	}
+	if a, ok := d.Discovery("iqn.2026-01.x:hv1"); !ok || a.User != "" {
+		t.Errorf("open discovery: %+v, %v", a, ok)
+	}
+	l.await("room", func() error {
+		s, err := n.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if v := s.Volumes[0]; v.Room == 0 || v.Room > 256<<20 || len(v.Paths) != 1 || v.Paths[0].State != PathOptimized {
+			return fmt.Errorf("volume %+v", v)
+		}
+		return nil
+	})
+	if s := n.space(v.ID); s.Total == 0 || s.Free > s.Total || s.Used != 0 {
+		t.Errorf("space %+v", s)
+	}
+}
+
+// A node is drained when the other one can take over, redirects logins, and serves again after resume.
+func TestDrain(t *testing.T) {
+	l := newLab(t)
+	ctx := t.Context()
+	a, b := l.pair()
+	if _, err := a.CreateVolume(ctx, VolumeSpec{Name: "vm", Size: 64 << 20, AnyHost: true}); err != nil {
+		t.Fatal(err)
+	}
+	v := l.awaitVolume(a, "vm", VolumeOnline, "a", "b")
+	owner, other := a, b
+	if v.Owner == "b" {
+		owner, other = b, a
+	}
+	if _, ok := (directory{owner}).Redirect("iqn.x"); ok {
+		t.Error("a node that is not drained redirects")
+	}
+	if _, err := a.DrainNode(ctx, "z", true); !errors.Is(err, ErrNotFound) {
+		t.Errorf("drain of an unknown node: %v", err)
+	}
+	if _, err := a.MoveVolume(ctx, "vm", "z", false); !errors.Is(err, ErrNotFound) {
+		t.Errorf("move to an unknown node: %v", err)
+	}
+	if m, err := a.MoveVolume(ctx, "vm", owner.id.Name, false); err != nil || m.Owner != owner.id.Name {
+		t.Errorf("move to the owner: %+v, %v", m, err)
+	}
+	// The request reaches the owner, wherever it is made.
+	if m, err := other.MoveVolume(ctx, "vm", other.id.Name, false); err != nil || m.Owner != other.id.Name {
+		t.Fatalf("move: %+v, %v", m, err)
+	}
+	l.awaitVolume(a, "vm", VolumeOnline, "a", "b")
+	// So does a host's, by the target port group.
+	for _, n := range []*Node{owner, other, owner} {
+		done := make(chan error, 1)
+		owner.optimize(v.ID, uint16(n.id.Node), func(err error) { done <- err })
+		if err := <-done; err != nil {
+			t.Fatalf("move to the group of node %s: %v", n.id.Name, err)
+		}
+		if s := l.awaitVolume(owner, "vm", VolumeOnline, "a", "b"); s.Owner != n.id.Name || s.Paths[n.id.Node-1].State != PathOptimized {
+			t.Errorf("after it: %+v", s)
+		}
+	}
+	for group, want := range map[uint16]error{9: ErrNotFound} {
+		done := make(chan error, 1)
+		owner.optimize(v.ID, group, func(err error) { done <- err })
+		if err := <-done; !errors.Is(err, want) {
+			t.Errorf("move to group %d: %v", group, err)
+		}
+	}
+
+	if m, err := other.DrainNode(ctx, owner.id.Name, true); err != nil || !m.Draining {
+		t.Fatalf("drain: %+v, %v", m, err)
+	}
+	if _, err := owner.DrainNode(ctx, other.id.Name, true); !errors.Is(err, ErrRefused) {
+		t.Errorf("drain of the other node as well: %v", err)
+	}
+	l.await("redirect", func() error {
+		if to, ok := (directory{owner}).Redirect("iqn.x"); !ok || to != other.config.ISCSI.Portals[0] {
+			return fmt.Errorf("redirected to %q, %v", to, ok)
+		}
+		return nil
+	})
+	if _, ok := (directory{other}).Redirect("iqn.x"); ok {
+		t.Error("redirects go on")
+	}
+	if _, err := other.MoveVolume(ctx, "vm", owner.id.Name, false); !errors.Is(err, ErrRefused) {
+		t.Errorf("move to a drained node: %v", err)
+	}
+	l.await("volumes to leave", func() error {
+		if o := l.awaitVolume(other, "vm", VolumeOnline, "a", "b").Owner; o != other.id.Name {
+			return fmt.Errorf("owner %s", o)
+		}
+		return nil
+	})
+	l.await("the event of it", func() error {
+		found := false
+		err := other.Events(ctx, 0, false, func(e Event) error { found = found || e.Code == "node-drained"; return nil })
+		if err == nil && !found {
+			err = errors.New("none")
+		}
+		return err
+	})
+	if m, err := owner.DrainNode(ctx, owner.id.Name, false); err != nil || m.Draining {
+		t.Errorf("resume: %+v, %v", m, err)
+	}
+	l.await("no redirect", func() error {
+		if _, ok := (directory{owner}).Redirect("iqn.x"); ok {
+			return errors.New("redirects")
+		}
+		return nil
+	})
+
+	// With the other node gone there is nowhere to go. The quorum of two nodes is
+	// gone along unless the preferred one stays, so only the refusal is looked at.
+	if owner == a {
+		l.close(b)
+		l.await("refusal", func() error {
+			if _, err := a.DrainNode(ctx, "a", true); !errors.Is(err, ErrRefused) {
+				return fmt.Errorf("drain with the other node down: %v", err)
+			}
+			return nil
+		})
+	}
+	seen := map[string]bool{}
+	if err := a.Events(ctx, 0, false, func(e Event) error { seen[e.Code] = true; return nil }); err != nil || !seen["node-draining"] || !seen["node-resumed"] {
+		t.Errorf("events %v, %v", seen, err)
 	}
 }

@@ -52,14 +52,19 @@ func (n *Node) Report(context.Context) (*Report, error) {
 		}
 		r.Sessions = append(r.Sessions, x)
 	}
-	traffic := map[[16]byte]Traffic{}
+	units := map[[16]byte]*scsi.LUStats{}
 	for _, u := range parts.scsi.Stats() {
-		traffic[u.VolumeUUID] = unitTraffic(&u)
+		units[u.VolumeUUID] = &u
 	}
 	for _, v := range state.Volumes {
 		if volume := parts.replication.Volume(v.ID); volume != nil && !v.Record.Deleted {
 			x := n.volumeReport(state, v, volume.Status())
-			x.Traffic = traffic[v.UUID]
+			if u := units[v.UUID]; u != nil {
+				x.Traffic, x.Counts = unitTraffic(u), classCounts(u)
+			}
+			held := parts.scsi.Reservations(v.LUN)
+			x.Reservations = reservationsOf(state, &held)
+			x.Room = n.space(v.ID).Free
 			r.Volumes = append(r.Volumes, x)
 		}
 	}
@@ -184,6 +189,7 @@ func (n *Node) recorded(state *cluster.State) *Status {
 		m := Member{
 			ID: x.ID, Name: x.Name, Role: Data, Sync: x.Sync, Portals: slices.Clone(x.Portals), API: x.API, Metrics: x.Metrics,
 			Leader: x.ID == leader, Voter: slices.Contains(voters, x.ID), Incarnation: uint64(x.Incarnation), Version: x.Version, Started: x.Started,
+			Draining: x.Draining,
 		}
 		if x.Role == cluster.RoleWitness {
 			m.Role = Witness
@@ -202,6 +208,7 @@ func volumeOf(state *cluster.State, v *cluster.Volume) Volume {
 		ID: v.ID, Name: v.Name, UUID: v.UUID.String(), LUN: v.LUN, Serial: v.Serial, NAA: "naa." + hex.EncodeToString(v.NAA[:]),
 		Size: v.Record.SizeBytes, LogicalBlock: v.BlockBytes, Dedup: v.Record.Dedup, Compress: v.Record.Compress, Thin: v.Thin,
 		Hosts: slices.Clone(v.Hosts), AnyHost: v.AnyHost, Created: v.Created, Epoch: uint64(v.Record.Epoch), State: VolumeStarting,
+		PhysicalBlock: v.PhysicalBytes, ReadOnly: slices.Clone(v.ReadOnly),
 	}
 	if v.Record.Deleted {
 		x.State = VolumeDeleting
@@ -215,6 +222,17 @@ func volumeOf(state *cluster.State, v *cluster.Volume) Volume {
 			replica.State = ReplicaInSync
 		}
 		x.Replicas = append(x.Replicas, replica)
+	}
+	for _, g := range paths(state, &v.Record) {
+		node := state.Node(replication.NodeID(g.ID))
+		p := Path{Node: node.Name, State: PathUnavailable, Portals: slices.Clone(node.Portals)}
+		switch g.State {
+		case scsi.ActiveOptimized:
+			p.State = PathOptimized
+		case scsi.ActiveNonOptimized:
+			p.State = PathNonOptimized
+		}
+		x.Paths = append(x.Paths, p)
 	}
 	return x
 }

@@ -50,6 +50,10 @@ type Info struct {
 	Leader       string
 	Quorum       bool
 	Voters       int
+	// Discovery is the policy for discovery sessions, with its users.
+	Discovery       DiscoveryMode
+	DiscoveryUser   string
+	DiscoveryMutual string
 }
 
 // Portal is an address where initiators log in.
@@ -97,6 +101,7 @@ type Member struct {
 	Pool        *Pool // nil: a witness, or no answer
 	Traffic     Traffic
 	Sessions    int
+	Draining    bool   // volumes and initiators leave it
 	Error       string // why it is not up, when known
 }
 
@@ -188,6 +193,31 @@ type Volume struct {
 	Mapped       uint64 // bytes that hosts wrote and that are not zero
 	Traffic      Traffic
 	ServedBy     []string
+
+	PhysicalBlock uint32   // bytes
+	ReadOnly      []string // those of Hosts whose writes are refused
+	Paths         []Path
+	Room          uint64 // bytes for new data in the fullest pool of its in-sync copies, as the owner knows it
+	// Counts are the commands of all nodes since each of them started.
+	Counts       []ClassCount
+	Reservations *Reservations // nil: none
+}
+
+// PathState is what initiators are told of a volume's path through a node.
+type PathState string
+
+const (
+	PathOptimized    PathState = "optimized"     // the owner's
+	PathNonOptimized PathState = "non_optimized" // forwards to the owner
+	PathUnavailable  PathState = "unavailable"
+)
+
+// Path is the way to a volume through one node.
+type Path struct {
+	Node     string
+	State    PathState
+	Portals  []string
+	Sessions int // of initiators that see the volume
 }
 
 // Host is a named set of initiators.
@@ -282,4 +312,8 @@ type VolumeReport struct {
 	Mapped   uint64
 	Traffic  Traffic
 	Replicas []Replica // as the owner sees them; Node is the name
+
+	Room         uint64 // see Volume
+	Counts       []ClassCount
+	Reservations *Reservations
 }

@@ -3,6 +3,7 @@
 package apitest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -33,8 +34,9 @@ type Backend struct {
 	EventList   []server.Event
 	Members     map[replication.NodeID]server.Role
 	Join        string // address that tokens name
-	Fail        error  // every call fails with it
-	Panic       bool   // every call panics
+	Discovery   server.DiscoverySpec
+	Fail        error // every call fails with it
+	Panic       bool  // every call panics
 	Calls       []string
 
 	requests map[string]string
@@ -75,8 +77,11 @@ func New() *Backend {
 			{Number: 1, Time: Epoch, Severity: server.Notice, Code: "node-joined", Text: "node b joined", Node: "a"},
 			{Number: 2, Time: Epoch.Add(time.Minute), Severity: server.Warning, Code: "node-down", Text: "node b does not answer", Node: "a"},
 		},
-		Members:  map[replication.NodeID]server.Role{1: server.Data, 2: server.Data, 3: server.Witness},
-		Join:     "10.0.1.11:7400",
+		Members: map[replication.NodeID]server.Role{1: server.Data, 2: server.Data, 3: server.Witness},
+		Join:    "10.0.1.11:7400",
+
+		Discovery: server.DiscoverySpec{Mode: server.DiscoveryHost},
+
 		requests: map[string]string{},
 		changed:  make(chan struct{}),
 	}
@@ -91,7 +96,12 @@ func (b *Backend) add(spec server.VolumeSpec) *server.Volume {
 	b.State.Volumes = append(b.State.Volumes, server.Volume{
 		ID: lsfs.VolumeID(n), Name: spec.Name, UUID: fmt.Sprintf("00000000-0000-4000-8000-%012d", n), LUN: uint16(n - 1),
 		Serial: fmt.Sprintf("tw%06d", n), NAA: fmt.Sprintf("naa.3000000000%06d", n), Size: spec.Size, LogicalBlock: max(512, spec.LogicalBlock),
-		Dedup: spec.Dedup, Compress: spec.Compress, Thin: true, Hosts: spec.Hosts, AnyHost: spec.AnyHost, Created: Epoch,
+		PhysicalBlock: cmp.Or(spec.PhysicalBlock, 4096), Room: 70 << 30,
+		Paths: []server.Path{
+			{Node: "a", State: server.PathOptimized, Portals: []string{"10.0.2.11:3260"}},
+			{Node: "b", State: server.PathNonOptimized, Portals: []string{"10.0.2.12:3260"}},
+		},
+		Dedup: spec.Dedup, Compress: spec.Compress, Thin: !spec.Thick, Hosts: spec.Hosts, AnyHost: spec.AnyHost, Created: Epoch,
 		State: server.VolumeOnline, Epoch: 1, Owner: "a", ServedBy: []string{"a", "b"}, Mapped: 3 << 30,
 		Replicas: []server.Replica{{Node: "a", State: server.ReplicaInSync, Owner: true}, {Node: "b", State: server.ReplicaInSync}},
 	})
@@ -138,7 +148,8 @@ func (b *Backend) Info(context.Context) (*server.Info, error) {
 		return nil, err
 	}
 	defer b.Mu.Unlock()
-	i := &server.Info{Name: b.State.Cluster, UUID: "22222222-0000-4000-8000-000000000000", Created: Epoch, Target: b.Target, FeatureLevel: 1, Leader: b.State.Leader, Quorum: b.State.Quorum, Voters: b.State.Voters}
+	i := &server.Info{Name: b.State.Cluster, UUID: "22222222-0000-4000-8000-000000000000", Created: Epoch, Target: b.Target, FeatureLevel: 1, Leader: b.State.Leader, Quorum: b.State.Quorum, Voters: b.State.Voters,
+		Discovery: b.Discovery.Mode, DiscoveryUser: b.Discovery.User, DiscoveryMutual: b.Discovery.MutualUser}
 	for _, n := range b.State.Nodes {
 		for _, p := range n.Portals {
 			i.Portals = append(i.Portals, server.Portal{Address: p, Node: n.Name, Group: uint16(n.ID)})
@@ -240,7 +251,8 @@ func (b *Backend) Report(context.Context) (*server.Report, error) {
 		Node: 1, Version: "1.0.0", Started: Epoch, Ready: true, Pool: b.State.Nodes[0].Pool, Devices: slices.Clone(b.DeviceList[:1]), Sessions: slices.Clone(b.SessionList),
 		Volumes: []server.VolumeReport{{ID: 1, Role: "owner", Owner: true, Served: true, Epoch: 3, Mapped: 9,
 			Traffic:  server.Traffic{ReadOps: 1, WriteOps: 2, ReadBytes: 3, WriteBytes: 4},
-			Replicas: []server.Replica{{Node: "b", State: server.ReplicaSyncing, ResyncDone: 5, ResyncTotal: 6}}}},
+			Replicas: []server.Replica{{Node: "b", State: server.ReplicaSyncing, ResyncDone: 5, ResyncTotal: 6}},
+			Room:     8, Counts: Counts(), Reservations: Reserved()}},
 	}, nil
 }
 
@@ -350,6 +362,159 @@ func (b *Backend) SetVolumeHosts(_ context.Context, name string, hosts []string,
 	v.Hosts, v.AnyHost = hosts, any
 	out := *v
 	return &out, nil
+}
+
+// Counts are what hosts did with a volume: ATS wins and loses, UNMAP is used, and
+// one WRITE SAME found the pool full.
+func Counts() []server.ClassCount {
+	return []server.ClassCount{
+		{Class: "read", Commands: 1000, Good: 1000, Bytes: 1 << 30, Nanoseconds: 200e6},
+		{Class: "write", Commands: 500, Good: 497, Bytes: 1 << 29, Nanoseconds: 250e6, Refused: []server.Refusal{
+			{Status: 2, Key: 7, ASC: 0x27, ASCQ: 7, Count: 2}, {Status: 0x18, Count: 1}}},
+		{Class: "caw", Commands: 9, Good: 7, Bytes: 7 << 10, Nanoseconds: 9e6, Refused: []server.Refusal{{Status: 2, Key: 0xe, ASC: 0x1d, Count: 2}}},
+		{Class: "unmap", Commands: 3, Good: 3, Bytes: 3 << 20, Nanoseconds: 3e6},
+		{Class: "xcopy", Commands: 1, Nanoseconds: 1e6, Refused: []server.Refusal{{Status: 2, Key: 0xa, ASC: 0x0d, ASCQ: 2, Count: 1}}},
+	}
+}
+
+// Reserved is a volume that host hv1 has reserved through both nodes.
+func Reserved() *server.Reservations {
+	name := "iqn.1991-05.com.microsoft:hv1.corp.local"
+	return &server.Reservations{Generation: 4, Persist: true, Type: "write exclusive, registrants only", Registrations: []server.Registration{
+		{Host: "hv1", Initiator: name, ISID: [6]byte{0x80, 1, 2, 3, 4, 5}, Node: "a", Key: 0x1234abcd, Holder: true},
+		{Host: "hv1", Initiator: name, ISID: [6]byte{0x80, 1, 2, 3, 4, 6}, Node: "b", Key: 0x1234abcd},
+	}}
+}
+
+// MoveVolume makes another node with a copy in sync the owner.
+func (b *Backend) MoveVolume(_ context.Context, name, to string, _ bool) (*server.Volume, error) {
+	if err := b.begin(fmt.Sprintf("MoveVolume %s %s", name, to)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	v, err := b.volume(name)
+	if err != nil {
+		return nil, err
+	}
+	at := slices.IndexFunc(v.Replicas, func(r server.Replica) bool { return r.Node == to })
+	switch {
+	case at < 0:
+		return nil, fmt.Errorf("node %q: %w", to, server.ErrNotFound)
+	case v.Replicas[at].State != server.ReplicaInSync:
+		return nil, fmt.Errorf("%w: the copy of volume %s on node %s is not in sync", server.ErrRefused, v.Name, to)
+	}
+	v.Owner = to
+	v.Replicas = slices.Clone(v.Replicas)
+	for i := range v.Replicas {
+		v.Replicas[i].Owner = v.Replicas[i].Node == to
+	}
+	v.Paths = slices.Clone(v.Paths)
+	for i := range v.Paths {
+		v.Paths[i].State = server.PathNonOptimized
+		if v.Paths[i].Node == to {
+			v.Paths[i].State = server.PathOptimized
+		}
+	}
+	for i := range b.State.Nodes {
+		b.State.Nodes[i].Owns = 0
+		for _, x := range b.State.Volumes {
+			if x.Owner == b.State.Nodes[i].Name {
+				b.State.Nodes[i].Owns++
+			}
+		}
+	}
+	out := *v
+	return &out, nil
+}
+
+// ClearReservations drops the reservations.
+func (b *Backend) ClearReservations(_ context.Context, name string, dryRun, _ bool) (*server.Volume, *server.Reservations, error) {
+	if err := b.begin(fmt.Sprintf("ClearReservations %s dry=%v", name, dryRun)); err != nil {
+		return nil, nil, err
+	}
+	defer b.Mu.Unlock()
+	v, err := b.volume(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	was := v.Reservations
+	if !dryRun {
+		v.Reservations = nil
+	}
+	out := *v
+	return &out, was, nil
+}
+
+// MapVolume adds hosts.
+func (b *Backend) MapVolume(_ context.Context, name string, hosts []string, readOnly bool) (*server.Volume, error) {
+	return b.remap(fmt.Sprintf("MapVolume %s %s %v", name, strings.Join(hosts, ","), readOnly), name, hosts, true, readOnly)
+}
+
+// UnmapVolume takes hosts away.
+func (b *Backend) UnmapVolume(_ context.Context, name string, hosts []string) (*server.Volume, error) {
+	return b.remap(fmt.Sprintf("UnmapVolume %s %s", name, strings.Join(hosts, ",")), name, hosts, false, false)
+}
+
+func (b *Backend) remap(call, name string, hosts []string, add, readOnly bool) (*server.Volume, error) {
+	if err := b.begin(call); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	v, err := b.volume(name)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range hosts {
+		if !slices.ContainsFunc(b.HostList, func(x server.Host) bool { return x.Name == h }) {
+			return nil, fmt.Errorf("host %q: %w", h, server.ErrNotFound)
+		}
+	}
+	named := func(h string) bool { return slices.Contains(hosts, h) }
+	v.Hosts, v.ReadOnly = slices.DeleteFunc(slices.Clone(v.Hosts), named), slices.DeleteFunc(slices.Clone(v.ReadOnly), named)
+	if add {
+		v.Hosts = append(v.Hosts, hosts...)
+	}
+	if readOnly {
+		v.ReadOnly = append(v.ReadOnly, hosts...)
+	}
+	out := *v
+	return &out, nil
+}
+
+// DrainNode moves all volumes of the node at once.
+func (b *Backend) DrainNode(_ context.Context, name string, drain bool) (*server.Member, error) {
+	if err := b.begin(fmt.Sprintf("DrainNode %s %v", name, drain)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	at := slices.IndexFunc(b.State.Nodes, func(n server.Member) bool { return n.Name == name })
+	if at < 0 {
+		return nil, fmt.Errorf("node %q: %w", name, server.ErrNotFound)
+	}
+	for _, v := range b.State.Volumes {
+		for _, r := range v.Replicas {
+			if drain && r.Node != name && r.State != server.ReplicaInSync {
+				return nil, fmt.Errorf("%w: volume %s would have nowhere to go: the copy on node %s is not in sync", server.ErrRefused, v.Name, r.Node)
+			}
+		}
+	}
+	n := &b.State.Nodes[at]
+	n.Draining = drain
+	if drain {
+		n.Owns = 0
+	}
+	out := *n
+	return &out, nil
+}
+
+// SetDiscovery remembers the policy.
+func (b *Backend) SetDiscovery(_ context.Context, spec server.DiscoverySpec) error {
+	if err := b.begin(fmt.Sprintf("SetDiscovery %s %s/%d %s/%d", spec.Mode, spec.User, len(spec.Secret), spec.MutualUser, len(spec.MutualSecret))); err != nil {
+		return err
+	}
+	defer b.Mu.Unlock()
+	b.Discovery = spec
+	return nil
 }
 
 // Hosts lists HostList.

@@ -90,6 +90,61 @@ func (Health) EnumDescriptor() ([]byte, []int) {
 	return file_twinsan_proto_rawDescGZIP(), []int{0}
 }
 
+type DiscoveryMode int32
+
+const (
+	DiscoveryMode_DISCOVERY_MODE_UNSPECIFIED DiscoveryMode = 0
+	// As for a login: by the CHAP credentials of the host.
+	DiscoveryMode_DISCOVERY_MODE_HOST DiscoveryMode = 1
+	// Not at all.
+	DiscoveryMode_DISCOVERY_MODE_NONE DiscoveryMode = 2
+	// By one CHAP user for the whole cluster.
+	DiscoveryMode_DISCOVERY_MODE_CHAP DiscoveryMode = 3
+)
+
+// Enum value maps for DiscoveryMode.
+var (
+	DiscoveryMode_name = map[int32]string{
+		0: "DISCOVERY_MODE_UNSPECIFIED",
+		1: "DISCOVERY_MODE_HOST",
+		2: "DISCOVERY_MODE_NONE",
+		3: "DISCOVERY_MODE_CHAP",
+	}
+	DiscoveryMode_value = map[string]int32{
+		"DISCOVERY_MODE_UNSPECIFIED": 0,
+		"DISCOVERY_MODE_HOST":        1,
+		"DISCOVERY_MODE_NONE":        2,
+		"DISCOVERY_MODE_CHAP":        3,
+	}
+)
+
+func (x DiscoveryMode) Enum() *DiscoveryMode {
+	p := new(DiscoveryMode)
+	*p = x
+	return p
+}
+
+func (x DiscoveryMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DiscoveryMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_twinsan_proto_enumTypes[1].Descriptor()
+}
+
+func (DiscoveryMode) Type() protoreflect.EnumType {
+	return &file_twinsan_proto_enumTypes[1]
+}
+
+func (x DiscoveryMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DiscoveryMode.Descriptor instead.
+func (DiscoveryMode) EnumDescriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{1}
+}
+
 type Role int32
 
 const (
@@ -123,11 +178,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[1].Descriptor()
+	return file_twinsan_proto_enumTypes[2].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[1]
+	return &file_twinsan_proto_enumTypes[2]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -136,7 +191,7 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{1}
+	return file_twinsan_proto_rawDescGZIP(), []int{2}
 }
 
 type Severity int32
@@ -175,11 +230,11 @@ func (x Severity) String() string {
 }
 
 func (Severity) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[2].Descriptor()
+	return file_twinsan_proto_enumTypes[3].Descriptor()
 }
 
 func (Severity) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[2]
+	return &file_twinsan_proto_enumTypes[3]
 }
 
 func (x Severity) Number() protoreflect.EnumNumber {
@@ -188,7 +243,7 @@ func (x Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Severity.Descriptor instead.
 func (Severity) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{2}
+	return file_twinsan_proto_rawDescGZIP(), []int{3}
 }
 
 type NodeState int32
@@ -229,11 +284,11 @@ func (x NodeState) String() string {
 }
 
 func (NodeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[3].Descriptor()
+	return file_twinsan_proto_enumTypes[4].Descriptor()
 }
 
 func (NodeState) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[3]
+	return &file_twinsan_proto_enumTypes[4]
 }
 
 func (x NodeState) Number() protoreflect.EnumNumber {
@@ -242,7 +297,7 @@ func (x NodeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState.Descriptor instead.
 func (NodeState) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{3}
+	return file_twinsan_proto_rawDescGZIP(), []int{4}
 }
 
 type VolumeState int32
@@ -291,11 +346,11 @@ func (x VolumeState) String() string {
 }
 
 func (VolumeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[4].Descriptor()
+	return file_twinsan_proto_enumTypes[5].Descriptor()
 }
 
 func (VolumeState) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[4]
+	return &file_twinsan_proto_enumTypes[5]
 }
 
 func (x VolumeState) Number() protoreflect.EnumNumber {
@@ -304,7 +359,7 @@ func (x VolumeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VolumeState.Descriptor instead.
 func (VolumeState) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{4}
+	return file_twinsan_proto_rawDescGZIP(), []int{5}
 }
 
 type ReplicaState int32
@@ -346,11 +401,11 @@ func (x ReplicaState) String() string {
 }
 
 func (ReplicaState) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[5].Descriptor()
+	return file_twinsan_proto_enumTypes[6].Descriptor()
 }
 
 func (ReplicaState) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[5]
+	return &file_twinsan_proto_enumTypes[6]
 }
 
 func (x ReplicaState) Number() protoreflect.EnumNumber {
@@ -359,7 +414,61 @@ func (x ReplicaState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicaState.Descriptor instead.
 func (ReplicaState) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{5}
+	return file_twinsan_proto_rawDescGZIP(), []int{6}
+}
+
+type PathState int32
+
+const (
+	PathState_PATH_STATE_UNSPECIFIED PathState = 0
+	// Through the owner.
+	PathState_PATH_STATE_OPTIMIZED PathState = 1
+	// Through a node that forwards to the owner.
+	PathState_PATH_STATE_NON_OPTIMIZED PathState = 2
+	PathState_PATH_STATE_UNAVAILABLE   PathState = 3
+)
+
+// Enum value maps for PathState.
+var (
+	PathState_name = map[int32]string{
+		0: "PATH_STATE_UNSPECIFIED",
+		1: "PATH_STATE_OPTIMIZED",
+		2: "PATH_STATE_NON_OPTIMIZED",
+		3: "PATH_STATE_UNAVAILABLE",
+	}
+	PathState_value = map[string]int32{
+		"PATH_STATE_UNSPECIFIED":   0,
+		"PATH_STATE_OPTIMIZED":     1,
+		"PATH_STATE_NON_OPTIMIZED": 2,
+		"PATH_STATE_UNAVAILABLE":   3,
+	}
+)
+
+func (x PathState) Enum() *PathState {
+	p := new(PathState)
+	*p = x
+	return p
+}
+
+func (x PathState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathState) Descriptor() protoreflect.EnumDescriptor {
+	return file_twinsan_proto_enumTypes[7].Descriptor()
+}
+
+func (PathState) Type() protoreflect.EnumType {
+	return &file_twinsan_proto_enumTypes[7]
+}
+
+func (x PathState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathState.Descriptor instead.
+func (PathState) EnumDescriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{7}
 }
 
 type GetStatusRequest struct {
@@ -636,14 +745,18 @@ type ClusterInfo struct {
 	Uuid    string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	Created *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created,proto3" json:"created,omitempty"`
 	// The iSCSI qualified name of the one target that all nodes export.
-	Target        string    `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
-	Portals       []*Portal `protobuf:"bytes,5,rep,name=portals,proto3" json:"portals,omitempty"`
-	FeatureLevel  uint32    `protobuf:"varint,6,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
-	Leader        string    `protobuf:"bytes,7,opt,name=leader,proto3" json:"leader,omitempty"`
-	Quorum        bool      `protobuf:"varint,8,opt,name=quorum,proto3" json:"quorum,omitempty"`
-	Voters        uint32    `protobuf:"varint,9,opt,name=voters,proto3" json:"voters,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Target       string    `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	Portals      []*Portal `protobuf:"bytes,5,rep,name=portals,proto3" json:"portals,omitempty"`
+	FeatureLevel uint32    `protobuf:"varint,6,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Leader       string    `protobuf:"bytes,7,opt,name=leader,proto3" json:"leader,omitempty"`
+	Quorum       bool      `protobuf:"varint,8,opt,name=quorum,proto3" json:"quorum,omitempty"`
+	Voters       uint32    `protobuf:"varint,9,opt,name=voters,proto3" json:"voters,omitempty"`
+	// How initiators prove themselves for discovery, and as whom.
+	Discovery           DiscoveryMode `protobuf:"varint,10,opt,name=discovery,proto3,enum=twinsan.v1.DiscoveryMode" json:"discovery,omitempty"`
+	DiscoveryUser       string        `protobuf:"bytes,11,opt,name=discovery_user,json=discoveryUser,proto3" json:"discovery_user,omitempty"`
+	DiscoveryMutualUser string        `protobuf:"bytes,12,opt,name=discovery_mutual_user,json=discoveryMutualUser,proto3" json:"discovery_mutual_user,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *ClusterInfo) Reset() {
@@ -739,6 +852,105 @@ func (x *ClusterInfo) GetVoters() uint32 {
 	return 0
 }
 
+func (x *ClusterInfo) GetDiscovery() DiscoveryMode {
+	if x != nil {
+		return x.Discovery
+	}
+	return DiscoveryMode_DISCOVERY_MODE_UNSPECIFIED
+}
+
+func (x *ClusterInfo) GetDiscoveryUser() string {
+	if x != nil {
+		return x.DiscoveryUser
+	}
+	return ""
+}
+
+func (x *ClusterInfo) GetDiscoveryMutualUser() string {
+	if x != nil {
+		return x.DiscoveryMutualUser
+	}
+	return ""
+}
+
+type SetDiscoveryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Mode  DiscoveryMode          `protobuf:"varint,1,opt,name=mode,proto3,enum=twinsan.v1.DiscoveryMode" json:"mode,omitempty"`
+	// The rest for DISCOVERY_MODE_CHAP only. With a mutual user and secret the
+	// target proves itself as well.
+	ChapUser      string `protobuf:"bytes,2,opt,name=chap_user,json=chapUser,proto3" json:"chap_user,omitempty"`
+	ChapSecret    string `protobuf:"bytes,3,opt,name=chap_secret,json=chapSecret,proto3" json:"chap_secret,omitempty"`
+	MutualUser    string `protobuf:"bytes,4,opt,name=mutual_user,json=mutualUser,proto3" json:"mutual_user,omitempty"`
+	MutualSecret  string `protobuf:"bytes,5,opt,name=mutual_secret,json=mutualSecret,proto3" json:"mutual_secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDiscoveryRequest) Reset() {
+	*x = SetDiscoveryRequest{}
+	mi := &file_twinsan_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDiscoveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDiscoveryRequest) ProtoMessage() {}
+
+func (x *SetDiscoveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDiscoveryRequest.ProtoReflect.Descriptor instead.
+func (*SetDiscoveryRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SetDiscoveryRequest) GetMode() DiscoveryMode {
+	if x != nil {
+		return x.Mode
+	}
+	return DiscoveryMode_DISCOVERY_MODE_UNSPECIFIED
+}
+
+func (x *SetDiscoveryRequest) GetChapUser() string {
+	if x != nil {
+		return x.ChapUser
+	}
+	return ""
+}
+
+func (x *SetDiscoveryRequest) GetChapSecret() string {
+	if x != nil {
+		return x.ChapSecret
+	}
+	return ""
+}
+
+func (x *SetDiscoveryRequest) GetMutualUser() string {
+	if x != nil {
+		return x.MutualUser
+	}
+	return ""
+}
+
+func (x *SetDiscoveryRequest) GetMutualSecret() string {
+	if x != nil {
+		return x.MutualSecret
+	}
+	return ""
+}
+
 type Portal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // host:port
@@ -750,7 +962,7 @@ type Portal struct {
 
 func (x *Portal) Reset() {
 	*x = Portal{}
-	mi := &file_twinsan_proto_msgTypes[5]
+	mi := &file_twinsan_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +974,7 @@ func (x *Portal) String() string {
 func (*Portal) ProtoMessage() {}
 
 func (x *Portal) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[5]
+	mi := &file_twinsan_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +987,7 @@ func (x *Portal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Portal.ProtoReflect.Descriptor instead.
 func (*Portal) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{5}
+	return file_twinsan_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Portal) GetAddress() string {
@@ -810,7 +1022,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_twinsan_proto_msgTypes[6]
+	mi := &file_twinsan_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1034,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[6]
+	mi := &file_twinsan_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1047,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{6}
+	return file_twinsan_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateTokenRequest) GetRole() Role {
@@ -866,7 +1078,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_twinsan_proto_msgTypes[7]
+	mi := &file_twinsan_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +1090,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[7]
+	mi := &file_twinsan_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1103,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{7}
+	return file_twinsan_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Token) GetToken() string {
@@ -933,7 +1145,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_twinsan_proto_msgTypes[8]
+	mi := &file_twinsan_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1157,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[8]
+	mi := &file_twinsan_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1170,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{8}
+	return file_twinsan_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *IssueCertificateRequest) GetCsr() []byte {
@@ -986,7 +1198,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_twinsan_proto_msgTypes[9]
+	mi := &file_twinsan_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1210,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[9]
+	mi := &file_twinsan_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1223,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{9}
+	return file_twinsan_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Certificate) GetCertificatePem() []byte {
@@ -1046,7 +1258,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_twinsan_proto_msgTypes[10]
+	mi := &file_twinsan_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1270,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[10]
+	mi := &file_twinsan_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1283,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{10}
+	return file_twinsan_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListEventsRequest) GetAfter() uint64 {
@@ -1102,7 +1314,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_twinsan_proto_msgTypes[11]
+	mi := &file_twinsan_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1326,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[11]
+	mi := &file_twinsan_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1339,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{11}
+	return file_twinsan_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Event) GetNumber() uint64 {
@@ -1180,7 +1392,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_twinsan_proto_msgTypes[12]
+	mi := &file_twinsan_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1404,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[12]
+	mi := &file_twinsan_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1417,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{12}
+	return file_twinsan_proto_rawDescGZIP(), []int{13}
 }
 
 type ListNodesResponse struct {
@@ -1217,7 +1429,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_twinsan_proto_msgTypes[13]
+	mi := &file_twinsan_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1441,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[13]
+	mi := &file_twinsan_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1454,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{13}
+	return file_twinsan_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1261,7 +1473,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[14]
+	mi := &file_twinsan_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1485,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[14]
+	mi := &file_twinsan_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1498,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{14}
+	return file_twinsan_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetNodeRequest) GetName() string {
@@ -1294,6 +1506,59 @@ func (x *GetNodeRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+type DrainNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// End it: initiators may log in again, and volumes may move there.
+	Resume        bool `protobuf:"varint,2,opt,name=resume,proto3" json:"resume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeRequest) Reset() {
+	*x = DrainNodeRequest{}
+	mi := &file_twinsan_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeRequest) ProtoMessage() {}
+
+func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DrainNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DrainNodeRequest) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
 }
 
 type Node struct {
@@ -1320,14 +1585,16 @@ type Node struct {
 	Traffic  *Traffic `protobuf:"bytes,18,opt,name=traffic,proto3" json:"traffic,omitempty"`
 	Sessions uint32   `protobuf:"varint,19,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	// Why the node is not up, when known.
-	Error         string `protobuf:"bytes,20,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,20,opt,name=error,proto3" json:"error,omitempty"`
+	// Initiators and volumes leave it.
+	Draining      bool `protobuf:"varint,21,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_twinsan_proto_msgTypes[15]
+	mi := &file_twinsan_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1606,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[15]
+	mi := &file_twinsan_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1619,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{15}
+	return file_twinsan_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Node) GetId() uint32 {
@@ -1495,6 +1762,13 @@ func (x *Node) GetError() string {
 	return ""
 }
 
+func (x *Node) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
 // Pool is the store of one node, in bytes.
 type Pool struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1515,7 +1789,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_twinsan_proto_msgTypes[16]
+	mi := &file_twinsan_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1801,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[16]
+	mi := &file_twinsan_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1814,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{16}
+	return file_twinsan_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Pool) GetSizeBytes() uint64 {
@@ -1605,7 +1879,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_twinsan_proto_msgTypes[17]
+	mi := &file_twinsan_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1891,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[17]
+	mi := &file_twinsan_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1904,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{17}
+	return file_twinsan_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Traffic) GetReadOps() uint64 {
@@ -1671,7 +1945,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_twinsan_proto_msgTypes[18]
+	mi := &file_twinsan_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1957,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[18]
+	mi := &file_twinsan_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1970,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{18}
+	return file_twinsan_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListDevicesRequest) GetNode() string {
@@ -1717,7 +1991,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_twinsan_proto_msgTypes[19]
+	mi := &file_twinsan_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +2003,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[19]
+	mi := &file_twinsan_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1742,7 +2016,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{19}
+	return file_twinsan_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -1769,7 +2043,7 @@ type Unreachable struct {
 
 func (x *Unreachable) Reset() {
 	*x = Unreachable{}
-	mi := &file_twinsan_proto_msgTypes[20]
+	mi := &file_twinsan_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +2055,7 @@ func (x *Unreachable) String() string {
 func (*Unreachable) ProtoMessage() {}
 
 func (x *Unreachable) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[20]
+	mi := &file_twinsan_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +2068,7 @@ func (x *Unreachable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unreachable.ProtoReflect.Descriptor instead.
 func (*Unreachable) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{20}
+	return file_twinsan_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Unreachable) GetNode() string {
@@ -1826,7 +2100,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2112,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2125,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{21}
+	return file_twinsan_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Device) GetNode() string {
@@ -1917,7 +2191,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2203,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2216,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{22}
+	return file_twinsan_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Replica) GetNode() string {
@@ -2005,14 +2279,26 @@ type Volume struct {
 	MappedBytes uint64   `protobuf:"varint,19,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
 	Traffic     *Traffic `protobuf:"bytes,20,opt,name=traffic,proto3" json:"traffic,omitempty"`
 	// Data nodes through which initiators reach the volume now.
-	ServedBy      []string `protobuf:"bytes,21,rep,name=served_by,json=servedBy,proto3" json:"served_by,omitempty"`
+	ServedBy           []string `protobuf:"bytes,21,rep,name=served_by,json=servedBy,proto3" json:"served_by,omitempty"`
+	PhysicalBlockBytes uint32   `protobuf:"varint,22,opt,name=physical_block_bytes,json=physicalBlockBytes,proto3" json:"physical_block_bytes,omitempty"`
+	// Those of hosts whose writes are refused.
+	ReadOnlyHosts []string `protobuf:"bytes,23,rep,name=read_only_hosts,json=readOnlyHosts,proto3" json:"read_only_hosts,omitempty"`
+	Paths         []*Path  `protobuf:"bytes,24,rep,name=paths,proto3" json:"paths,omitempty"`
+	// Room for new data in the fullest pool of its in-sync copies.
+	RoomBytes uint64 `protobuf:"varint,25,opt,name=room_bytes,json=roomBytes,proto3" json:"room_bytes,omitempty"`
+	// Commands of hosts on all nodes, since each of them started; only classes that
+	// were used.
+	Counts   []*ClassCount `protobuf:"bytes,26,rep,name=counts,proto3" json:"counts,omitempty"`
+	Offloads []*Offload    `protobuf:"bytes,27,rep,name=offloads,proto3" json:"offloads,omitempty"`
+	// Absent: nobody has registered or reserved.
+	Reservations  *Reservations `protobuf:"bytes,28,opt,name=reservations,proto3" json:"reservations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2310,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2323,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{23}
+	return file_twinsan_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Volume) GetId() uint64 {
@@ -2187,6 +2473,544 @@ func (x *Volume) GetServedBy() []string {
 	return nil
 }
 
+func (x *Volume) GetPhysicalBlockBytes() uint32 {
+	if x != nil {
+		return x.PhysicalBlockBytes
+	}
+	return 0
+}
+
+func (x *Volume) GetReadOnlyHosts() []string {
+	if x != nil {
+		return x.ReadOnlyHosts
+	}
+	return nil
+}
+
+func (x *Volume) GetPaths() []*Path {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *Volume) GetRoomBytes() uint64 {
+	if x != nil {
+		return x.RoomBytes
+	}
+	return 0
+}
+
+func (x *Volume) GetCounts() []*ClassCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *Volume) GetOffloads() []*Offload {
+	if x != nil {
+		return x.Offloads
+	}
+	return nil
+}
+
+func (x *Volume) GetReservations() *Reservations {
+	if x != nil {
+		return x.Reservations
+	}
+	return nil
+}
+
+// Path is the way to a volume through one node.
+type Path struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	State   PathState              `protobuf:"varint,2,opt,name=state,proto3,enum=twinsan.v1.PathState" json:"state,omitempty"`
+	Portals []string               `protobuf:"bytes,3,rep,name=portals,proto3" json:"portals,omitempty"`
+	// Sessions of initiators that see the volume.
+	Sessions      uint32 `protobuf:"varint,4,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Path) Reset() {
+	*x = Path{}
+	mi := &file_twinsan_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Path) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Path) ProtoMessage() {}
+
+func (x *Path) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Path.ProtoReflect.Descriptor instead.
+func (*Path) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Path) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Path) GetState() PathState {
+	if x != nil {
+		return x.State
+	}
+	return PathState_PATH_STATE_UNSPECIFIED
+}
+
+func (x *Path) GetPortals() []string {
+	if x != nil {
+		return x.Portals
+	}
+	return nil
+}
+
+func (x *Path) GetSessions() uint32 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+// ClassCount counts the commands of one class.
+type ClassCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Stable for scripts: "read", "write", "caw", "write_same", "unmap", "xcopy", ...
+	Class    string `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
+	Commands uint64 `protobuf:"varint,2,opt,name=commands,proto3" json:"commands,omitempty"`
+	Good     uint64 `protobuf:"varint,3,opt,name=good,proto3" json:"good,omitempty"`
+	// Moved by commands that ended well.
+	Bytes uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Sum of the times from receipt to end.
+	Nanoseconds   uint64     `protobuf:"varint,5,opt,name=nanoseconds,proto3" json:"nanoseconds,omitempty"`
+	Refused       []*Refusal `protobuf:"bytes,6,rep,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClassCount) Reset() {
+	*x = ClassCount{}
+	mi := &file_twinsan_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClassCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClassCount) ProtoMessage() {}
+
+func (x *ClassCount) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClassCount.ProtoReflect.Descriptor instead.
+func (*ClassCount) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ClassCount) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *ClassCount) GetCommands() uint64 {
+	if x != nil {
+		return x.Commands
+	}
+	return 0
+}
+
+func (x *ClassCount) GetGood() uint64 {
+	if x != nil {
+		return x.Good
+	}
+	return 0
+}
+
+func (x *ClassCount) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ClassCount) GetNanoseconds() uint64 {
+	if x != nil {
+		return x.Nanoseconds
+	}
+	return 0
+}
+
+func (x *ClassCount) GetRefused() []*Refusal {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+// Refusal counts commands that ended in one way that is not GOOD.
+type Refusal struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	// Of the sense data, when status is 02h (CHECK CONDITION).
+	Key   uint32 `protobuf:"varint,2,opt,name=key,proto3" json:"key,omitempty"`
+	Asc   uint32 `protobuf:"varint,3,opt,name=asc,proto3" json:"asc,omitempty"`
+	Ascq  uint32 `protobuf:"varint,4,opt,name=ascq,proto3" json:"ascq,omitempty"`
+	Count uint64 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	// "07/27/07" (sense) or "18h" (status).
+	Code string `protobuf:"bytes,6,opt,name=code,proto3" json:"code,omitempty"`
+	// Stable for scripts: "pool_full", "reservation_conflict", ...
+	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Text          string `protobuf:"bytes,8,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusal) Reset() {
+	*x = Refusal{}
+	mi := &file_twinsan_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusal) ProtoMessage() {}
+
+func (x *Refusal) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
+func (*Refusal) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Refusal) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *Refusal) GetKey() uint32 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *Refusal) GetAsc() uint32 {
+	if x != nil {
+		return x.Asc
+	}
+	return 0
+}
+
+func (x *Refusal) GetAscq() uint32 {
+	if x != nil {
+		return x.Ascq
+	}
+	return 0
+}
+
+func (x *Refusal) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Refusal) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Refusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Refusal) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// Offload says whether hosts use one of the offloads: "ATS", "WRITE SAME",
+// "UNMAP", "XCOPY", "ODX".
+type Offload struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Used  bool                   `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
+	// Commands that did not end well; counts says why.
+	Refused       uint64 `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Offload) Reset() {
+	*x = Offload{}
+	mi := &file_twinsan_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Offload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Offload) ProtoMessage() {}
+
+func (x *Offload) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Offload.ProtoReflect.Descriptor instead.
+func (*Offload) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Offload) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Offload) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
+func (x *Offload) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+// Reservations is who has registered with and reserved a volume (SPC).
+type Reservations struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Persist    bool                   `protobuf:"varint,2,opt,name=persist,proto3" json:"persist,omitempty"`
+	// In words; empty: no persistent reservation.
+	Type          string          `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	Registrations []*Registration `protobuf:"bytes,4,rep,name=registrations,proto3" json:"registrations,omitempty"`
+	// Holder by RESERVE (SPC-2), without a key.
+	Reserve       *Registration `protobuf:"bytes,5,opt,name=reserve,proto3" json:"reserve,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reservations) Reset() {
+	*x = Reservations{}
+	mi := &file_twinsan_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reservations) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reservations) ProtoMessage() {}
+
+func (x *Reservations) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reservations.ProtoReflect.Descriptor instead.
+func (*Reservations) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Reservations) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Reservations) GetPersist() bool {
+	if x != nil {
+		return x.Persist
+	}
+	return false
+}
+
+func (x *Reservations) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Reservations) GetRegistrations() []*Registration {
+	if x != nil {
+		return x.Registrations
+	}
+	return nil
+}
+
+func (x *Reservations) GetReserve() *Registration {
+	if x != nil {
+		return x.Reserve
+	}
+	return nil
+}
+
+// Registration is one path of an initiator.
+type Registration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Initiator     string                 `protobuf:"bytes,2,opt,name=initiator,proto3" json:"initiator,omitempty"`
+	Isid          []byte                 `protobuf:"bytes,3,opt,name=isid,proto3" json:"isid,omitempty"`
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Key           uint64                 `protobuf:"varint,5,opt,name=key,proto3" json:"key,omitempty"`
+	Holder        bool                   `protobuf:"varint,6,opt,name=holder,proto3" json:"holder,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Registration) Reset() {
+	*x = Registration{}
+	mi := &file_twinsan_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Registration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Registration) ProtoMessage() {}
+
+func (x *Registration) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Registration.ProtoReflect.Descriptor instead.
+func (*Registration) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Registration) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Registration) GetInitiator() string {
+	if x != nil {
+		return x.Initiator
+	}
+	return ""
+}
+
+func (x *Registration) GetIsid() []byte {
+	if x != nil {
+		return x.Isid
+	}
+	return nil
+}
+
+func (x *Registration) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Registration) GetKey() uint64 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *Registration) GetHolder() bool {
+	if x != nil {
+		return x.Holder
+	}
+	return false
+}
+
 type ListVolumesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2195,7 +3019,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +3031,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +3044,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{24}
+	return file_twinsan_proto_rawDescGZIP(), []int{32}
 }
 
 type ListVolumesResponse struct {
@@ -2232,7 +3056,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +3068,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +3081,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{25}
+	return file_twinsan_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -2276,7 +3100,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +3112,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +3125,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{26}
+	return file_twinsan_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -2322,14 +3146,18 @@ type CreateVolumeRequest struct {
 	// 512 (default) or 4096.
 	LogicalBlockBytes uint32 `protobuf:"varint,7,opt,name=logical_block_bytes,json=logicalBlockBytes,proto3" json:"logical_block_bytes,omitempty"`
 	// Makes a repeated call return the volume of the first.
-	RequestId     string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// 512 or 4096 (default), at least the logical block.
+	PhysicalBlockBytes uint32 `protobuf:"varint,9,opt,name=physical_block_bytes,json=physicalBlockBytes,proto3" json:"physical_block_bytes,omitempty"`
+	// Do not offer UNMAP and thin provisioning to hosts.
+	Thick         bool `protobuf:"varint,10,opt,name=thick,proto3" json:"thick,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +3169,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +3182,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{27}
+	return file_twinsan_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -2413,6 +3241,20 @@ func (x *CreateVolumeRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *CreateVolumeRequest) GetPhysicalBlockBytes() uint32 {
+	if x != nil {
+		return x.PhysicalBlockBytes
+	}
+	return 0
+}
+
+func (x *CreateVolumeRequest) GetThick() bool {
+	if x != nil {
+		return x.Thick
+	}
+	return false
+}
+
 type DeleteVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2426,7 +3268,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2438,7 +3280,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2451,7 +3293,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{28}
+	return file_twinsan_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -2486,7 +3328,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +3340,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +3353,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{29}
+	return file_twinsan_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -2538,7 +3380,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2550,7 +3392,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2563,7 +3405,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{30}
+	return file_twinsan_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -2580,6 +3422,183 @@ func (x *ResizeVolumeRequest) GetSizeBytes() uint64 {
 	return 0
 }
 
+type MoveVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The node that becomes the owner.
+	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Do not pass the request on when this node does not own the volume.
+	OwnerOnly     bool `protobuf:"varint,3,opt,name=owner_only,json=ownerOnly,proto3" json:"owner_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVolumeRequest) Reset() {
+	*x = MoveVolumeRequest{}
+	mi := &file_twinsan_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVolumeRequest) ProtoMessage() {}
+
+func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
+func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *MoveVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MoveVolumeRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *MoveVolumeRequest) GetOwnerOnly() bool {
+	if x != nil {
+		return x.OwnerOnly
+	}
+	return false
+}
+
+type ClearReservationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Only say what would be dropped.
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Do not pass the request on when this node does not own the volume.
+	OwnerOnly     bool `protobuf:"varint,3,opt,name=owner_only,json=ownerOnly,proto3" json:"owner_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearReservationsRequest) Reset() {
+	*x = ClearReservationsRequest{}
+	mi := &file_twinsan_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearReservationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearReservationsRequest) ProtoMessage() {}
+
+func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearReservationsRequest.ProtoReflect.Descriptor instead.
+func (*ClearReservationsRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ClearReservationsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ClearReservationsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ClearReservationsRequest) GetOwnerOnly() bool {
+	if x != nil {
+		return x.OwnerOnly
+	}
+	return false
+}
+
+type ClearReservationsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// What was there; absent: nothing.
+	Cleared       *Reservations `protobuf:"bytes,2,opt,name=cleared,proto3" json:"cleared,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearReservationsResponse) Reset() {
+	*x = ClearReservationsResponse{}
+	mi := &file_twinsan_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearReservationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearReservationsResponse) ProtoMessage() {}
+
+func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearReservationsResponse.ProtoReflect.Descriptor instead.
+func (*ClearReservationsResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ClearReservationsResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *ClearReservationsResponse) GetCleared() *Reservations {
+	if x != nil {
+		return x.Cleared
+	}
+	return nil
+}
+
 type CheckVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2591,7 +3610,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +3622,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +3635,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{31}
+	return file_twinsan_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -2643,7 +3662,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +3674,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +3687,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{32}
+	return file_twinsan_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CheckVolumeResponse) GetDigests() []*ReplicaDigest {
@@ -2700,7 +3719,7 @@ type ReplicaDigest struct {
 
 func (x *ReplicaDigest) Reset() {
 	*x = ReplicaDigest{}
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2712,7 +3731,7 @@ func (x *ReplicaDigest) String() string {
 func (*ReplicaDigest) ProtoMessage() {}
 
 func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,7 +3744,7 @@ func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaDigest.ProtoReflect.Descriptor instead.
 func (*ReplicaDigest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{33}
+	return file_twinsan_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReplicaDigest) GetNode() string {
@@ -2772,7 +3791,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +3803,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +3816,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{34}
+	return file_twinsan_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Host) GetName() string {
@@ -2850,7 +3869,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +3881,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +3894,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{35}
+	return file_twinsan_proto_rawDescGZIP(), []int{46}
 }
 
 type ListHostsResponse struct {
@@ -2887,7 +3906,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +3918,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3931,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{36}
+	return file_twinsan_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -2936,7 +3955,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2948,7 +3967,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2961,7 +3980,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{37}
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -3018,7 +4037,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3030,7 +4049,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3043,7 +4062,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{38}
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -3076,7 +4095,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3088,7 +4107,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3101,7 +4120,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{39}
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -3122,7 +4141,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3134,7 +4153,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3147,7 +4166,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{40}
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -3171,6 +4190,119 @@ func (x *SetVolumeHostsRequest) GetAnyHost() bool {
 	return false
 }
 
+type MapVolumeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Hosts  []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Refuse their writes.
+	ReadOnly      bool `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MapVolumeRequest) Reset() {
+	*x = MapVolumeRequest{}
+	mi := &file_twinsan_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MapVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MapVolumeRequest) ProtoMessage() {}
+
+func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
+func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *MapVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *MapVolumeRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *MapVolumeRequest) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+type UnmapVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Hosts         []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmapVolumeRequest) Reset() {
+	*x = UnmapVolumeRequest{}
+	mi := &file_twinsan_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmapVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmapVolumeRequest) ProtoMessage() {}
+
+func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
+func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *UnmapVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *UnmapVolumeRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
 type ListSessionsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3179,7 +4311,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3191,7 +4323,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3204,7 +4336,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{41}
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
 }
 
 type ListSessionsResponse struct {
@@ -3217,7 +4349,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +4361,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +4374,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{42}
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -3281,7 +4413,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3293,7 +4425,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3306,7 +4438,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{43}
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Session) GetNode() string {
@@ -3415,7 +4547,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3427,7 +4559,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3440,7 +4572,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{44}
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
 }
 
 type NodeReport struct {
@@ -3459,7 +4591,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +4603,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +4616,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{45}
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -3553,13 +4685,16 @@ type VolumeReport struct {
 	Traffic       *Traffic               `protobuf:"bytes,6,opt,name=traffic,proto3" json:"traffic,omitempty"`
 	Replicas      []*Replica             `protobuf:"bytes,7,rep,name=replicas,proto3" json:"replicas,omitempty"` // as the owner sees them
 	Owner         bool                   `protobuf:"varint,8,opt,name=owner,proto3" json:"owner,omitempty"`      // serves as owner
+	RoomBytes     uint64                 `protobuf:"varint,9,opt,name=room_bytes,json=roomBytes,proto3" json:"room_bytes,omitempty"`
+	Counts        []*ClassCount          `protobuf:"bytes,10,rep,name=counts,proto3" json:"counts,omitempty"`
+	Reservations  *Reservations          `protobuf:"bytes,11,opt,name=reservations,proto3" json:"reservations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3571,7 +4706,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3584,7 +4719,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{46}
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -3643,6 +4778,27 @@ func (x *VolumeReport) GetOwner() bool {
 	return false
 }
 
+func (x *VolumeReport) GetRoomBytes() uint64 {
+	if x != nil {
+		return x.RoomBytes
+	}
+	return 0
+}
+
+func (x *VolumeReport) GetCounts() []*ClassCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *VolumeReport) GetReservations() *Reservations {
+	if x != nil {
+		return x.Reservations
+	}
+	return nil
+}
+
 var File_twinsan_proto protoreflect.FileDescriptor
 
 const file_twinsan_proto_rawDesc = "" +
@@ -3669,7 +4825,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x05cause\x18\x03 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04risk\x18\x04 \x01(\tR\x04risk\x12\x16\n" +
 	"\x06remedy\x18\x05 \x01(\tR\x06remedy\"\x13\n" +
-	"\x11GetClusterRequest\"\x9e\x02\n" +
+	"\x11GetClusterRequest\"\xb2\x03\n" +
 	"\vClusterInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x124\n" +
@@ -3679,7 +4835,19 @@ const file_twinsan_proto_rawDesc = "" +
 	"\rfeature_level\x18\x06 \x01(\rR\ffeatureLevel\x12\x16\n" +
 	"\x06leader\x18\a \x01(\tR\x06leader\x12\x16\n" +
 	"\x06quorum\x18\b \x01(\bR\x06quorum\x12\x16\n" +
-	"\x06voters\x18\t \x01(\rR\x06voters\"L\n" +
+	"\x06voters\x18\t \x01(\rR\x06voters\x127\n" +
+	"\tdiscovery\x18\n" +
+	" \x01(\x0e2\x19.twinsan.v1.DiscoveryModeR\tdiscovery\x12%\n" +
+	"\x0ediscovery_user\x18\v \x01(\tR\rdiscoveryUser\x122\n" +
+	"\x15discovery_mutual_user\x18\f \x01(\tR\x13discoveryMutualUser\"\xc8\x01\n" +
+	"\x13SetDiscoveryRequest\x12-\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x19.twinsan.v1.DiscoveryModeR\x04mode\x12\x1b\n" +
+	"\tchap_user\x18\x02 \x01(\tR\bchapUser\x12\x1f\n" +
+	"\vchap_secret\x18\x03 \x01(\tR\n" +
+	"chapSecret\x12\x1f\n" +
+	"\vmutual_user\x18\x04 \x01(\tR\n" +
+	"mutualUser\x12#\n" +
+	"\rmutual_secret\x18\x05 \x01(\tR\fmutualSecret\"L\n" +
 	"\x06Portal\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
@@ -3713,7 +4881,10 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x11ListNodesResponse\x12&\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x10.twinsan.v1.NodeR\x05nodes\"$\n" +
 	"\x0eGetNodeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xf4\x04\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
+	"\x10DrainNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06resume\x18\x02 \x01(\bR\x06resume\"\x90\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12$\n" +
@@ -3736,7 +4907,8 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x04pool\x18\x11 \x01(\v2\x10.twinsan.v1.PoolR\x04pool\x12-\n" +
 	"\atraffic\x18\x12 \x01(\v2\x13.twinsan.v1.TrafficR\atraffic\x12\x1a\n" +
 	"\bsessions\x18\x13 \x01(\rR\bsessions\x12\x14\n" +
-	"\x05error\x18\x14 \x01(\tR\x05error\"\xf1\x01\n" +
+	"\x05error\x18\x14 \x01(\tR\x05error\x12\x1a\n" +
+	"\bdraining\x18\x15 \x01(\bR\bdraining\"\xf1\x01\n" +
 	"\x04Pool\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x1d\n" +
@@ -3777,7 +4949,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\x0e2\x18.twinsan.v1.ReplicaStateR\x05state\x12\x14\n" +
 	"\x05owner\x18\x03 \x01(\bR\x05owner\x12*\n" +
 	"\x11resync_done_bytes\x18\x04 \x01(\x04R\x0fresyncDoneBytes\x12,\n" +
-	"\x12resync_total_bytes\x18\x05 \x01(\x04R\x10resyncTotalBytes\"\xf3\x04\n" +
+	"\x12resync_total_bytes\x18\x05 \x01(\x04R\x10resyncTotalBytes\"\xb3\a\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3801,12 +4973,61 @@ const file_twinsan_proto_rawDesc = "" +
 	"\breplicas\x18\x12 \x03(\v2\x13.twinsan.v1.ReplicaR\breplicas\x12!\n" +
 	"\fmapped_bytes\x18\x13 \x01(\x04R\vmappedBytes\x12-\n" +
 	"\atraffic\x18\x14 \x01(\v2\x13.twinsan.v1.TrafficR\atraffic\x12\x1b\n" +
-	"\tserved_by\x18\x15 \x03(\tR\bservedBy\"\x14\n" +
+	"\tserved_by\x18\x15 \x03(\tR\bservedBy\x120\n" +
+	"\x14physical_block_bytes\x18\x16 \x01(\rR\x12physicalBlockBytes\x12&\n" +
+	"\x0fread_only_hosts\x18\x17 \x03(\tR\rreadOnlyHosts\x12&\n" +
+	"\x05paths\x18\x18 \x03(\v2\x10.twinsan.v1.PathR\x05paths\x12\x1d\n" +
+	"\n" +
+	"room_bytes\x18\x19 \x01(\x04R\troomBytes\x12.\n" +
+	"\x06counts\x18\x1a \x03(\v2\x16.twinsan.v1.ClassCountR\x06counts\x12/\n" +
+	"\boffloads\x18\x1b \x03(\v2\x13.twinsan.v1.OffloadR\boffloads\x12<\n" +
+	"\freservations\x18\x1c \x01(\v2\x18.twinsan.v1.ReservationsR\freservations\"}\n" +
+	"\x04Path\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12+\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x15.twinsan.v1.PathStateR\x05state\x12\x18\n" +
+	"\aportals\x18\x03 \x03(\tR\aportals\x12\x1a\n" +
+	"\bsessions\x18\x04 \x01(\rR\bsessions\"\xb9\x01\n" +
+	"\n" +
+	"ClassCount\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\x12\x1a\n" +
+	"\bcommands\x18\x02 \x01(\x04R\bcommands\x12\x12\n" +
+	"\x04good\x18\x03 \x01(\x04R\x04good\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12 \n" +
+	"\vnanoseconds\x18\x05 \x01(\x04R\vnanoseconds\x12-\n" +
+	"\arefused\x18\x06 \x03(\v2\x13.twinsan.v1.RefusalR\arefused\"\xaf\x01\n" +
+	"\aRefusal\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\rR\x06status\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\rR\x03key\x12\x10\n" +
+	"\x03asc\x18\x03 \x01(\rR\x03asc\x12\x12\n" +
+	"\x04ascq\x18\x04 \x01(\rR\x04ascq\x12\x14\n" +
+	"\x05count\x18\x05 \x01(\x04R\x05count\x12\x12\n" +
+	"\x04code\x18\x06 \x01(\tR\x04code\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x12\n" +
+	"\x04text\x18\b \x01(\tR\x04text\"K\n" +
+	"\aOffload\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04used\x18\x02 \x01(\bR\x04used\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\x04R\arefused\"\xd0\x01\n" +
+	"\fReservations\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\x12\x18\n" +
+	"\apersist\x18\x02 \x01(\bR\apersist\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\x12>\n" +
+	"\rregistrations\x18\x04 \x03(\v2\x18.twinsan.v1.RegistrationR\rregistrations\x122\n" +
+	"\areserve\x18\x05 \x01(\v2\x18.twinsan.v1.RegistrationR\areserve\"\x92\x01\n" +
+	"\fRegistration\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1c\n" +
+	"\tinitiator\x18\x02 \x01(\tR\tinitiator\x12\x12\n" +
+	"\x04isid\x18\x03 \x01(\fR\x04isid\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x10\n" +
+	"\x03key\x18\x05 \x01(\x04R\x03key\x12\x16\n" +
+	"\x06holder\x18\x06 \x01(\bR\x06holder\"\x14\n" +
 	"\x12ListVolumesRequest\"C\n" +
 	"\x13ListVolumesResponse\x12,\n" +
 	"\avolumes\x18\x01 \x03(\v2\x12.twinsan.v1.VolumeR\avolumes\"&\n" +
 	"\x10GetVolumeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x84\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xcc\x02\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3818,7 +5039,10 @@ const file_twinsan_proto_rawDesc = "" +
 	"noCompress\x12.\n" +
 	"\x13logical_block_bytes\x18\a \x01(\rR\x11logicalBlockBytes\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\b \x01(\tR\trequestId\"Y\n" +
+	"request_id\x18\b \x01(\tR\trequestId\x120\n" +
+	"\x14physical_block_bytes\x18\t \x01(\rR\x12physicalBlockBytes\x12\x14\n" +
+	"\x05thick\x18\n" +
+	" \x01(\bR\x05thick\"Y\n" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x15\n" +
@@ -3829,7 +5053,20 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x13ResizeVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\"G\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\"V\n" +
+	"\x11MoveVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x1d\n" +
+	"\n" +
+	"owner_only\x18\x03 \x01(\bR\townerOnly\"f\n" +
+	"\x18ClearReservationsRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"owner_only\x18\x03 \x01(\bR\townerOnly\"{\n" +
+	"\x19ClearReservationsResponse\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.twinsan.v1.VolumeR\x06volume\x122\n" +
+	"\acleared\x18\x02 \x01(\v2\x18.twinsan.v1.ReservationsR\acleared\"G\n" +
 	"\x12CheckVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3875,7 +5112,14 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x15SetVolumeHostsRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
 	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x12\x19\n" +
-	"\bany_host\x18\x03 \x01(\bR\aanyHost\"\x15\n" +
+	"\bany_host\x18\x03 \x01(\bR\aanyHost\"]\n" +
+	"\x10MapVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x12\x1b\n" +
+	"\tread_only\x18\x03 \x01(\bR\breadOnly\"B\n" +
+	"\x12UnmapVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\"\x15\n" +
 	"\x13ListSessionsRequest\"\x82\x01\n" +
 	"\x14ListSessionsResponse\x12/\n" +
 	"\bsessions\x18\x01 \x03(\v2\x13.twinsan.v1.SessionR\bsessions\x129\n" +
@@ -3906,7 +5150,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x04pool\x18\x05 \x01(\v2\x10.twinsan.v1.PoolR\x04pool\x12,\n" +
 	"\adevices\x18\x06 \x03(\v2\x12.twinsan.v1.DeviceR\adevices\x12/\n" +
 	"\bsessions\x18\a \x03(\v2\x13.twinsan.v1.SessionR\bsessions\x122\n" +
-	"\avolumes\x18\b \x03(\v2\x18.twinsan.v1.VolumeReportR\avolumes\"\xf9\x01\n" +
+	"\avolumes\x18\b \x03(\v2\x18.twinsan.v1.VolumeReportR\avolumes\"\x86\x03\n" +
 	"\fVolumeReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
@@ -3915,12 +5159,22 @@ const file_twinsan_proto_rawDesc = "" +
 	"\fmapped_bytes\x18\x05 \x01(\x04R\vmappedBytes\x12-\n" +
 	"\atraffic\x18\x06 \x01(\v2\x13.twinsan.v1.TrafficR\atraffic\x12/\n" +
 	"\breplicas\x18\a \x03(\v2\x13.twinsan.v1.ReplicaR\breplicas\x12\x14\n" +
-	"\x05owner\x18\b \x01(\bR\x05owner*a\n" +
+	"\x05owner\x18\b \x01(\bR\x05owner\x12\x1d\n" +
+	"\n" +
+	"room_bytes\x18\t \x01(\x04R\troomBytes\x12.\n" +
+	"\x06counts\x18\n" +
+	" \x03(\v2\x16.twinsan.v1.ClassCountR\x06counts\x12<\n" +
+	"\freservations\x18\v \x01(\v2\x18.twinsan.v1.ReservationsR\freservations*a\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eHEALTH_HEALTHY\x10\x01\x12\x13\n" +
 	"\x0fHEALTH_DEGRADED\x10\x02\x12\x16\n" +
-	"\x12HEALTH_UNAVAILABLE\x10\x03*=\n" +
+	"\x12HEALTH_UNAVAILABLE\x10\x03*z\n" +
+	"\rDiscoveryMode\x12\x1e\n" +
+	"\x1aDISCOVERY_MODE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13DISCOVERY_MODE_HOST\x10\x01\x12\x17\n" +
+	"\x13DISCOVERY_MODE_NONE\x10\x02\x12\x17\n" +
+	"\x13DISCOVERY_MODE_CHAP\x10\x03*=\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tROLE_DATA\x10\x01\x12\x10\n" +
@@ -3947,33 +5201,45 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x15REPLICA_STATE_IN_SYNC\x10\x01\x12\x19\n" +
 	"\x15REPLICA_STATE_SYNCING\x10\x02\x12\x17\n" +
 	"\x13REPLICA_STATE_STALE\x10\x03\x12\x16\n" +
-	"\x12REPLICA_STATE_DOWN\x10\x042\xe4\x02\n" +
+	"\x12REPLICA_STATE_DOWN\x10\x04*{\n" +
+	"\tPathState\x12\x1a\n" +
+	"\x16PATH_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14PATH_STATE_OPTIMIZED\x10\x01\x12\x1c\n" +
+	"\x18PATH_STATE_NON_OPTIMIZED\x10\x02\x12\x1a\n" +
+	"\x16PATH_STATE_UNAVAILABLE\x10\x032\xae\x03\n" +
 	"\aCluster\x12=\n" +
 	"\tGetStatus\x12\x1c.twinsan.v1.GetStatusRequest\x1a\x12.twinsan.v1.Status\x12D\n" +
 	"\n" +
 	"GetCluster\x12\x1d.twinsan.v1.GetClusterRequest\x1a\x17.twinsan.v1.ClusterInfo\x12@\n" +
-	"\vCreateToken\x12\x1e.twinsan.v1.CreateTokenRequest\x1a\x11.twinsan.v1.Token\x12P\n" +
+	"\vCreateToken\x12\x1e.twinsan.v1.CreateTokenRequest\x1a\x11.twinsan.v1.Token\x12H\n" +
+	"\fSetDiscovery\x12\x1f.twinsan.v1.SetDiscoveryRequest\x1a\x17.twinsan.v1.ClusterInfo\x12P\n" +
 	"\x10IssueCertificate\x12#.twinsan.v1.IssueCertificateRequest\x1a\x17.twinsan.v1.Certificate\x12@\n" +
 	"\n" +
-	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\x8a\x01\n" +
+	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\xc7\x01\n" +
 	"\x05Nodes\x12H\n" +
 	"\tListNodes\x12\x1c.twinsan.v1.ListNodesRequest\x1a\x1d.twinsan.v1.ListNodesResponse\x127\n" +
-	"\aGetNode\x12\x1a.twinsan.v1.GetNodeRequest\x1a\x10.twinsan.v1.Node2Y\n" +
+	"\aGetNode\x12\x1a.twinsan.v1.GetNodeRequest\x1a\x10.twinsan.v1.Node\x12;\n" +
+	"\tDrainNode\x12\x1c.twinsan.v1.DrainNodeRequest\x1a\x10.twinsan.v1.Node2Y\n" +
 	"\aDevices\x12N\n" +
-	"\vListDevices\x12\x1e.twinsan.v1.ListDevicesRequest\x1a\x1f.twinsan.v1.ListDevicesResponse2\xc5\x03\n" +
+	"\vListDevices\x12\x1e.twinsan.v1.ListDevicesRequest\x1a\x1f.twinsan.v1.ListDevicesResponse2\xe8\x04\n" +
 	"\aVolumes\x12N\n" +
 	"\vListVolumes\x12\x1e.twinsan.v1.ListVolumesRequest\x1a\x1f.twinsan.v1.ListVolumesResponse\x12=\n" +
 	"\tGetVolume\x12\x1c.twinsan.v1.GetVolumeRequest\x1a\x12.twinsan.v1.Volume\x12C\n" +
 	"\fCreateVolume\x12\x1f.twinsan.v1.CreateVolumeRequest\x1a\x12.twinsan.v1.Volume\x12Q\n" +
 	"\fDeleteVolume\x12\x1f.twinsan.v1.DeleteVolumeRequest\x1a .twinsan.v1.DeleteVolumeResponse\x12C\n" +
 	"\fResizeVolume\x12\x1f.twinsan.v1.ResizeVolumeRequest\x1a\x12.twinsan.v1.Volume\x12N\n" +
-	"\vCheckVolume\x12\x1e.twinsan.v1.CheckVolumeRequest\x1a\x1f.twinsan.v1.CheckVolumeResponse2\xa0\x02\n" +
+	"\vCheckVolume\x12\x1e.twinsan.v1.CheckVolumeRequest\x1a\x1f.twinsan.v1.CheckVolumeResponse\x12?\n" +
+	"\n" +
+	"MoveVolume\x12\x1d.twinsan.v1.MoveVolumeRequest\x1a\x12.twinsan.v1.Volume\x12`\n" +
+	"\x11ClearReservations\x12$.twinsan.v1.ClearReservationsRequest\x1a%.twinsan.v1.ClearReservationsResponse2\xa2\x03\n" +
 	"\x05Hosts\x12H\n" +
 	"\tListHosts\x12\x1c.twinsan.v1.ListHostsRequest\x1a\x1d.twinsan.v1.ListHostsResponse\x127\n" +
 	"\aAddHost\x12\x1a.twinsan.v1.AddHostRequest\x1a\x10.twinsan.v1.Host\x12K\n" +
 	"\n" +
 	"RemoveHost\x12\x1d.twinsan.v1.RemoveHostRequest\x1a\x1e.twinsan.v1.RemoveHostResponse\x12G\n" +
-	"\x0eSetVolumeHosts\x12!.twinsan.v1.SetVolumeHostsRequest\x1a\x12.twinsan.v1.Volume2]\n" +
+	"\x0eSetVolumeHosts\x12!.twinsan.v1.SetVolumeHostsRequest\x1a\x12.twinsan.v1.Volume\x12=\n" +
+	"\tMapVolume\x12\x1c.twinsan.v1.MapVolumeRequest\x1a\x12.twinsan.v1.Volume\x12A\n" +
+	"\vUnmapVolume\x12\x1e.twinsan.v1.UnmapVolumeRequest\x1a\x12.twinsan.v1.Volume2]\n" +
 	"\bSessions\x12Q\n" +
 	"\fListSessions\x12\x1f.twinsan.v1.ListSessionsRequest\x1a .twinsan.v1.ListSessionsResponse2D\n" +
 	"\x05Peers\x12;\n" +
@@ -3991,154 +5257,195 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 	return file_twinsan_proto_rawDescData
 }
 
-var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_twinsan_proto_goTypes = []any{
-	(Health)(0),                     // 0: twinsan.v1.Health
-	(Role)(0),                       // 1: twinsan.v1.Role
-	(Severity)(0),                   // 2: twinsan.v1.Severity
-	(NodeState)(0),                  // 3: twinsan.v1.NodeState
-	(VolumeState)(0),                // 4: twinsan.v1.VolumeState
-	(ReplicaState)(0),               // 5: twinsan.v1.ReplicaState
-	(*GetStatusRequest)(nil),        // 6: twinsan.v1.GetStatusRequest
-	(*Status)(nil),                  // 7: twinsan.v1.Status
-	(*Problem)(nil),                 // 8: twinsan.v1.Problem
-	(*GetClusterRequest)(nil),       // 9: twinsan.v1.GetClusterRequest
-	(*ClusterInfo)(nil),             // 10: twinsan.v1.ClusterInfo
-	(*Portal)(nil),                  // 11: twinsan.v1.Portal
-	(*CreateTokenRequest)(nil),      // 12: twinsan.v1.CreateTokenRequest
-	(*Token)(nil),                   // 13: twinsan.v1.Token
-	(*IssueCertificateRequest)(nil), // 14: twinsan.v1.IssueCertificateRequest
-	(*Certificate)(nil),             // 15: twinsan.v1.Certificate
-	(*ListEventsRequest)(nil),       // 16: twinsan.v1.ListEventsRequest
-	(*Event)(nil),                   // 17: twinsan.v1.Event
-	(*ListNodesRequest)(nil),        // 18: twinsan.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 19: twinsan.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 20: twinsan.v1.GetNodeRequest
-	(*Node)(nil),                    // 21: twinsan.v1.Node
-	(*Pool)(nil),                    // 22: twinsan.v1.Pool
-	(*Traffic)(nil),                 // 23: twinsan.v1.Traffic
-	(*ListDevicesRequest)(nil),      // 24: twinsan.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),     // 25: twinsan.v1.ListDevicesResponse
-	(*Unreachable)(nil),             // 26: twinsan.v1.Unreachable
-	(*Device)(nil),                  // 27: twinsan.v1.Device
-	(*Replica)(nil),                 // 28: twinsan.v1.Replica
-	(*Volume)(nil),                  // 29: twinsan.v1.Volume
-	(*ListVolumesRequest)(nil),      // 30: twinsan.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 31: twinsan.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),        // 32: twinsan.v1.GetVolumeRequest
-	(*CreateVolumeRequest)(nil),     // 33: twinsan.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),     // 34: twinsan.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 35: twinsan.v1.DeleteVolumeResponse
-	(*ResizeVolumeRequest)(nil),     // 36: twinsan.v1.ResizeVolumeRequest
-	(*CheckVolumeRequest)(nil),      // 37: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),     // 38: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),           // 39: twinsan.v1.ReplicaDigest
-	(*Host)(nil),                    // 40: twinsan.v1.Host
-	(*ListHostsRequest)(nil),        // 41: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),       // 42: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),          // 43: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),       // 44: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),      // 45: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),   // 46: twinsan.v1.SetVolumeHostsRequest
-	(*ListSessionsRequest)(nil),     // 47: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 48: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                 // 49: twinsan.v1.Session
-	(*ReportRequest)(nil),           // 50: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),              // 51: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),            // 52: twinsan.v1.VolumeReport
-	(*timestamppb.Timestamp)(nil),   // 53: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 54: google.protobuf.Duration
+	(Health)(0),                       // 0: twinsan.v1.Health
+	(DiscoveryMode)(0),                // 1: twinsan.v1.DiscoveryMode
+	(Role)(0),                         // 2: twinsan.v1.Role
+	(Severity)(0),                     // 3: twinsan.v1.Severity
+	(NodeState)(0),                    // 4: twinsan.v1.NodeState
+	(VolumeState)(0),                  // 5: twinsan.v1.VolumeState
+	(ReplicaState)(0),                 // 6: twinsan.v1.ReplicaState
+	(PathState)(0),                    // 7: twinsan.v1.PathState
+	(*GetStatusRequest)(nil),          // 8: twinsan.v1.GetStatusRequest
+	(*Status)(nil),                    // 9: twinsan.v1.Status
+	(*Problem)(nil),                   // 10: twinsan.v1.Problem
+	(*GetClusterRequest)(nil),         // 11: twinsan.v1.GetClusterRequest
+	(*ClusterInfo)(nil),               // 12: twinsan.v1.ClusterInfo
+	(*SetDiscoveryRequest)(nil),       // 13: twinsan.v1.SetDiscoveryRequest
+	(*Portal)(nil),                    // 14: twinsan.v1.Portal
+	(*CreateTokenRequest)(nil),        // 15: twinsan.v1.CreateTokenRequest
+	(*Token)(nil),                     // 16: twinsan.v1.Token
+	(*IssueCertificateRequest)(nil),   // 17: twinsan.v1.IssueCertificateRequest
+	(*Certificate)(nil),               // 18: twinsan.v1.Certificate
+	(*ListEventsRequest)(nil),         // 19: twinsan.v1.ListEventsRequest
+	(*Event)(nil),                     // 20: twinsan.v1.Event
+	(*ListNodesRequest)(nil),          // 21: twinsan.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 22: twinsan.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 23: twinsan.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),          // 24: twinsan.v1.DrainNodeRequest
+	(*Node)(nil),                      // 25: twinsan.v1.Node
+	(*Pool)(nil),                      // 26: twinsan.v1.Pool
+	(*Traffic)(nil),                   // 27: twinsan.v1.Traffic
+	(*ListDevicesRequest)(nil),        // 28: twinsan.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 29: twinsan.v1.ListDevicesResponse
+	(*Unreachable)(nil),               // 30: twinsan.v1.Unreachable
+	(*Device)(nil),                    // 31: twinsan.v1.Device
+	(*Replica)(nil),                   // 32: twinsan.v1.Replica
+	(*Volume)(nil),                    // 33: twinsan.v1.Volume
+	(*Path)(nil),                      // 34: twinsan.v1.Path
+	(*ClassCount)(nil),                // 35: twinsan.v1.ClassCount
+	(*Refusal)(nil),                   // 36: twinsan.v1.Refusal
+	(*Offload)(nil),                   // 37: twinsan.v1.Offload
+	(*Reservations)(nil),              // 38: twinsan.v1.Reservations
+	(*Registration)(nil),              // 39: twinsan.v1.Registration
+	(*ListVolumesRequest)(nil),        // 40: twinsan.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 41: twinsan.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 42: twinsan.v1.GetVolumeRequest
+	(*CreateVolumeRequest)(nil),       // 43: twinsan.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 44: twinsan.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 45: twinsan.v1.DeleteVolumeResponse
+	(*ResizeVolumeRequest)(nil),       // 46: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 47: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 48: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 49: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 50: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 51: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 52: twinsan.v1.ReplicaDigest
+	(*Host)(nil),                      // 53: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 54: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 55: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 56: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 57: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 58: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 59: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 60: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 61: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 62: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 63: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 64: twinsan.v1.Session
+	(*ReportRequest)(nil),             // 65: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 66: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 67: twinsan.v1.VolumeReport
+	(*timestamppb.Timestamp)(nil),     // 68: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 69: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,  // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
-	8,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
-	21, // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
-	29, // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
+	10, // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
+	25, // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
+	33, // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
 	0,  // 4: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	53, // 5: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
-	11, // 6: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
-	1,  // 7: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	54, // 8: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	1,  // 9: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	53, // 10: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	53, // 11: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	53, // 12: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
-	2,  // 13: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
-	21, // 14: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	1,  // 15: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
-	3,  // 16: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	53, // 17: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
-	22, // 18: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
-	23, // 19: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
-	27, // 20: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
-	26, // 21: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	5,  // 22: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	53, // 23: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	4,  // 24: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
-	28, // 25: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
-	23, // 26: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
-	29, // 27: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
-	29, // 28: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	49, // 29: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	39, // 30: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
-	40, // 31: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	40, // 32: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	49, // 33: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
-	26, // 34: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	53, // 35: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	53, // 36: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
-	22, // 37: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
-	27, // 38: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	49, // 39: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	52, // 40: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
-	23, // 41: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
-	28, // 42: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
-	6,  // 43: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
-	9,  // 44: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
-	12, // 45: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
-	14, // 46: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
-	16, // 47: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
-	18, // 48: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
-	20, // 49: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
-	24, // 50: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
-	30, // 51: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
-	32, // 52: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
-	33, // 53: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
-	34, // 54: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	36, // 55: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	37, // 56: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	41, // 57: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	43, // 58: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	44, // 59: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	46, // 60: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	47, // 61: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	50, // 62: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	7,  // 63: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	10, // 64: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	13, // 65: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	15, // 66: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	17, // 67: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	19, // 68: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	21, // 69: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	25, // 70: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	31, // 71: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	29, // 72: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	29, // 73: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	35, // 74: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	29, // 75: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	38, // 76: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	42, // 77: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	40, // 78: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	45, // 79: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	29, // 80: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	48, // 81: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	51, // 82: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	63, // [63:83] is the sub-list for method output_type
-	43, // [43:63] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	68, // 5: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	14, // 6: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
+	1,  // 7: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
+	1,  // 8: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
+	2,  // 9: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
+	69, // 10: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	2,  // 11: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
+	68, // 12: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	68, // 13: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	68, // 14: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	3,  // 15: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
+	25, // 16: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
+	2,  // 17: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
+	4,  // 18: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
+	68, // 19: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	26, // 20: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
+	27, // 21: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
+	31, // 22: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
+	30, // 23: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	6,  // 24: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
+	68, // 25: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	5,  // 26: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
+	32, // 27: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
+	27, // 28: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
+	34, // 29: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
+	35, // 30: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
+	37, // 31: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
+	38, // 32: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
+	7,  // 33: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
+	36, // 34: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
+	39, // 35: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
+	39, // 36: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
+	33, // 37: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
+	33, // 38: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	64, // 39: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	33, // 40: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
+	38, // 41: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
+	52, // 42: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	53, // 43: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	53, // 44: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	64, // 45: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	30, // 46: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	68, // 47: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	68, // 48: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	26, // 49: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
+	31, // 50: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
+	64, // 51: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	67, // 52: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	27, // 53: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
+	32, // 54: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
+	35, // 55: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
+	38, // 56: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
+	8,  // 57: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
+	11, // 58: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
+	15, // 59: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
+	13, // 60: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
+	17, // 61: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
+	19, // 62: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
+	21, // 63: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
+	23, // 64: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
+	24, // 65: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
+	28, // 66: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
+	40, // 67: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
+	42, // 68: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
+	43, // 69: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
+	44, // 70: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
+	46, // 71: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	50, // 72: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	47, // 73: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	48, // 74: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	54, // 75: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	56, // 76: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	57, // 77: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	59, // 78: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	60, // 79: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	61, // 80: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	62, // 81: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	65, // 82: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	9,  // 83: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	12, // 84: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	16, // 85: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	12, // 86: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	18, // 87: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	20, // 88: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	22, // 89: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	25, // 90: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	25, // 91: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	29, // 92: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	41, // 93: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	33, // 94: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	33, // 95: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	45, // 96: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	33, // 97: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	51, // 98: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	33, // 99: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	49, // 100: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	55, // 101: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	53, // 102: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	58, // 103: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	33, // 104: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	33, // 105: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	33, // 106: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	63, // 107: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	66, // 108: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	83, // [83:109] is the sub-list for method output_type
+	57, // [57:83] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_twinsan_proto_init() }
@@ -4151,8 +5458,8 @@ func file_twinsan_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   47,
+			NumEnums:      8,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -34,6 +34,7 @@ const (
 	Cluster_GetStatus_FullMethodName        = "/twinsan.v1.Cluster/GetStatus"
 	Cluster_GetCluster_FullMethodName       = "/twinsan.v1.Cluster/GetCluster"
 	Cluster_CreateToken_FullMethodName      = "/twinsan.v1.Cluster/CreateToken"
+	Cluster_SetDiscovery_FullMethodName     = "/twinsan.v1.Cluster/SetDiscovery"
 	Cluster_IssueCertificate_FullMethodName = "/twinsan.v1.Cluster/IssueCertificate"
 	Cluster_ListEvents_FullMethodName       = "/twinsan.v1.Cluster/ListEvents"
 )
@@ -49,6 +50,9 @@ type ClusterClient interface {
 	GetCluster(ctx context.Context, in *GetClusterRequest, opts ...grpc.CallOption) (*ClusterInfo, error)
 	// CreateToken makes a token with which one node may join, once.
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*Token, error)
+	// SetDiscovery says how initiators prove themselves before they are told the
+	// portals.
+	SetDiscovery(ctx context.Context, in *SetDiscoveryRequest, opts ...grpc.CallOption) (*ClusterInfo, error)
 	// IssueCertificate signs a client certificate for a remote administrator.
 	IssueCertificate(ctx context.Context, in *IssueCertificateRequest, opts ...grpc.CallOption) (*Certificate, error)
 	// ListEvents sends the recorded events, oldest first, and with follow
@@ -88,6 +92,16 @@ func (c *clusterClient) CreateToken(ctx context.Context, in *CreateTokenRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Token)
 	err := c.cc.Invoke(ctx, Cluster_CreateToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterClient) SetDiscovery(ctx context.Context, in *SetDiscoveryRequest, opts ...grpc.CallOption) (*ClusterInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClusterInfo)
+	err := c.cc.Invoke(ctx, Cluster_SetDiscovery_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -134,6 +148,9 @@ type ClusterServer interface {
 	GetCluster(context.Context, *GetClusterRequest) (*ClusterInfo, error)
 	// CreateToken makes a token with which one node may join, once.
 	CreateToken(context.Context, *CreateTokenRequest) (*Token, error)
+	// SetDiscovery says how initiators prove themselves before they are told the
+	// portals.
+	SetDiscovery(context.Context, *SetDiscoveryRequest) (*ClusterInfo, error)
 	// IssueCertificate signs a client certificate for a remote administrator.
 	IssueCertificate(context.Context, *IssueCertificateRequest) (*Certificate, error)
 	// ListEvents sends the recorded events, oldest first, and with follow
@@ -157,6 +174,9 @@ func (UnimplementedClusterServer) GetCluster(context.Context, *GetClusterRequest
 }
 func (UnimplementedClusterServer) CreateToken(context.Context, *CreateTokenRequest) (*Token, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
+}
+func (UnimplementedClusterServer) SetDiscovery(context.Context, *SetDiscoveryRequest) (*ClusterInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetDiscovery not implemented")
 }
 func (UnimplementedClusterServer) IssueCertificate(context.Context, *IssueCertificateRequest) (*Certificate, error) {
 	return nil, status.Error(codes.Unimplemented, "method IssueCertificate not implemented")
@@ -239,6 +259,24 @@ func _Cluster_CreateToken_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_SetDiscovery_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetDiscoveryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).SetDiscovery(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_SetDiscovery_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).SetDiscovery(ctx, req.(*SetDiscoveryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cluster_IssueCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(IssueCertificateRequest)
 	if err := dec(in); err != nil {
@@ -288,6 +326,10 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Cluster_CreateToken_Handler,
 		},
 		{
+			MethodName: "SetDiscovery",
+			Handler:    _Cluster_SetDiscovery_Handler,
+		},
+		{
 			MethodName: "IssueCertificate",
 			Handler:    _Cluster_IssueCertificate_Handler,
 		},
@@ -305,6 +347,7 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 const (
 	Nodes_ListNodes_FullMethodName = "/twinsan.v1.Nodes/ListNodes"
 	Nodes_GetNode_FullMethodName   = "/twinsan.v1.Nodes/GetNode"
+	Nodes_DrainNode_FullMethodName = "/twinsan.v1.Nodes/DrainNode"
 )
 
 // NodesClient is the client API for Nodes service.
@@ -313,6 +356,10 @@ const (
 type NodesClient interface {
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	GetNode(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*Node, error)
+	// DrainNode records that initiators and volumes leave a node, or that they may
+	// come back. The node moves its volumes itself: Node.owns falls to 0. It is
+	// refused while some volume has no other copy in sync on a node that stays.
+	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*Node, error)
 }
 
 type nodesClient struct {
@@ -343,12 +390,26 @@ func (c *nodesClient) GetNode(ctx context.Context, in *GetNodeRequest, opts ...g
 	return out, nil
 }
 
+func (c *nodesClient) DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*Node, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Node)
+	err := c.cc.Invoke(ctx, Nodes_DrainNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodesServer is the server API for Nodes service.
 // All implementations must embed UnimplementedNodesServer
 // for forward compatibility.
 type NodesServer interface {
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	GetNode(context.Context, *GetNodeRequest) (*Node, error)
+	// DrainNode records that initiators and volumes leave a node, or that they may
+	// come back. The node moves its volumes itself: Node.owns falls to 0. It is
+	// refused while some volume has no other copy in sync on a node that stays.
+	DrainNode(context.Context, *DrainNodeRequest) (*Node, error)
 	mustEmbedUnimplementedNodesServer()
 }
 
@@ -364,6 +425,9 @@ func (UnimplementedNodesServer) ListNodes(context.Context, *ListNodesRequest) (*
 }
 func (UnimplementedNodesServer) GetNode(context.Context, *GetNodeRequest) (*Node, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetNode not implemented")
+}
+func (UnimplementedNodesServer) DrainNode(context.Context, *DrainNodeRequest) (*Node, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainNode not implemented")
 }
 func (UnimplementedNodesServer) mustEmbedUnimplementedNodesServer() {}
 func (UnimplementedNodesServer) testEmbeddedByValue()               {}
@@ -422,6 +486,24 @@ func _Nodes_GetNode_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Nodes_DrainNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).DrainNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_DrainNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).DrainNode(ctx, req.(*DrainNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Nodes_ServiceDesc is the grpc.ServiceDesc for Nodes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -436,6 +518,10 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetNode",
 			Handler:    _Nodes_GetNode_Handler,
+		},
+		{
+			MethodName: "DrainNode",
+			Handler:    _Nodes_DrainNode_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
@@ -545,12 +631,14 @@ var Devices_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Volumes_ListVolumes_FullMethodName  = "/twinsan.v1.Volumes/ListVolumes"
-	Volumes_GetVolume_FullMethodName    = "/twinsan.v1.Volumes/GetVolume"
-	Volumes_CreateVolume_FullMethodName = "/twinsan.v1.Volumes/CreateVolume"
-	Volumes_DeleteVolume_FullMethodName = "/twinsan.v1.Volumes/DeleteVolume"
-	Volumes_ResizeVolume_FullMethodName = "/twinsan.v1.Volumes/ResizeVolume"
-	Volumes_CheckVolume_FullMethodName  = "/twinsan.v1.Volumes/CheckVolume"
+	Volumes_ListVolumes_FullMethodName       = "/twinsan.v1.Volumes/ListVolumes"
+	Volumes_GetVolume_FullMethodName         = "/twinsan.v1.Volumes/GetVolume"
+	Volumes_CreateVolume_FullMethodName      = "/twinsan.v1.Volumes/CreateVolume"
+	Volumes_DeleteVolume_FullMethodName      = "/twinsan.v1.Volumes/DeleteVolume"
+	Volumes_ResizeVolume_FullMethodName      = "/twinsan.v1.Volumes/ResizeVolume"
+	Volumes_CheckVolume_FullMethodName       = "/twinsan.v1.Volumes/CheckVolume"
+	Volumes_MoveVolume_FullMethodName        = "/twinsan.v1.Volumes/MoveVolume"
+	Volumes_ClearReservations_FullMethodName = "/twinsan.v1.Volumes/ClearReservations"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -566,6 +654,12 @@ type VolumesClient interface {
 	ResizeVolume(ctx context.Context, in *ResizeVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	// CheckVolume compares the content of all replicas by digest while I/O goes on.
 	CheckVolume(ctx context.Context, in *CheckVolumeRequest, opts ...grpc.CallOption) (*CheckVolumeResponse, error)
+	// MoveVolume makes another node the owner, without an error at any initiator.
+	// That node must have a copy in sync.
+	MoveVolume(ctx context.Context, in *MoveVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
+	// ClearReservations drops all registrations and reservations of a volume, on
+	// every node. Hosts that rely on them may lose data.
+	ClearReservations(ctx context.Context, in *ClearReservationsRequest, opts ...grpc.CallOption) (*ClearReservationsResponse, error)
 }
 
 type volumesClient struct {
@@ -636,6 +730,26 @@ func (c *volumesClient) CheckVolume(ctx context.Context, in *CheckVolumeRequest,
 	return out, nil
 }
 
+func (c *volumesClient) MoveVolume(ctx context.Context, in *MoveVolumeRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, Volumes_MoveVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) ClearReservations(ctx context.Context, in *ClearReservationsRequest, opts ...grpc.CallOption) (*ClearReservationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClearReservationsResponse)
+	err := c.cc.Invoke(ctx, Volumes_ClearReservations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VolumesServer is the server API for Volumes service.
 // All implementations must embed UnimplementedVolumesServer
 // for forward compatibility.
@@ -649,6 +763,12 @@ type VolumesServer interface {
 	ResizeVolume(context.Context, *ResizeVolumeRequest) (*Volume, error)
 	// CheckVolume compares the content of all replicas by digest while I/O goes on.
 	CheckVolume(context.Context, *CheckVolumeRequest) (*CheckVolumeResponse, error)
+	// MoveVolume makes another node the owner, without an error at any initiator.
+	// That node must have a copy in sync.
+	MoveVolume(context.Context, *MoveVolumeRequest) (*Volume, error)
+	// ClearReservations drops all registrations and reservations of a volume, on
+	// every node. Hosts that rely on them may lose data.
+	ClearReservations(context.Context, *ClearReservationsRequest) (*ClearReservationsResponse, error)
 	mustEmbedUnimplementedVolumesServer()
 }
 
@@ -676,6 +796,12 @@ func (UnimplementedVolumesServer) ResizeVolume(context.Context, *ResizeVolumeReq
 }
 func (UnimplementedVolumesServer) CheckVolume(context.Context, *CheckVolumeRequest) (*CheckVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CheckVolume not implemented")
+}
+func (UnimplementedVolumesServer) MoveVolume(context.Context, *MoveVolumeRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveVolume not implemented")
+}
+func (UnimplementedVolumesServer) ClearReservations(context.Context, *ClearReservationsRequest) (*ClearReservationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ClearReservations not implemented")
 }
 func (UnimplementedVolumesServer) mustEmbedUnimplementedVolumesServer() {}
 func (UnimplementedVolumesServer) testEmbeddedByValue()                 {}
@@ -806,6 +932,42 @@ func _Volumes_CheckVolume_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_MoveVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MoveVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).MoveVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_MoveVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).MoveVolume(ctx, req.(*MoveVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_ClearReservations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ClearReservationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).ClearReservations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_ClearReservations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).ClearReservations(ctx, req.(*ClearReservationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Volumes_ServiceDesc is the grpc.ServiceDesc for Volumes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -837,6 +999,14 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "CheckVolume",
 			Handler:    _Volumes_CheckVolume_Handler,
 		},
+		{
+			MethodName: "MoveVolume",
+			Handler:    _Volumes_MoveVolume_Handler,
+		},
+		{
+			MethodName: "ClearReservations",
+			Handler:    _Volumes_ClearReservations_Handler,
+		},
 	},
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "twinsan.proto",
@@ -847,6 +1017,8 @@ const (
 	Hosts_AddHost_FullMethodName        = "/twinsan.v1.Hosts/AddHost"
 	Hosts_RemoveHost_FullMethodName     = "/twinsan.v1.Hosts/RemoveHost"
 	Hosts_SetVolumeHosts_FullMethodName = "/twinsan.v1.Hosts/SetVolumeHosts"
+	Hosts_MapVolume_FullMethodName      = "/twinsan.v1.Hosts/MapVolume"
+	Hosts_UnmapVolume_FullMethodName    = "/twinsan.v1.Hosts/UnmapVolume"
 )
 
 // HostsClient is the client API for Hosts service.
@@ -859,6 +1031,10 @@ type HostsClient interface {
 	RemoveHost(ctx context.Context, in *RemoveHostRequest, opts ...grpc.CallOption) (*RemoveHostResponse, error)
 	// SetVolumeHosts lets exactly these hosts see a volume.
 	SetVolumeHosts(ctx context.Context, in *SetVolumeHostsRequest, opts ...grpc.CallOption) (*Volume, error)
+	// MapVolume lets hosts see a volume in addition to those that do.
+	MapVolume(ctx context.Context, in *MapVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
+	// UnmapVolume takes a volume away from hosts.
+	UnmapVolume(ctx context.Context, in *UnmapVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 }
 
 type hostsClient struct {
@@ -909,6 +1085,26 @@ func (c *hostsClient) SetVolumeHosts(ctx context.Context, in *SetVolumeHostsRequ
 	return out, nil
 }
 
+func (c *hostsClient) MapVolume(ctx context.Context, in *MapVolumeRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, Hosts_MapVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *hostsClient) UnmapVolume(ctx context.Context, in *UnmapVolumeRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, Hosts_UnmapVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // HostsServer is the server API for Hosts service.
 // All implementations must embed UnimplementedHostsServer
 // for forward compatibility.
@@ -919,6 +1115,10 @@ type HostsServer interface {
 	RemoveHost(context.Context, *RemoveHostRequest) (*RemoveHostResponse, error)
 	// SetVolumeHosts lets exactly these hosts see a volume.
 	SetVolumeHosts(context.Context, *SetVolumeHostsRequest) (*Volume, error)
+	// MapVolume lets hosts see a volume in addition to those that do.
+	MapVolume(context.Context, *MapVolumeRequest) (*Volume, error)
+	// UnmapVolume takes a volume away from hosts.
+	UnmapVolume(context.Context, *UnmapVolumeRequest) (*Volume, error)
 	mustEmbedUnimplementedHostsServer()
 }
 
@@ -940,6 +1140,12 @@ func (UnimplementedHostsServer) RemoveHost(context.Context, *RemoveHostRequest) 
 }
 func (UnimplementedHostsServer) SetVolumeHosts(context.Context, *SetVolumeHostsRequest) (*Volume, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetVolumeHosts not implemented")
+}
+func (UnimplementedHostsServer) MapVolume(context.Context, *MapVolumeRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method MapVolume not implemented")
+}
+func (UnimplementedHostsServer) UnmapVolume(context.Context, *UnmapVolumeRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnmapVolume not implemented")
 }
 func (UnimplementedHostsServer) mustEmbedUnimplementedHostsServer() {}
 func (UnimplementedHostsServer) testEmbeddedByValue()               {}
@@ -1034,6 +1240,42 @@ func _Hosts_SetVolumeHosts_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Hosts_MapVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MapVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostsServer).MapVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Hosts_MapVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostsServer).MapVolume(ctx, req.(*MapVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Hosts_UnmapVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnmapVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostsServer).UnmapVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Hosts_UnmapVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostsServer).UnmapVolume(ctx, req.(*UnmapVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Hosts_ServiceDesc is the grpc.ServiceDesc for Hosts service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1056,6 +1298,14 @@ var Hosts_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetVolumeHosts",
 			Handler:    _Hosts_SetVolumeHosts_Handler,
+		},
+		{
+			MethodName: "MapVolume",
+			Handler:    _Hosts_MapVolume_Handler,
+		},
+		{
+			MethodName: "UnmapVolume",
+			Handler:    _Hosts_UnmapVolume_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -175,8 +175,15 @@ var changes = map[string]func(*cli){
 	"chap": func(c *cli) {
 		c.backend.HostList[0].CHAPUser, c.backend.HostList[0].MutualUser = "hv1", "twinsan"
 	},
-	"esxi":     func(c *cli) { c.backend.HostList[0].Initiators = []string{"iqn.1998-01.com.vmware:esx1"} },
-	"no nodes": func(c *cli) { c.address = "unix:///nonexistent/socket" },
+	"busy hosts": func(c *cli) {
+		v := &c.backend.State.Volumes[0]
+		v.Counts, v.Reservations = apitest.Counts(), apitest.Reserved()
+		v.Paths[0].Sessions, v.Paths[1].Sessions = 1, 1
+	},
+	"secrets":   func(c *cli) { c.stdin = "first-secret-1\nsecond-secret-2\n" },
+	"says csv1": func(c *cli) { c.stdin = "csv1\n" },
+	"esxi":      func(c *cli) { c.backend.HostList[0].Initiators = []string{"iqn.1998-01.com.vmware:esx1"} },
+	"no nodes":  func(c *cli) { c.address = "unix:///nonexistent/socket" },
 }
 
 // The JSON of a command has exactly these fields: taking one away or renaming it
@@ -184,15 +191,16 @@ var changes = map[string]func(*cli){
 func TestJSONIsStable(t *testing.T) {
 	c := newCLI(t)
 	changes["resync"](c)
-	volume := "id name uuid lun serial naa size_bytes logical_block_bytes dedup compress thin hosts any_host created state epoch owner replicas served_by mapped_bytes traffic"
-	node := "id name role state leader voter sync_address portals api_address metrics_address software started incarnation owns in_sync replicas sessions pool traffic"
+	changes["busy hosts"](c)
+	volume := "id name uuid lun serial naa size_bytes logical_block_bytes dedup compress thin hosts any_host created state epoch owner replicas served_by mapped_bytes traffic physical_block_bytes read_only_hosts paths room_bytes commands offloads"
+	node := "id name role state leader voter sync_address portals api_address metrics_address software started incarnation owns in_sync replicas sessions pool traffic draining"
 	for _, test := range []struct {
 		command string
 		code    int
 		fields  map[string]string // path -> fields
 	}{
 		{"status", 3, map[string]string{
-			"": "version cluster health quorum leader voters voters_up answered_by problems nodes volumes", "nodes.0": node, "volumes.0": volume,
+			"": "version cluster health quorum leader voters voters_up answered_by problems nodes volumes", "nodes.0": node, "volumes.0": volume + " reservations",
 			"problems.0": "severity code cause risk do", "volumes.0.replicas.0": "node state owner resync_done_bytes resync_total_bytes",
 			"nodes.0.pool":    "size_bytes live_bytes garbage_bytes free_bytes usable_bytes mapped_bytes stored_bytes savings",
 			"nodes.0.traffic": "read_ops write_ops read_bytes write_bytes",
@@ -200,8 +208,21 @@ func TestJSONIsStable(t *testing.T) {
 		{"node list", 0, map[string]string{"": "version nodes", "nodes.0": node}},
 		{"node show a", 0, map[string]string{"": "version node", "node": node}},
 		{"device list", 0, map[string]string{"": "version devices unreachable", "devices.0": "node path uuid size_bytes state direct_io errors"}},
-		{"volume list", 0, map[string]string{"": "version volumes", "volumes.0": volume}},
-		{"volume show csv1", 0, map[string]string{"": "version volume", "volume": volume}},
+		{"volume list", 0, map[string]string{"": "version volumes", "volumes.0": volume + " reservations"}},
+		{"volume show csv1", 0, map[string]string{
+			"": "version volume", "volume": volume + " reservations", "volume.paths.0": "node state portals sessions",
+			"volume.commands.1": "class commands good bytes nanoseconds refused", "volume.commands.1.refused.0": "code reason text count", "volume.offloads.0": "name used refused",
+			"volume.reservations": "type generation persist registrations", "volume.reservations.registrations.0": "host initiator isid node key holder",
+		}},
+		{"volume clear-reservations csv1 --yes", 0, map[string]string{"": "version volume cleared reservations"}},
+		{"volume map csv1 --host hv1 --read-only", 0, map[string]string{"": "version volume", "volume": volume}},
+		{"volume unmap csv1 --host hv1", 0, map[string]string{"": "version volume", "volume": volume}},
+		{"volume map csv1 --host hv1", 0, map[string]string{"": "version volume", "volume": volume}},
+		{"volume move csv1 --to a", 3, map[string]string{"": "version volume", "volume": volume}},
+		{"node drain b", 0, map[string]string{"": "version node", "node": node}},
+		{"node resume b", 0, map[string]string{"": "version node", "node": node}},
+		{"cluster set discovery-auth chap --mutual", 0, map[string]string{"": "version discovery_auth discovery_user discovery_mutual_user chap_secret mutual_secret"}},
+		{"cluster set discovery-auth host", 0, map[string]string{"": "version discovery_auth"}},
 		{"volume create v 1G --any-host", 0, map[string]string{"": "version volume", "volume": volume}},
 		{"volume resize v 2G", 0, map[string]string{"": "version volume", "volume": volume}},
 		{"volume hosts v hv1", 0, map[string]string{"": "version volume", "volume": volume}},
@@ -212,7 +233,7 @@ func TestJSONIsStable(t *testing.T) {
 		{"host remove h2 --yes", 0, map[string]string{"": "version host removed"}},
 		{"connect csv1 hv1", 0, map[string]string{"": "version volume lun naa host target portals os commands"}},
 		{"session list", 0, map[string]string{"": "version sessions unreachable", "sessions.0": "node host initiator isid tsih portal peer since auth digests commands in_bytes out_bytes tasks"}},
-		{"cluster show", 0, map[string]string{"": "version name uuid created target portals leader quorum voters feature_level", "portals.0": "address node group"}},
+		{"cluster show", 0, map[string]string{"": "version name uuid created target portals leader quorum voters feature_level discovery_auth", "portals.0": "address node group"}},
 		{"cluster token create", 0, map[string]string{"": "version token role expires addresses"}},
 		{"version", 0, map[string]string{"": "version software go revision"}},
 	} {

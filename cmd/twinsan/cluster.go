@@ -33,6 +33,9 @@ type clusterPage struct {
 	Quorum       bool         `json:"quorum"`
 	Voters       uint32       `json:"voters"`
 	FeatureLevel uint32       `json:"feature_level"`
+	Discovery    string       `json:"discovery_auth"`
+	DiscoverUser string       `json:"discovery_user,omitempty"`
+	DiscoverBack string       `json:"discovery_mutual_user,omitempty"`
 }
 
 type portalView struct {
@@ -47,7 +50,8 @@ func (c *clusterPage) text(p *printer) {
 		quorum = "yes"
 	}
 	p.facts("cluster", c.Name, "uuid", c.UUID, "created", since(c.Created), "target", c.Target, "quorum", quorum, "leader", c.Leader,
-		"voters", fmt.Sprint(c.Voters), "feature level", fmt.Sprint(c.FeatureLevel))
+		"voters", fmt.Sprint(c.Voters), "feature level", fmt.Sprint(c.FeatureLevel),
+		"discovery", discoveryWords(c.Discovery, c.DiscoverUser, c.DiscoverBack))
 	p.line("")
 	rows := [][]string{}
 	for _, x := range c.Portals {
@@ -100,7 +104,8 @@ func (a *app) clusterCommand() *cobra.Command {
 				a.next("twinsan status")
 				return a.print(&clusterPage{v1Header, i.Name, i.Uuid, moment(api.Time(i.Created)), i.Target,
 					views(i.Portals, func(p *v1.Portal) portalView { return portalView{p.Address, p.Node, p.Group} }),
-					i.Leader, i.Quorum, i.Voters, i.FeatureLevel})
+					i.Leader, i.Quorum, i.Voters, i.FeatureLevel,
+					api.Word(i.Discovery, "DISCOVERY_MODE_"), i.DiscoveryUser, i.DiscoveryMutualUser})
 			})
 		},
 	}
@@ -125,7 +130,7 @@ func (a *app) clusterCommand() *cobra.Command {
 	}
 	create.Flags().BoolVar(&witness, "witness", false, "for a witness")
 	create.Flags().DurationVar(&ttl, "ttl", 15*time.Minute, "how long the token is good")
-	return noun("cluster", "The cluster as a whole", nil, show, noun("token", "Join tokens", nil, create), a.adminCertificate())
+	return noun("cluster", "The cluster as a whole", nil, show, a.clusterSet(), noun("token", "Join tokens", nil, create), a.adminCertificate())
 }
 
 func (a *app) adminCertificate() *cobra.Command {

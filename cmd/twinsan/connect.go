@@ -25,12 +25,20 @@ type connectPage struct {
 	Commands   []string `json:"commands"`
 	CHAPUser   string   `json:"chap_user,omitempty"`
 	MutualUser string   `json:"mutual_user,omitempty"`
+	// The users of discovery, which may be others.
+	DiscoveryUser   string `json:"discovery_user,omitempty"`
+	DiscoveryMutual string `json:"discovery_mutual_user,omitempty"`
+
+	ownDiscovery bool // they are those of the cluster
 }
 
 func (c *connectPage) text(p *printer) {
 	p.line("# volume %s for host %s (%s): target %s, LUN %d", c.Volume, c.Host, c.OS, c.Target, c.LUN)
 	if c.CHAPUser != "" {
 		p.line("# put the secret that \"twinsan host add\" showed in the place of SECRET")
+	}
+	if c.ownDiscovery && c.OS != "qemu" {
+		p.line("# put the secret that \"twinsan cluster set discovery-auth\" showed in the place of DISCOVERY-SECRET")
 	}
 	for _, line := range c.Commands {
 		p.line("%s", line)
@@ -75,6 +83,7 @@ func (a *app) connectCommand() *cobra.Command {
 					Portals: views(info.Portals, func(p *v1.Portal) string { return p.Address }),
 					OS:      system, CHAPUser: host.ChapUser, MutualUser: host.MutualUser,
 				}
+				page.discover(info)
 				if page.OS == "" {
 					page.OS = guessSystem(host.Initiators)
 				}
@@ -89,6 +98,25 @@ func (a *app) connectCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&system, "os", "", "system of the host (default: guessed from its initiator name)")
 	return c
+}
+
+// discover fills in the users of discovery by the policy of the cluster.
+func (c *connectPage) discover(info *v1.ClusterInfo) {
+	switch info.Discovery {
+	case v1.DiscoveryMode_DISCOVERY_MODE_NONE:
+	case v1.DiscoveryMode_DISCOVERY_MODE_CHAP:
+		c.DiscoveryUser, c.DiscoveryMutual, c.ownDiscovery = info.DiscoveryUser, info.DiscoveryMutualUser, true
+	default:
+		c.DiscoveryUser, c.DiscoveryMutual = c.CHAPUser, c.MutualUser
+	}
+}
+
+// discoverySecrets are the words that stand for the secrets of discovery.
+func (c *connectPage) discoverySecrets() (secret, mutual string) {
+	if c.ownDiscovery {
+		return "DISCOVERY-SECRET", "TARGETS-DISCOVERY-SECRET"
+	}
+	return "SECRET", "TARGETS-SECRET"
 }
 
 func guessSystem(initiators []string) string {
@@ -115,18 +143,32 @@ func connectCommands(c *connectPage) []string {
 		}
 		return host, port
 	}
+	discoverySecret, discoveryMutual := c.discoverySecrets()
 	switch c.OS {
 	case "windows":
 		add("Install-WindowsFeature Multipath-IO   # once; restart when it says so")
 		add("Enable-MSDSMAutomaticClaim -BusType iSCSI")
 		add("Set-Service MSiSCSI -StartupType Automatic; Start-Service MSiSCSI")
+		// Windows has one secret for every target that proves itself.
+		if c.MutualUser != "" {
+			add("Set-IscsiChapSecret -ChapSecret TARGETS-SECRET")
+		} else if c.DiscoveryMutual != "" {
+			add("Set-IscsiChapSecret -ChapSecret %s", discoveryMutual)
+		}
 		for _, portal := range c.Portals {
 			host, port := split(portal)
-			add("New-IscsiTargetPortal -TargetPortalAddress %s -TargetPortalPortNumber %s", host, port)
+			auth := ""
+			if c.DiscoveryUser != "" {
+				kind := "ONEWAYCHAP"
+				if c.DiscoveryMutual != "" {
+					kind = "MUTUALCHAP"
+				}
+				auth = fmt.Sprintf(" -AuthenticationType %s -ChapUsername '%s' -ChapSecret %s", kind, c.DiscoveryUser, discoverySecret)
+			}
+			add("New-IscsiTargetPortal -TargetPortalAddress %s -TargetPortalPortNumber %s%s", host, port, auth)
 		}
 		chap := ""
 		if c.MutualUser != "" {
-			add("Set-IscsiChapSecret -ChapSecret TARGETS-SECRET")
 			chap = " -AuthenticationType MUTUALCHAP"
 		} else if c.CHAPUser != "" {
 			chap = " -AuthenticationType ONEWAYCHAP"
@@ -141,7 +183,7 @@ func connectCommands(c *connectPage) []string {
 		add("Get-Disk | Where-Object BusType -eq iSCSI")
 	case "esxi":
 		add("esxcli iscsi software set --enabled=true")
-		add("esxcli storage nmp satp rule add -s VMW_SATP_ALUA -V TWINSAN -P VMW_PSP_RR -O iops=1 -c tpgs_on   # once")
+		add("esxcli storage nmp satp rule add -s VMW_SATP_ALUA -V TWINSAN -M 'VIRTUAL DISK' -P VMW_PSP_RR -O iops=1 -c tpgs_on   # once")
 		add("A=$(esxcli iscsi adapter list | awk '/iscsi_vmk/ {print $1}')")
 		if c.CHAPUser != "" {
 			add("esxcli iscsi adapter auth chap set -A $A --direction=uni --authname='%s' --secret=SECRET --level=required", c.CHAPUser)
@@ -151,6 +193,12 @@ func connectCommands(c *connectPage) []string {
 		}
 		for _, portal := range c.Portals {
 			add("esxcli iscsi adapter discovery sendtarget add -A $A -a %s", portal)
+			if c.ownDiscovery {
+				add("esxcli iscsi adapter discovery sendtarget auth chap set -A $A -a %s --direction=uni --authname='%s' --secret=%s --level=required", portal, c.DiscoveryUser, discoverySecret)
+			}
+			if c.ownDiscovery && c.DiscoveryMutual != "" {
+				add("esxcli iscsi adapter discovery sendtarget auth chap set -A $A -a %s --direction=mutual --authname='%s' --secret=%s --level=required", portal, c.DiscoveryMutual, discoveryMutual)
+			}
 		}
 		add("esxcli storage core adapter rescan --all")
 	case "qemu":
@@ -160,7 +208,22 @@ func connectCommands(c *connectPage) []string {
 	default: // linux, proxmox
 		add("apt-get install -y open-iscsi multipath-tools   # or: dnf install iscsi-initiator-utils device-mapper-multipath")
 		for _, portal := range c.Portals {
-			add("iscsiadm -m discovery -t sendtargets -p %s", portal)
+			if c.DiscoveryUser == "" {
+				add("iscsiadm -m discovery -t sendtargets -p %s", portal)
+				continue
+			}
+			add("iscsiadm -m discoverydb -t sendtargets -p %s -o new", portal)
+			record := func(name, value string) {
+				add("iscsiadm -m discoverydb -t sendtargets -p %s -o update -n discovery.sendtargets.auth.%s -v '%s'", portal, name, value)
+			}
+			record("authmethod", "CHAP")
+			record("username", c.DiscoveryUser)
+			record("password", discoverySecret)
+			if c.DiscoveryMutual != "" {
+				record("username_in", c.DiscoveryMutual)
+				record("password_in", discoveryMutual)
+			}
+			add("iscsiadm -m discoverydb -t sendtargets -p %s --discover", portal)
 		}
 		set := func(name, value string) {
 			add("iscsiadm -m node -T %s -o update -n %s -v '%s'", c.Target, name, value)

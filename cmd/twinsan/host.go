@@ -81,21 +81,7 @@ which the target proves itself to the host; both are shown once. With
 			if secretsIn && !chap && !mutual {
 				return usage("--secrets-stdin needs --chap or --mutual")
 			}
-			lines := bufio.NewReader(io.LimitReader(a.in, 4096))
-			secret := func() (string, bool, error) {
-				if !secretsIn {
-					return rand.Text()[:16], true, nil
-				}
-				line, err := lines.ReadString('\n')
-				if err != nil && !errors.Is(err, io.EOF) {
-					return "", false, err
-				}
-				line = strings.TrimRight(line, "\r\n")
-				if len(line) < 12 || len(line) > 255 {
-					return "", false, usage("a CHAP secret has 12 to 255 bytes; 12 to 16 work with Windows")
-				}
-				return line, false, nil
-			}
+			secret := a.secrets(secretsIn)
 			if chap || mutual {
 				s, made, err := secret()
 				if err != nil {
@@ -131,6 +117,26 @@ which the target proves itself to the host; both are shown once. With
 	c.Flags().BoolVar(&mutual, "mutual", false, "authenticate host and target by CHAP")
 	c.Flags().BoolVar(&secretsIn, "secrets-stdin", false, "read the secrets instead of making them")
 	return c
+}
+
+// secrets returns a source of CHAP secrets: lines of standard input, or new ones,
+// which have to be shown (made).
+func (a *app) secrets(read bool) func() (secret string, made bool, err error) {
+	lines := bufio.NewReader(io.LimitReader(a.in, 4096))
+	return func() (string, bool, error) {
+		if !read {
+			return rand.Text()[:16], true, nil
+		}
+		line, err := lines.ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return "", false, err
+		}
+		line = strings.TrimRight(line, "\r\n")
+		if len(line) < 12 || len(line) > 255 {
+			return "", false, usage("a CHAP secret has 12 to 255 bytes; 12 to 16 work with Windows")
+		}
+		return line, false, nil
+	}
 }
 
 func (a *app) hostList() *cobra.Command {

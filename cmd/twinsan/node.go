@@ -24,7 +24,7 @@ func nodeTable(p *printer, nodes []nodeView) {
 		if n.Leader {
 			role += ", leader"
 		}
-		row := []string{n.Name, role, n.State, "", "", "", "", fmt.Sprint(n.Sessions)}
+		row := []string{n.Name, role, nodeState(&n), "", "", "", "", fmt.Sprint(n.Sessions)}
 		if n.Role == "data" {
 			row[3], row[4] = fmt.Sprint(n.Owns), fmt.Sprintf("%d/%d", n.InSync, n.Replicas)
 		} else {
@@ -52,7 +52,7 @@ func (n *nodePage) text(p *printer) {
 	if v.Leader {
 		voter = "yes, leader"
 	}
-	p.facts("node", fmt.Sprintf("%s (%d)", v.Name, v.ID), "role", v.Role, "state", v.State, "why", v.Error, "voter", voter,
+	p.facts("node", fmt.Sprintf("%s (%d)", v.Name, v.ID), "role", v.Role, "state", nodeState(&v), "why", v.Error, "voter", voter,
 		"software", v.Version, "started", since(v.Started), "sync", v.Sync, "portals", list(v.Portals), "api", v.API, "metrics", v.Metrics)
 	if v.Role == "data" {
 		p.facts("owner of", fmt.Sprint(v.Owns), "in sync", fmt.Sprintf("%d of %d replicas", v.InSync, v.Replicas), "sessions", fmt.Sprint(v.Sessions),
@@ -63,6 +63,14 @@ func (n *nodePage) text(p *printer) {
 		p.facts("pool", fmt.Sprintf("%s used of %s usable, %s garbage, %s free", p.size(v.Pool.Live), p.size(v.Pool.Usable), p.size(v.Pool.Garbage), p.size(v.Pool.Free)),
 			"savings", fmt.Sprintf("%s mapped by volumes, %s stored %s", p.size(v.Pool.Mapped), p.size(v.Pool.Stored), savings(v.Pool.Mapped, v.Pool.Stored)))
 	}
+}
+
+// nodeState is the state in one word or two.
+func nodeState(n *nodeView) string {
+	if n.Draining {
+		return n.State + ", draining"
+	}
+	return n.State
 }
 
 func (a *app) nodeCommand() *cobra.Command {
@@ -99,5 +107,5 @@ func (a *app) nodeCommand() *cobra.Command {
 			})
 		},
 	}
-	return noun("node", "Nodes of the cluster", nil, listing, show)
+	return noun("node", "Nodes of the cluster", nil, listing, show, a.nodeDrain(), a.nodeResume())
 }

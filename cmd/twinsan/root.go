@@ -272,19 +272,23 @@ func (k *confirmation) flags(c *cobra.Command) {
 }
 
 // confirm shows the effect and asks. Without a terminal to ask it refuses.
-func (a *app) confirm(k confirmation, effect string) error {
+func (a *app) confirm(k confirmation, effect string) error { return a.confirmWord(k, effect, "yes") }
+
+// confirmWord is confirm where the answer is a word that is not typed by habit:
+// the name of what is touched.
+func (a *app) confirmWord(k confirmation, effect, word string) error {
 	if k.yes {
 		return nil
 	}
 	if !a.terminal() {
 		return refuse("%s\n  nobody is here to confirm: repeat with --yes", effect)
 	}
-	fmt.Fprintf(a.err, "%s\nType yes to go on: ", effect)
-	line, err := bufio.NewReader(io.LimitReader(a.in, 64)).ReadString('\n')
+	fmt.Fprintf(a.err, "%s\nType %s to go on: ", effect, word)
+	line, err := bufio.NewReader(io.LimitReader(a.in, 80)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	if strings.TrimSpace(line) != "yes" {
+	if strings.TrimSpace(line) != word {
 		return refuse("nothing was changed")
 	}
 	return nil

@@ -38,6 +38,7 @@ type nodeView struct {
 	Sessions    uint32      `json:"sessions"`
 	Pool        *poolView   `json:"pool,omitempty"`
 	Traffic     trafficView `json:"traffic"`
+	Draining    bool        `json:"draining"`
 	Error       string      `json:"error,omitempty"`
 }
 
@@ -89,6 +90,14 @@ type volumeView struct {
 	ServedBy     []string      `json:"served_by"`
 	Mapped       uint64        `json:"mapped_bytes"`
 	Traffic      trafficView   `json:"traffic"`
+
+	PhysicalBlock uint32            `json:"physical_block_bytes"`
+	ReadOnlyHosts []string          `json:"read_only_hosts"`
+	Paths         []pathView        `json:"paths"`
+	Room          uint64            `json:"room_bytes"`
+	Commands      []countView       `json:"commands"`
+	Offloads      []offloadView     `json:"offloads"`
+	Reservations  *reservationsView `json:"reservations,omitempty"`
 }
 
 type deviceView struct {
@@ -176,6 +185,7 @@ func viewNode(n *v1.Node) nodeView {
 		Leader: n.Leader, Voter: n.Voter, Sync: n.SyncAddress, Portals: words(n.Portals), API: n.ApiAddress, Metrics: n.MetricsAddress,
 		Version: n.Version, Started: moment(api.Time(n.Started)), Incarnation: n.Incarnation,
 		Owns: n.Owns, InSync: n.InSync, Replicas: n.Replicas, Sessions: n.Sessions, Traffic: viewTraffic(n.Traffic), Error: n.Error,
+		Draining: n.Draining,
 	}
 	if p := n.Pool; p != nil {
 		v.Pool = &poolView{Size: p.SizeBytes, Live: p.LiveBytes, Garbage: p.GarbageBytes, Free: p.FreeBytes,
@@ -200,6 +210,8 @@ func viewVolume(v *v1.Volume) volumeView {
 			return replicaView{r.Node, api.Word(r.State, "REPLICA_STATE_"), r.Owner, r.ResyncDoneBytes, r.ResyncTotalBytes}
 		}),
 		ServedBy: words(v.ServedBy), Mapped: v.MappedBytes, Traffic: viewTraffic(v.Traffic),
+		PhysicalBlock: v.PhysicalBlockBytes, ReadOnlyHosts: words(v.ReadOnlyHosts), Room: v.RoomBytes, Paths: views(v.Paths, viewPath),
+		Commands: views(v.Counts, viewCount), Offloads: views(v.Offloads, viewOffload), Reservations: viewReservations(v.Reservations),
 	}
 }
 

@@ -2,10 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -25,7 +24,7 @@ func (v *volumesPage) text(p *printer) { volumeTable(p, v.Volumes) }
 func volumeTable(p *printer, volumes []volumeView) {
 	rows := [][]string{}
 	for _, v := range volumes {
-		hosts := list(v.Hosts)
+		hosts := hostWords(&v)
 		if v.AnyHost {
 			hosts = "any"
 		}
@@ -49,25 +48,22 @@ func replicaWords(replicas []replicaView) string {
 type volumePage struct {
 	version1
 	Volume volumeView `json:"volume"`
+	whole  bool       // print what hosts do with it as well
 }
 
 func (v *volumePage) text(p *printer) {
 	x := v.Volume
-	hosts := list(x.Hosts)
-	if x.AnyHost {
-		hosts = "any initiator"
-	}
 	var policy []string
 	for _, w := range []struct {
 		on   bool
 		word string
-	}{{x.Thin, "thin"}, {x.Dedup, "deduplicated"}, {x.Compress, "compressed"}} {
+	}{{x.Thin, "thin"}, {!x.Thin, "thick"}, {x.Dedup, "deduplicated"}, {x.Compress, "compressed"}} {
 		if w.on {
 			policy = append(policy, w.word)
 		}
 	}
-	p.facts("volume", fmt.Sprintf("%s (LUN %d)", x.Name, x.LUN), "size", p.size(x.Size), "mapped", p.size(x.Mapped), "state", x.State,
-		"policy", strings.Join(policy, ", "), "blocks", fmt.Sprintf("%d bytes", x.LogicalBlock), "hosts", hosts,
+	p.facts("volume", fmt.Sprintf("%s (LUN %d)", x.Name, x.LUN), "size", p.size(x.Size), "mapped", p.size(x.Mapped), "room", p.size(x.Room)+" in its pools", "state", x.State,
+		"policy", strings.Join(policy, ", "), "blocks", fmt.Sprintf("%d bytes, physical %d", x.LogicalBlock, x.PhysicalBlock), "hosts", hostWords(&x),
 		"owner", x.Owner, "served by", list(x.ServedBy), "epoch", fmt.Sprint(x.Epoch), "created", since(x.Created),
 		"uuid", x.UUID, "serial", x.Serial, "naa", x.NAA,
 		"reads", fmt.Sprintf("%d, %s", x.Traffic.ReadOps, p.size(x.Traffic.ReadBytes)),
@@ -85,6 +81,34 @@ func (v *volumePage) text(p *printer) {
 		rows = append(rows, []string{r.Node, r.State, role, progress})
 	}
 	p.table("REPLICA STATE ROLE RESYNC", rows)
+	if !v.whole {
+		return
+	}
+	p.line("")
+	rows = [][]string{}
+	for _, w := range x.Paths {
+		rows = append(rows, []string{w.Node, strings.ReplaceAll(w.State, "_", "-"), list(w.Portals), fmt.Sprint(w.Sessions)})
+	}
+	p.table("PATH STATE PORTALS SESSIONS", rows)
+	p.line("")
+	commandTables(p, &x)
+	p.line("")
+	reservationTable(p, x.Reservations)
+}
+
+// hostWords says who sees a volume.
+func hostWords(v *volumeView) string {
+	var out []string
+	if v.AnyHost {
+		out = append(out, "any initiator")
+	}
+	for _, h := range v.Hosts {
+		if slices.Contains(v.ReadOnlyHosts, h) {
+			h += " (read-only)"
+		}
+		out = append(out, h)
+	}
+	return strings.Join(out, ",")
 }
 
 type deletedPage struct {
@@ -99,66 +123,60 @@ func (d *deletedPage) text(p *printer) {
 	}
 }
 
-type checkPage struct {
-	version1
-	Volume  string       `json:"volume"`
-	Equal   bool         `json:"equal"`
-	Digests []digestView `json:"digests"`
-}
-
-type digestView struct {
-	Node      string   `json:"node"`
-	Digest    string   `json:"digest"`
-	Different []uint32 `json:"different_chunks,omitempty"`
-	Error     string   `json:"error,omitempty"`
-}
-
-func (c *checkPage) text(p *printer) {
-	rows := [][]string{}
-	for _, d := range c.Digests {
-		problem := d.Error
-		if len(d.Different) > 0 {
-			problem = fmt.Sprintf("differs, first in MiB %d", d.Different[0])
-		}
-		rows = append(rows, []string{d.Node, d.Digest, problem})
-	}
-	p.table("REPLICA DIGEST PROBLEM", rows)
-	if c.Equal {
-		p.line("volume %s: all replicas hold the same content", c.Volume)
-	} else {
-		p.line("volume %s: the replicas are NOT proved equal", c.Volume)
-	}
-}
-
 func (a *app) volumeCommand() *cobra.Command {
 	return noun("volume", "Mirrored volumes that hosts see as disks", []string{"vol"},
-		a.volumeCreate(), a.volumeList(), a.volumeShow(), a.volumeResize(), a.volumeDelete(), a.volumeCheck(), a.volumeHosts())
+		a.volumeCreate(), a.volumeList(), a.volumeShow(), a.volumeResize(), a.volumeDelete(), a.volumeCheck(),
+		a.volumeHosts(), a.volumeMap(), a.volumeUnmap(), a.volumeMove(), a.volumeClearReservations())
 }
 
 func (a *app) volumeCreate() *cobra.Command {
 	var hosts []string
-	var anyHost, noDedup, noCompress, fourK bool
+	var anyHost, noDedup, noCompress, fourK, thick bool
+	var sizeText string
+	var block, physical blockSize
 	c := &cobra.Command{
 		Use: "create NAME SIZE", Short: "Create a volume: mirrored, thin, deduplicated, compressed",
-		Example: "  twinsan volume create csv1 2T --host hv1,hv2", Args: arguments("NAME", "SIZE"),
+		Long: `Create a volume. It is mirrored, deduplicated and compressed, and takes space as it
+is written.
+
+Hosts see logical blocks of 512 bytes on physical ones of 4096 (512e). Other
+profiles: --physical-block 512 (512n) for a host that refuses 512e, and
+--block-size 4096 (4Kn), which ESXi and many boot loaders refuse. They never
+change later. --thick hides thin provisioning from hosts: no UNMAP, no
+thresholds; space is taken as it is written all the same.`,
+		Example: "  twinsan volume create csv1 2T --host hv1,hv2",
+		Args: func(c *cobra.Command, args []string) error {
+			if sizeText == "" {
+				return arguments("NAME", "SIZE")(c, args)
+			}
+			return arguments("NAME")(c, args)
+		},
 		RunE: func(c *cobra.Command, args []string) error {
-			size, err := server.ParseSize(args[1])
+			if sizeText == "" {
+				sizeText = args[1]
+			}
+			size, err := server.ParseSize(sizeText)
 			if err != nil {
 				return usage("%w", err)
 			}
-			block := uint32(512)
+			if fourK && block == 512 {
+				return usage("--4kn means --block-size 4096, and --block-size 512 was given as well")
+			}
 			if fourK {
 				block = 4096
+			}
+			if physical != 0 && physical < max(block, 512) {
+				return usage("--physical-block %d is smaller than the logical block of %d bytes: want 512 or 4096, at least --block-size", physical, max(block, 512))
 			}
 			return a.call(c, func(ctx context.Context, client *api.Client) error {
 				v, err := client.Volumes.CreateVolume(ctx, &v1.CreateVolumeRequest{
 					Name: args[0], SizeBytes: uint64(size), Hosts: hosts, AnyHost: anyHost, NoDedup: noDedup, NoCompress: noCompress,
-					LogicalBlockBytes: block, RequestId: uuid.NewString(),
+					LogicalBlockBytes: uint32(block), PhysicalBlockBytes: uint32(physical), Thick: thick, RequestId: uuid.NewString(),
 				})
 				if err != nil {
 					return err
 				}
-				if err := a.print(&volumePage{v1Header, viewVolume(v)}); err != nil {
+				if err := a.printVolume(v); err != nil {
 					return err
 				}
 				switch {
@@ -167,18 +185,49 @@ func (a *app) volumeCreate() *cobra.Command {
 				case anyHost:
 					a.next("twinsan cluster show   (any initiator may log in to the target)")
 				default:
-					a.next("twinsan volume hosts %s HOST   (no host sees the volume yet)", v.Name)
+					a.next("twinsan volume map %s --host HOST   (no host sees the volume yet)", v.Name)
 				}
 				return nil
 			})
 		},
 	}
+	c.Flags().StringVar(&sizeText, "size", "", "size, in the place of the argument SIZE")
 	c.Flags().StringSliceVar(&hosts, "host", nil, "hosts that see the volume")
 	c.Flags().BoolVar(&anyHost, "any-host", false, "every initiator sees the volume, without authentication")
 	c.Flags().BoolVar(&noDedup, "no-dedup", false, "do not look for duplicates")
 	c.Flags().BoolVar(&noCompress, "no-compress", false, "do not compress")
-	c.Flags().BoolVar(&fourK, "4kn", false, "logical blocks of 4096 bytes instead of 512")
+	c.Flags().Var(&block, "block-size", "logical block: 512 (default) or 4096 bytes")
+	c.Flags().Var(&physical, "physical-block", "physical block: 512 or 4096 (default) bytes")
+	c.Flags().BoolVar(&fourK, "4kn", false, "the same as --block-size 4096")
+	c.Flags().BoolVar(&thick, "thick", false, "do not offer UNMAP and thin provisioning to hosts")
 	return c
+}
+
+// blockSize is a flag: 512 or 4096 bytes.
+type blockSize uint32
+
+func (b *blockSize) Set(text string) error {
+	n, err := server.ParseSize(text)
+	if err != nil || n != 512 && n != 4096 {
+		return fmt.Errorf("%q is not a block size: want 512 or 4096", text)
+	}
+	*b = blockSize(n)
+	return nil
+}
+
+func (b *blockSize) String() string {
+	if *b == 0 {
+		return ""
+	}
+	return fmt.Sprint(uint32(*b))
+}
+
+// Type names the value in usage texts.
+func (b *blockSize) Type() string { return "bytes" }
+
+// printVolume prints a volume after it was changed.
+func (a *app) printVolume(v *v1.Volume) error {
+	return a.print(&volumePage{version1: v1Header, Volume: viewVolume(v)})
 }
 
 func (a *app) volumeList() *cobra.Command {
@@ -213,7 +262,7 @@ func (a *app) volumeShow() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := a.print(&volumePage{v1Header, viewVolume(v)}); err != nil {
+				if err := a.print(&volumePage{v1Header, viewVolume(v), true}); err != nil {
 					return err
 				}
 				if len(v.Hosts) > 0 {
@@ -241,7 +290,7 @@ func (a *app) volumeResize() *cobra.Command {
 					return err
 				}
 				a.next("rescan the disk on its hosts (Linux: iscsiadm -m session -R; Windows: Update-HostStorageCache), then grow the file system")
-				return a.print(&volumePage{v1Header, viewVolume(v)})
+				return a.printVolume(v)
 			})
 		},
 	}
@@ -285,69 +334,5 @@ func (a *app) volumeDelete() *cobra.Command {
 	}
 	k.flags(c)
 	c.Flags().BoolVar(&inUse, "in-use", false, "delete although hosts that see the volume are logged in")
-	return c
-}
-
-func (a *app) volumeCheck() *cobra.Command {
-	var limit time.Duration
-	c := &cobra.Command{
-		Use: "check NAME", Short: "Compare the content of all replicas by digest",
-		Long: "Compare the content of all replicas by digest. Exit code 0: equal; 1: not equal; 3: some replica could not be asked.",
-		Args: arguments("NAME"),
-		RunE: func(c *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(c.Context(), limit)
-			defer cancel()
-			return a.stream(ctx, func(ctx context.Context, client *api.Client) error {
-				r, err := client.Volumes.CheckVolume(ctx, &v1.CheckVolumeRequest{Name: args[0]})
-				if err != nil {
-					return err
-				}
-				page := &checkPage{v1Header, args[0], r.Equal, views(r.Digests, func(d *v1.ReplicaDigest) digestView {
-					return digestView{d.Node, hex.EncodeToString(d.Digest), d.DifferentChunks, d.Error}
-				})}
-				if err := a.print(page); err != nil {
-					return err
-				}
-				if r.Equal {
-					return nil
-				}
-				a.next("twinsan status")
-				for _, d := range r.Digests {
-					if len(d.DifferentChunks) > 0 {
-						return &failure{exitFailed, nil}
-					}
-				}
-				return &failure{exitDegraded, nil}
-			})
-		},
-	}
-	c.Flags().DurationVar(&limit, "limit", time.Hour, "how long the check may take")
-	return c
-}
-
-func (a *app) volumeHosts() *cobra.Command {
-	var anyHost bool
-	c := &cobra.Command{
-		Use: "hosts NAME [HOST...]", Short: "Let exactly these hosts see a volume",
-		Args: func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return arguments("NAME")(c, args)
-			}
-			return nil
-		},
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.call(c, func(ctx context.Context, client *api.Client) error {
-				v, err := client.Hosts.SetVolumeHosts(ctx, &v1.SetVolumeHostsRequest{Volume: args[0], Hosts: args[1:], AnyHost: anyHost})
-				if err != nil {
-					return err
-				}
-				if len(args) > 1 {
-					a.next("twinsan connect %s %s", v.Name, args[1])
-				}
-				return a.print(&volumePage{v1Header, viewVolume(v)})
-			})
-		},
-	}
-	c.Flags().BoolVar(&anyHost, "any-host", false, "every initiator sees the volume, without authentication")
 	return c
 }

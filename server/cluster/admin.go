@@ -26,12 +26,15 @@ func adminContext(ctx context.Context) (context.Context, context.CancelFunc) {
 // VolumeSpec describes a new volume.
 type VolumeSpec struct {
 	Name       string
-	SizeBytes  uint64   // multiple of 4096, up to MaxVolumeBytes
-	BlockBytes uint32   // logical block, 512 or 4096; 0 is 512
-	Hosts      []string // names of hosts that see it
-	AnyHost    bool     // every initiator sees it
-	NoDedup    bool
-	NoCompress bool
+	SizeBytes  uint64 // multiple of 4096, up to MaxVolumeBytes
+	BlockBytes uint32 // logical block, 512 or 4096; 0 is 512
+	// PhysicalBytes is the physical block, 512 or 4096 and not below BlockBytes; 0 is 4096.
+	PhysicalBytes uint32
+	Thick         bool     // UNMAP and provisioning are not offered to hosts
+	Hosts         []string // names of hosts that see it
+	AnyHost       bool     // every initiator sees it
+	NoDedup       bool
+	NoCompress    bool
 	// RequestID makes a repeated call return the volume of the first; may be empty.
 	RequestID string
 }
@@ -46,10 +49,14 @@ func (c *Cluster) CreateVolume(ctx context.Context, spec VolumeSpec) (*Volume, e
 	defer cancel()
 	x := &cmdCreateVolume{
 		Name: spec.Name, UUID: uuid.New(), SizeBytes: spec.SizeBytes, BlockBytes: spec.BlockBytes,
-		Dedup: !spec.NoDedup, Compress: !spec.NoCompress, Thin: true, AnyHost: spec.AnyHost, Hosts: spec.Hosts,
+		Dedup: !spec.NoDedup, Compress: !spec.NoCompress, Thin: !spec.Thick, AnyHost: spec.AnyHost, Hosts: spec.Hosts,
+		PhysicalBytes: spec.PhysicalBytes,
 	}
 	if x.BlockBytes == 0 {
 		x.BlockBytes = 512
+	}
+	if x.PhysicalBytes == 0 {
+		x.PhysicalBytes = defaultPhysicalBytes
 	}
 	// NAA 3h is the locally assigned type: 60 bits of our own choice.
 	rand.Read(x.NAA[:])
@@ -106,6 +113,40 @@ func (c *Cluster) SetVolumeHosts(ctx context.Context, id lsfs.VolumeID, hosts []
 		return nil, err
 	}
 	return c.volume(id)
+}
+
+// MapVolume lets hosts see a volume in addition to those that do; with readOnly
+// their writes are refused. A host that sees it already changes its mode.
+func (c *Cluster) MapVolume(ctx context.Context, id lsfs.VolumeID, hosts []string, readOnly bool) (*Volume, error) {
+	as := mapReadWrite
+	if readOnly {
+		as = mapReadOnly
+	}
+	return c.mapVolume(ctx, id, hosts, as)
+}
+
+// UnmapVolume takes a volume away from hosts; one that does not see it is no error.
+func (c *Cluster) UnmapVolume(ctx context.Context, id lsfs.VolumeID, hosts []string) (*Volume, error) {
+	return c.mapVolume(ctx, id, hosts, mapNone)
+}
+
+func (c *Cluster) mapVolume(ctx context.Context, id lsfs.VolumeID, hosts []string, as mapping) (*Volume, error) {
+	ctx, cancel := adminContext(ctx)
+	defer cancel()
+	if _, err := c.proposeSync(ctx, &cmdMapVolume{id, hosts, as}); err != nil {
+		return nil, err
+	}
+	return c.volume(id)
+}
+
+// DrainNode records that volumes and initiators leave a node, or with drain false
+// that they may come back. It is refused (ErrRefused) while a volume in sync there
+// has no other in-sync copy on a node that stays.
+func (c *Cluster) DrainNode(ctx context.Context, id replication.NodeID, drain bool) error {
+	ctx, cancel := adminContext(ctx)
+	defer cancel()
+	_, err := c.proposeSync(ctx, &cmdDrainNode{id, drain})
+	return err
 }
 
 // HostSpec describes a host. The secrets are in the clear; they are sealed before
@@ -166,7 +207,7 @@ func (c *Cluster) AddHost(ctx context.Context, spec HostSpec) (*Host, error) {
 		}
 		h.MutualSecret = c.seal.seal(purposeCHAP(h.Name, true), []byte(spec.MutualSecret))
 	}
-	if err := c.checkReuse(spec); err != nil {
+	if err := c.checkReuse(spec.Secret, spec.MutualSecret); err != nil {
 		return nil, err
 	}
 	if _, err := c.proposeSync(ctx, &cmdAddHost{h}); err != nil {
@@ -178,22 +219,88 @@ func (c *Cluster) AddHost(ctx context.Context, spec HostSpec) (*Host, error) {
 	return nil, errorf(ErrNotFound, "host %s is gone already", h.Name)
 }
 
-// checkReuse refuses a target secret that is an initiator's secret, of this or of
-// another host.
-func (c *Cluster) checkReuse(spec HostSpec) error {
+// checkReuse refuses a target's secret that is an initiator's secret: of the same
+// pair, of a host, or of discovery.
+func (c *Cluster) checkReuse(secret, mutual string) error {
 	same := func(a, b string) bool { return a != "" && subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
-	reused := same(spec.Secret, spec.MutualSecret)
-	for _, h := range c.State().Hosts {
-		secret, mutual, err := c.Secrets(h)
-		if err != nil {
+	reused := same(secret, mutual)
+	against := func(initiators, targets string, err error) error {
+		reused = reused || same(secret, targets) || same(mutual, initiators)
+		return err
+	}
+	state := c.State()
+	if err := against(c.DiscoverySecrets(&state.Discovery)); err != nil {
+		return err
+	}
+	for _, h := range state.Hosts {
+		if err := against(c.Secrets(h)); err != nil {
 			return err
 		}
-		reused = reused || same(spec.Secret, mutual) || same(spec.MutualSecret, secret)
 	}
 	if reused {
 		return errorf(ErrInvalid, "the target's secret must differ from the secret of every initiator")
 	}
 	return nil
+}
+
+// DiscoverySpec says how initiators prove themselves for discovery. The secrets
+// are in the clear; they are sealed before they leave this node.
+type DiscoverySpec struct {
+	Mode         DiscoveryMode
+	User         string // DiscoveryCHAP only, as all that follows
+	Secret       string
+	MutualUser   string // empty: the target does not prove itself
+	MutualSecret string
+}
+
+// SetDiscovery sets how initiators prove themselves for discovery. The rules for
+// secrets are those of AddHost. A witness cannot (ErrRefused).
+func (c *Cluster) SetDiscovery(ctx context.Context, spec DiscoverySpec) error {
+	ctx, cancel := adminContext(ctx)
+	defer cancel()
+	if c.seal == nil {
+		return errorf(ErrRefused, "%s is a witness: set this through a data node", c.id.Name)
+	}
+	d := Discovery{Mode: spec.Mode, User: spec.User, MutualUser: spec.MutualUser}
+	if spec.Mode == DiscoveryCHAP {
+		if err := checkSecret("the discovery secret", spec.Secret); err != nil {
+			return err
+		}
+		d.Secret = c.seal.seal(purposeDiscovery(false), []byte(spec.Secret))
+	} else if spec.Secret != "" {
+		return errorf(ErrInvalid, "only discovery by CHAP takes users and secrets")
+	}
+	if spec.MutualSecret != "" {
+		if err := checkSecret("the mutual discovery secret", spec.MutualSecret); err != nil {
+			return err
+		}
+		d.MutualSecret = c.seal.seal(purposeDiscovery(true), []byte(spec.MutualSecret))
+	}
+	if err := c.checkReuse(spec.Secret, spec.MutualSecret); err != nil {
+		return err
+	}
+	_, err := c.proposeSync(ctx, &cmdDiscovery{d})
+	return err
+}
+
+// DiscoverySecrets opens the secrets of discovery; what it does not have is empty.
+// A witness cannot (ErrRefused).
+func (c *Cluster) DiscoverySecrets(d *Discovery) (secret, mutual string, err error) {
+	if c.seal == nil {
+		return "", "", errorf(ErrRefused, "%s is a witness and cannot open secrets", c.id.Name)
+	}
+	if secret, err = c.openSecret(purposeDiscovery(false), d.Secret); err == nil {
+		mutual, err = c.openSecret(purposeDiscovery(true), d.MutualSecret)
+	}
+	return secret, mutual, err
+}
+
+func (c *Cluster) openSecret(purpose string, s Sealed) (string, error) {
+	if len(s) == 0 {
+		return "", nil
+	}
+	b, err := c.seal.open(purpose, s)
+	return string(b), err
 }
 
 // Secrets opens the CHAP secrets of a host; what it does not have is empty. A
@@ -202,15 +309,8 @@ func (c *Cluster) Secrets(h *Host) (secret, mutual string, err error) {
 	if c.seal == nil {
 		return "", "", errorf(ErrRefused, "%s is a witness and cannot open secrets", c.id.Name)
 	}
-	open := func(mutual bool, s Sealed) (string, error) {
-		if len(s) == 0 {
-			return "", nil
-		}
-		b, err := c.seal.open(purposeCHAP(h.Name, mutual), s)
-		return string(b), err
-	}
-	if secret, err = open(false, h.Secret); err == nil {
-		mutual, err = open(true, h.MutualSecret)
+	if secret, err = c.openSecret(purposeCHAP(h.Name, false), h.Secret); err == nil {
+		mutual, err = c.openSecret(purposeCHAP(h.Name, true), h.MutualSecret)
 	}
 	return secret, mutual, err
 }

@@ -307,6 +307,10 @@ func (x *cmdCreateVolume) apply(e *edit) result {
 		return refuse(codeInvalid, "the size of a volume is a multiple of 4096 bytes, up to %d TiB", MaxVolumeBytes>>40)
 	case x.BlockBytes != 512 && x.BlockBytes != 4096:
 		return refuse(codeInvalid, "a logical block has 512 or 4096 bytes, not %d", x.BlockBytes)
+	case x.PhysicalBytes != 512 && x.PhysicalBytes != 4096:
+		return refuse(codeInvalid, "a physical block has 512 or 4096 bytes, not %d", x.PhysicalBytes)
+	case x.PhysicalBytes < x.BlockBytes:
+		return refuse(codeInvalid, "a physical block of %d bytes is smaller than the logical block of %d bytes", x.PhysicalBytes, x.BlockBytes)
 	case x.UUID == [16]byte{}:
 		return refuse(codeInvalid, "the volume has no UUID")
 	case len(s.DataNodes()) == 0:
@@ -333,6 +337,7 @@ func (x *cmdCreateVolume) apply(e *edit) result {
 	v := &Volume{
 		ID: s.nextVolume, UUID: x.UUID, Name: x.Name, LUN: freeLUN(s), NAA: x.NAA, Serial: x.Serial,
 		BlockBytes: x.BlockBytes, Thin: x.Thin, AnyHost: x.AnyHost, Hosts: hosts, Created: e.env.Now, Record: rec,
+		PhysicalBytes: x.PhysicalBytes,
 	}
 	s.nextVolume++
 	e.setVolume(v)
@@ -345,15 +350,20 @@ func (x *cmdCreateVolume) apply(e *edit) result {
 const copies = 2
 
 // place picks the nodes of a new volume: those with the fewest replicas, and of
-// them the one that owns fewest as the owner. Lower ids win ties.
+// them the one that owns fewest as the owner. A node that is drained comes last.
+// Lower ids win ties.
 func place(s *State, uuid [16]byte) (r replication.Record) {
 	type load struct {
 		id             replication.NodeID
+		draining       int // 1: yes
 		replicas, owns int
 	}
 	var loads []load
 	for _, id := range s.DataNodes() {
 		l := load{id: id}
+		if s.Node(id).Draining {
+			l.draining = 1
+		}
 		for _, v := range s.Volumes {
 			if v.Record.Deleted {
 				continue
@@ -368,11 +378,11 @@ func place(s *State, uuid [16]byte) (r replication.Record) {
 		loads = append(loads, l)
 	}
 	slices.SortStableFunc(loads, func(a, b load) int {
-		return cmp.Or(cmp.Compare(a.replicas, b.replicas), cmp.Compare(a.id, b.id))
+		return cmp.Or(cmp.Compare(a.draining, b.draining), cmp.Compare(a.replicas, b.replicas), cmp.Compare(a.id, b.id))
 	})
 	loads = loads[:min(copies, len(loads))]
 	owner := slices.MinFunc(loads, func(a, b load) int {
-		return cmp.Or(cmp.Compare(a.owns, b.owns), cmp.Compare(a.id, b.id))
+		return cmp.Or(cmp.Compare(a.draining, b.draining), cmp.Compare(a.owns, b.owns), cmp.Compare(a.id, b.id))
 	})
 	r.Owner = owner.id
 	for _, l := range loads {
@@ -405,7 +415,7 @@ func (x *cmdDeleteVolume) apply(e *edit) result {
 		return r
 	}
 	w := *v
-	w.Hosts, w.AnyHost = nil, false
+	w.Hosts, w.ReadOnly, w.AnyHost = nil, nil, false
 	w.Record.Deleted = true
 	w.Record.Owner, w.Record.InSync = 0, nil
 	// A change of owner or in-sync set that is still on its way must fail.
@@ -455,87 +465,6 @@ func (e *edit) volume(id lsfs.VolumeID) (*Volume, result) {
 		return nil, refuse(codeNotFound, "there is no volume %d", id)
 	}
 	return v, result{}
-}
-
-// hostNames sorts the names and checks that the hosts exist.
-func (e *edit) hostNames(names []string) ([]string, result) {
-	names = slices.Compact(slices.Sorted(slices.Values(names)))
-	for _, h := range names {
-		if e.s.Host(h) == nil {
-			return nil, refuse(codeNotFound, "there is no host %s", h)
-		}
-	}
-	return names, result{}
-}
-
-func (x *cmdAddHost) apply(e *edit) result {
-	s, h := e.s, x.Host
-	if !validName(h.Name) {
-		return refuse(codeInvalid, "%q is not a host name: %s", h.Name, nameRule)
-	}
-	if len(h.Initiators) == 0 || len(h.Initiators) > maxInitiators {
-		return refuse(codeInvalid, "a host has 1 to %d initiators", maxInitiators)
-	}
-	for _, i := range h.Initiators {
-		if !validInitiator(i) {
-			return refuse(codeInvalid, "%q is not an iSCSI name (iqn., eui. or naa.)", i)
-		}
-		if o := s.HostOf(i); o != nil {
-			return refuse(codeExists, "initiator %s belongs to host %s", i, o.Name)
-		}
-	}
-	if s.Host(h.Name) != nil {
-		return refuse(codeExists, "there is a host %s already", h.Name)
-	}
-	if len(s.Hosts) >= maxHosts {
-		return refuse(codeRefused, "there are %d hosts, the most that is supported", len(s.Hosts))
-	}
-	if (h.User == "") != (len(h.Secret) == 0) || (h.MutualUser == "") != (len(h.MutualSecret) == 0) || h.User == "" && h.MutualUser != "" {
-		return refuse(codeInvalid, "CHAP takes a user and a secret, and mutual CHAP both of its own in addition")
-	}
-	h.Created = e.env.Now
-	s.Hosts = append(slices.Clone(s.Hosts), &h)
-	slices.SortFunc(s.Hosts, func(a, b *Host) int { return strings.Compare(a.Name, b.Name) })
-	e.event(Info, "host-added", "host %s added (%s)", h.Name, strings.Join(h.Initiators, ", "))
-	return result{}
-}
-
-func (x *cmdRemoveHost) apply(e *edit) result {
-	if e.s.Host(x.Name) == nil {
-		return refuse(codeNotFound, "there is no host %s", x.Name)
-	}
-	for _, v := range e.s.Volumes {
-		if slices.Contains(v.Hosts, x.Name) {
-			w := *v
-			w.Hosts = without(v.Hosts, func(h string) bool { return h == x.Name })
-			e.setVolume(&w)
-		}
-	}
-	e.s.Hosts = without(e.s.Hosts, func(h *Host) bool { return h.Name == x.Name })
-	e.event(Info, "host-removed", "host %s was removed", x.Name)
-	return result{}
-}
-
-func (x *cmdVolumeHosts) apply(e *edit) result {
-	v, r := e.volume(x.Volume)
-	if v == nil {
-		return r
-	}
-	hosts, r := e.hostNames(x.Hosts)
-	if r.Code != codeOK {
-		return r
-	}
-	w := *v
-	w.Hosts, w.AnyHost = hosts, x.AnyHost
-	e.setVolume(&w)
-	who := strings.Join(hosts, ", ")
-	if x.AnyHost {
-		who = "every initiator"
-	} else if who == "" {
-		who = "no host"
-	}
-	e.event(Info, "volume-hosts", "volume %s is seen by %s", v.Name, who)
-	return result{ID: uint64(v.ID)}
 }
 
 func (x *cmdAddEvent) apply(e *edit) result {

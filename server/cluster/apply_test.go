@@ -2,9 +2,11 @@ package cluster
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -76,7 +78,7 @@ func joinCommand(id byte) *cmdJoin {
 }
 
 func volumeCommand(name string) *cmdCreateVolume {
-	return &cmdCreateVolume{Name: name, UUID: uuid.NewSHA1(uuid.Nil, []byte(name)), NAA: [8]byte{0x30, name[0], name[len(name)-1], byte(len(name))}, Serial: name, SizeBytes: 1 << 20, BlockBytes: 512, Thin: true, Dedup: true}
+	return &cmdCreateVolume{Name: name, UUID: uuid.NewSHA1(uuid.Nil, []byte(name)), NAA: [8]byte{0x30, name[0], name[len(name)-1], byte(len(name))}, Serial: name, SizeBytes: 1 << 20, BlockBytes: 512, PhysicalBytes: 4096, Thin: true, Dedup: true}
 }
 
 // newBench is a cluster of two data nodes and a witness, all started once.
@@ -123,6 +125,14 @@ func checkState(t testing.TB, s *State) {
 			if n := s.Node(p.Node); n == nil || n.Role != RoleData {
 				t.Errorf("volume %s: replica on node %d", v.Name, p.Node)
 			}
+		}
+		for _, h := range v.ReadOnly {
+			if !slices.Contains(v.Hosts, h) {
+				t.Errorf("volume %s: %s may read what it does not see", v.Name, h)
+			}
+		}
+		if !slices.IsSorted(v.Hosts) || !slices.IsSorted(v.ReadOnly) {
+			t.Errorf("volume %s: hosts %v, read-only %v", v.Name, v.Hosts, v.ReadOnly)
 		}
 		for _, h := range v.Hosts {
 			if s.Host(h) == nil {
@@ -287,7 +297,7 @@ func TestVolumeLife(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	// Name and LUN are free at once.
-	again := b.ok(&cmdCreateVolume{Name: "vm1", UUID: uuid.UUID{7}, NAA: [8]byte{7}, SizeBytes: 4096, BlockBytes: 4096})
+	again := b.ok(&cmdCreateVolume{Name: "vm1", UUID: uuid.UUID{7}, NAA: [8]byte{7}, SizeBytes: 4096, BlockBytes: 4096, PhysicalBytes: 4096})
 	if v := b.m.state.VolumeNamed("vm1"); v.LUN != 0 || uint64(v.ID) != again.ID || v.ID == id {
 		t.Errorf("%+v", v)
 	}
@@ -370,7 +380,7 @@ func randomCommand(r *rand.Rand, s *State) command {
 		return s.Volumes[r.IntN(len(s.Volumes))].ID
 	}
 	name := func() string { return fmt.Sprintf("n%d", r.IntN(12)) }
-	switch r.IntN(16) {
+	switch r.IntN(20) {
 	case 0:
 		return &cmdCreateToken{token{Hash: [32]byte{byte(r.IntN(9)), 1}, Role: Role(1 + r.IntN(2)), Expires: day.Add(time.Duration(r.IntN(10000)) * time.Second)}}
 	case 1:
@@ -399,6 +409,16 @@ func randomCommand(r *rand.Rand, s *State) command {
 		return &cmdVolumeHosts{vol(), []string{name(), name()}, r.IntN(2) == 0}
 	case 12:
 		return &cmdAddEvent{Info, "test", name()}
+	case 13, 14:
+		return &cmdMapVolume{vol(), []string{name()}, mapping(r.IntN(3))}
+	case 15:
+		return &cmdDrainNode{node(), r.IntN(4) == 0}
+	case 16:
+		d := Discovery{Mode: DiscoveryMode(r.IntN(3))}
+		if d.Mode == DiscoveryCHAP {
+			d.User, d.Secret = name(), Sealed("s")
+		}
+		return &cmdDiscovery{d}
 	}
 	x := &cmdChange{replication.Change{Volume: vol(), Expect: 1, Owner: node(), By: node(), Reason: name()}}
 	if v := s.Volume(x.Volume); v != nil {
@@ -474,7 +494,7 @@ func TestDeterminism(t *testing.T) {
 			t.Fatalf("state %d changed after it was published", i)
 		}
 	}
-	for k := kindJoin; k <= kindCreateToken; k++ {
+	for k := kindJoin; k <= kindDiscovery; k++ {
 		if decided[k] == 0 {
 			t.Errorf("no command of kind %d took effect: the test is too weak", k)
 		}
@@ -582,8 +602,14 @@ func FuzzState(f *testing.F) {
 	b.ok(&cmdAddHost{Host{Name: "esx", Initiators: []string{"iqn.esx"}, User: "u", Secret: Sealed("s")}})
 	f.Add(must(encode(b.m.state))(f))
 	f.Add(must(encode(new(State)))(f))
+	old := must(os.ReadFile("testdata/state-v1.bin"))(f)
+	f.Add(old[len(snapshotMagic)+1 : len(old)-sha256.Size])
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s := new(State)
+		if decodeVersion(data, 1, s) == nil {
+			checkRewritten(t, s)
+		}
+		s = new(State)
 		if decode(data, s) != nil {
 			return
 		}
@@ -593,12 +619,21 @@ func FuzzState(f *testing.F) {
 		}
 		// Whatever state it is, no command makes it panic.
 		m := newMachine(s)
-		for i, x := range []command{volumeCommand("vm9"), joinCommand(2), &cmdRemoveNode{1}, &cmdDeleteVolume{1}, &cmdChange{replication.Change{Volume: 1, Expect: 1, Owner: 1, InSync: []replication.NodeID{1}}}} {
+		for i, x := range []command{volumeCommand("vm9"), joinCommand(2), &cmdDrainNode{1, true}, &cmdMapVolume{1, []string{"esx"}, mapReadOnly}, &cmdRemoveHost{"esx"}, &cmdRemoveNode{1}, &cmdDeleteVolume{1}, &cmdChange{replication.Change{Volume: 1, Expect: 1, Owner: 1, InSync: []replication.NodeID{1}}}} {
 			if _, err := m.apply(uint64(i), must(encodeCommand(envelope{Request: [16]byte{byte(i), 77}}, x))(t)); err != nil {
 				t.Fatal(err)
 			}
 		}
 	})
+}
+
+// checkRewritten checks that a state of an older version goes on as one of this version.
+func checkRewritten(t *testing.T, s *State) {
+	t.Helper()
+	again := new(State)
+	if err := decode(must(encode(s))(t), again); err != nil || again.Hash() != s.Hash() {
+		t.Fatalf("a state of version 1 cannot be written anew: %v", err)
+	}
 }
 
 func TestNames(t *testing.T) {

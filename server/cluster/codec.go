@@ -13,6 +13,17 @@ import (
 // fields and no alternative forms: a value has exactly one encoding, so equal
 // states have equal bytes. Part of the raft log and snapshot format, do not
 // change; a change takes a new version in the envelope that holds it.
+//
+// The version of the encoding is one number for commands and snapshots:
+//
+//	1  the first
+//	2  a volume's physical block and read-only hosts, a node that is drained, the
+//	   credentials of discovery
+//
+// A walk that meets an older version leaves out what that version did not have,
+// and fills in what it meant. The version of a message between nodes is the
+// newest: nodes that talk run the same one, or versions that agree on messages.
+const codecVersion = 2
 
 // Limits of the encoding. What exceeds them is refused by the encoder as well as
 // by the decoder.
@@ -29,6 +40,7 @@ var errEncoding = errors.New("malformed encoding")
 // The first failure sticks; later steps do nothing.
 type codec struct {
 	buf      []byte
+	version  byte
 	decoding bool
 	err      error
 }
@@ -207,14 +219,17 @@ func pointers[T any, P interface {
 
 // encode returns the encoding of v.
 func encode(v walker) ([]byte, error) {
-	c := codec{}
+	c := codec{version: codecVersion}
 	v.walk(&c)
 	return c.buf, c.err
 }
 
 // decode fills v from b, which must hold nothing else.
-func decode(b []byte, v walker) error {
-	c := codec{buf: b, decoding: true}
+func decode(b []byte, v walker) error { return decodeVersion(b, codecVersion, v) }
+
+// decodeVersion is decode for what was written by an older version.
+func decodeVersion(b []byte, version byte, v walker) error {
+	c := codec{buf: b, version: version, decoding: true}
 	v.walk(&c)
 	if c.err == nil && len(c.buf) != 0 {
 		c.fail("trailing bytes")

@@ -12,7 +12,7 @@ import (
 
 // A command in the raft log is an envelope and a body:
 //
-//	version  1 byte   1
+//	version  1 byte   of the encoding of the body (codec.go)
 //	kind     1 byte   which body
 //	request  16 bytes random; equal in every copy of one command
 //	now      8 bytes  the proposer's clock, nanoseconds since 1970
@@ -21,8 +21,24 @@ import (
 //
 // Part of the raft log format, do not change. A node that meets a version, a
 // kind or a body that it does not know stops: it must not pass over a command
-// that the others apply.
-const commandVersion = 1
+// that the others apply. So a command is written in the oldest version that can
+// say what it says: a node that was not upgraded yet goes on until somebody
+// uses what it does not know.
+const commandVersion = codecVersion
+
+// oldestVersion is the version in which a command is written.
+func oldestVersion(x command) byte {
+	switch x := x.(type) {
+	case *cmdCreateVolume:
+		if x.PhysicalBytes == defaultPhysicalBytes {
+			return 1
+		}
+		return 2
+	case *cmdMapVolume, *cmdDrainNode, *cmdDiscovery:
+		return 2
+	}
+	return 1
+}
 
 // maxCommandBytes bounds a command in the log and on the wire.
 const maxCommandBytes = 256 << 10
@@ -45,6 +61,9 @@ const (
 	kindVolumeHosts  kind = 12
 	kindAddEvent     kind = 13
 	kindCreateToken  kind = 14
+	kindMapVolume    kind = 15
+	kindDrainNode    kind = 16
+	kindDiscovery    kind = 17
 )
 
 type envelope struct {
@@ -90,6 +109,12 @@ func newCommand(k kind) command {
 		return new(cmdAddEvent)
 	case kindCreateToken:
 		return new(cmdCreateToken)
+	case kindMapVolume:
+		return new(cmdMapVolume)
+	case kindDrainNode:
+		return new(cmdDrainNode)
+	case kindDiscovery:
+		return new(cmdDiscovery)
 	}
 	return nil
 }
@@ -101,7 +126,8 @@ func (v *envelope) walk(c *codec) {
 }
 
 func encodeCommand(v envelope, x command) ([]byte, error) {
-	c := codec{buf: []byte{commandVersion, byte(x.kind())}}
+	version := oldestVersion(x)
+	c := codec{buf: []byte{version, byte(x.kind())}, version: version}
 	v.walk(&c)
 	x.walk(&c)
 	if c.err == nil && len(c.buf) > maxCommandBytes {
@@ -114,19 +140,22 @@ func decodeCommand(b []byte) (envelope, command, error) {
 	if len(b) < 2 || len(b) > maxCommandBytes {
 		return envelope{}, nil, fmt.Errorf("%w: command of %d bytes", errEncoding, len(b))
 	}
-	if b[0] != commandVersion {
-		return envelope{}, nil, fmt.Errorf("%w: command of version %d; this program knows %d", errEncoding, b[0], commandVersion)
+	if b[0] < 1 || b[0] > commandVersion {
+		return envelope{}, nil, fmt.Errorf("%w: command of version %d; this program knows 1 to %d", errEncoding, b[0], commandVersion)
 	}
 	x := newCommand(kind(b[1]))
 	if x == nil {
 		return envelope{}, nil, fmt.Errorf("%w: command of unknown kind %d", errEncoding, b[1])
 	}
-	c := codec{buf: b[2:], decoding: true}
+	c := codec{buf: b[2:], version: b[0], decoding: true}
 	var v envelope
 	v.walk(&c)
 	x.walk(&c)
 	if c.err == nil && len(c.buf) != 0 {
 		c.fail("trailing bytes")
+	}
+	if c.err == nil && b[0] != oldestVersion(x) {
+		c.fail("a command in another version than the oldest that can say it")
 	}
 	return v, x, c.err
 }
@@ -212,6 +241,8 @@ type cmdCreateVolume struct {
 	Thin       bool
 	AnyHost    bool
 	Hosts      []string
+	// PhysicalBytes is the physical block; 4096 in version 1.
+	PhysicalBytes uint32
 }
 
 func (*cmdCreateVolume) kind() kind { return kindCreateVolume }
@@ -227,6 +258,7 @@ func (x *cmdCreateVolume) walk(c *codec) {
 	c.flag(&x.Thin)
 	c.flag(&x.AnyHost)
 	list(c, &x.Hosts, text[string])
+	walkPhysical(c, &x.PhysicalBytes)
 }
 
 // cmdDeleteVolume records the deletion of a volume.
@@ -304,3 +336,47 @@ type cmdCreateToken struct{ Token token }
 
 func (*cmdCreateToken) kind() kind      { return kindCreateToken }
 func (x *cmdCreateToken) walk(c *codec) { x.Token.walk(c) }
+
+// mapping is what a host may do with a volume. Part of the raft log format, do
+// not change.
+type mapping uint8
+
+const (
+	mapNone      mapping = 0
+	mapReadWrite mapping = 1
+	mapReadOnly  mapping = 2
+)
+
+// cmdMapVolume gives a volume to some hosts, or takes it away, and leaves the
+// others as they are.
+type cmdMapVolume struct {
+	Volume lsfs.VolumeID
+	Hosts  []string
+	As     mapping
+}
+
+func (*cmdMapVolume) kind() kind { return kindMapVolume }
+func (x *cmdMapVolume) walk(c *codec) {
+	u64(c, &x.Volume)
+	list(c, &x.Hosts, text[string])
+	u8(c, &x.As)
+}
+
+// cmdDrainNode says that initiators and volumes leave a node, or may come back.
+type cmdDrainNode struct {
+	Node  replication.NodeID
+	Drain bool
+}
+
+func (*cmdDrainNode) kind() kind { return kindDrainNode }
+func (x *cmdDrainNode) walk(c *codec) {
+	u32(c, &x.Node)
+	c.flag(&x.Drain)
+}
+
+// cmdDiscovery says how initiators prove themselves to ask for the portals. The
+// secrets come sealed.
+type cmdDiscovery struct{ Discovery Discovery }
+
+func (*cmdDiscovery) kind() kind      { return kindDiscovery }
+func (x *cmdDiscovery) walk(c *codec) { x.Discovery.walk(c) }

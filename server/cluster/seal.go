@@ -67,6 +67,13 @@ const (
 	purposeFingerprint = "fingerprint key"
 )
 
+func purposeDiscovery(mutual bool) string {
+	if mutual {
+		return "mutual discovery chap"
+	}
+	return "discovery chap"
+}
+
 func purposeCHAP(host string, mutual bool) string {
 	if mutual {
 		return "mutual chap/" + host

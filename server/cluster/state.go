@@ -129,6 +129,8 @@ type Node struct {
 	Version     string                  // of the program, as of its last start
 	Joined      time.Time
 	Started     time.Time
+	// Draining: initiators that log in are sent elsewhere, and volumes move away.
+	Draining bool
 }
 
 // RelativePort is the node's relative target port id, unique in the cluster.
@@ -144,6 +146,9 @@ func (n *Node) walk(c *codec) {
 	text(c, &n.Version)
 	c.time(&n.Joined)
 	c.time(&n.Started)
+	if c.version >= 2 {
+		c.flag(&n.Draining)
+	}
 }
 
 // Volume is what the cluster knows of a volume. Its size, policies, owner and
@@ -162,6 +167,23 @@ type Volume struct {
 	Hosts      []string // names, sorted
 	Created    time.Time
 	Record     replication.Record
+	// PhysicalBytes is the physical block: BlockBytes to 4096.
+	PhysicalBytes uint32
+	// ReadOnly are those of Hosts whose writes are refused, sorted.
+	ReadOnly []string
+}
+
+// defaultPhysicalBytes is the block in which the store writes: what is smaller or
+// not aligned to it costs a read before the write.
+const defaultPhysicalBytes = 4096
+
+// walkPhysical walks a physical block, which version 1 did not name.
+func walkPhysical(c *codec, bytes *uint32) {
+	if c.version >= 2 {
+		u32(c, bytes)
+	} else if c.decoding {
+		*bytes = defaultPhysicalBytes
+	}
 }
 
 // SeenBy says whether a host of this name sees the volume.
@@ -182,6 +204,10 @@ func (v *Volume) walk(c *codec) {
 	list(c, &v.Hosts, text[string])
 	c.time(&v.Created)
 	walkRecord(c, &v.Record)
+	walkPhysical(c, &v.PhysicalBytes)
+	if c.version >= 2 {
+		list(c, &v.ReadOnly, text[string])
+	}
 }
 
 func walkRecord(c *codec, r *replication.Record) {
@@ -222,6 +248,36 @@ func (h *Host) walk(c *codec) {
 	text(c, &h.MutualUser)
 	blob(c, &h.MutualSecret)
 	c.time(&h.Created)
+}
+
+// DiscoveryMode says how initiators prove themselves before they are told the
+// portals. Part of the raft log and snapshot formats, do not change.
+type DiscoveryMode uint8
+
+const (
+	// DiscoveryAsHost: as for a login, by the CHAP credentials of the host.
+	DiscoveryAsHost DiscoveryMode = 0
+	// DiscoveryOpen: not at all. What they are told is no secret.
+	DiscoveryOpen DiscoveryMode = 1
+	// DiscoveryCHAP: by one CHAP user for the whole cluster.
+	DiscoveryCHAP DiscoveryMode = 2
+)
+
+// Discovery is the policy for discovery sessions; its zero is DiscoveryAsHost.
+type Discovery struct {
+	Mode         DiscoveryMode
+	User         string // DiscoveryCHAP only, as all that follows
+	Secret       Sealed
+	MutualUser   string // empty: the target does not prove itself
+	MutualSecret Sealed
+}
+
+func (d *Discovery) walk(c *codec) {
+	u8(c, &d.Mode)
+	text(c, &d.User)
+	blob(c, &d.Secret)
+	text(c, &d.MutualUser)
+	blob(c, &d.MutualSecret)
 }
 
 // token admits one node, once. Only the hash of its secret is kept.
@@ -287,7 +343,8 @@ type State struct {
 	Volumes []*Volume // deleted ones too
 	Hosts   []*Host
 	// Events, oldest first; numbers without gaps.
-	Events []Event
+	Events    []Event
+	Discovery Discovery
 
 	tokens     []token
 	nextNode   replication.NodeID
@@ -310,19 +367,23 @@ func (s *State) walk(c *codec) {
 	u64(c, &s.nextVolume)
 	u64(c, &s.nextEvent)
 	list(c, &s.requests, func(c *codec, r *request) { r.walk(c) })
+	if c.version >= 2 {
+		s.Discovery.walk(c)
+	}
 }
 
 // The snapshot is "TWSTATE", a version byte, the encoded state, and the SHA-256
-// of all that. A reader refuses another version and a wrong sum: the node then
-// stops and says so, and is to be joined anew. Part of the snapshot format, do
+// of all that. The version is that of the encoding (codec.go); a reader takes all
+// older ones. It refuses a newer version and a wrong sum: the node then stops and
+// says so, and is to be upgraded or joined anew. Part of the snapshot format, do
 // not change.
 const (
 	snapshotMagic   = "TWSTATE"
-	snapshotVersion = 1
+	snapshotVersion = codecVersion
 )
 
 func (s *State) marshal() ([]byte, error) {
-	c := codec{buf: append([]byte(snapshotMagic), snapshotVersion)}
+	c := codec{buf: append([]byte(snapshotMagic), snapshotVersion), version: snapshotVersion}
 	s.walk(&c)
 	if c.err != nil {
 		return nil, c.err
@@ -336,15 +397,16 @@ func unmarshalState(b []byte) (*State, error) {
 	if len(b) < head+1+sha256.Size || string(b[:head]) != snapshotMagic {
 		return nil, fmt.Errorf("%w: not a state snapshot", errEncoding)
 	}
-	if b[head] != snapshotVersion {
-		return nil, fmt.Errorf("%w: state snapshot of version %d; this program reads %d", errEncoding, b[head], snapshotVersion)
+	version := b[head]
+	if version < 1 || version > snapshotVersion {
+		return nil, fmt.Errorf("%w: state snapshot of version %d; this program reads 1 to %d", errEncoding, version, snapshotVersion)
 	}
 	body, want := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
 	if sum := sha256.Sum256(body); string(sum[:]) != string(want) {
 		return nil, fmt.Errorf("%w: checksum of the state snapshot is wrong", errEncoding)
 	}
 	s := new(State)
-	if err := decode(body[head+1:], s); err != nil {
+	if err := decodeVersion(body[head+1:], version, s); err != nil {
 		return nil, err
 	}
 	return s, nil
