@@ -5,6 +5,7 @@
 //
 //	go run ./tests/bench                    all rows (make bench)
 //	go run ./tests/bench -rows write        rows whose name contains "write"
+//	go run ./tests/bench -rows costs        what COMPARE AND WRITE, digests, reservations cost
 //	go run ./tests/bench -profile           CPU profiles of the owner for each row
 //
 // The raw numbers of every measurement are saved next to the table.
@@ -100,10 +101,20 @@ func (b *bench) run(ctx context.Context) (err error) {
 			return fmt.Errorf("%s: %w", r.name(), err)
 		}
 	}
-	if len(b.results) == 0 {
+	text := ""
+	if len(b.results) > 0 {
+		text = b.report(m)
+	}
+	if b.rows == "" || strings.Contains("costs", b.rows) {
+		table, err := b.costTable(ctx)
+		if err != nil {
+			return err
+		}
+		text += table
+	}
+	if text == "" {
 		return fmt.Errorf("no row contains %q", b.rows)
 	}
-	text := b.report(m)
 	fmt.Print(text)
 	return errors.Join(os.WriteFile(b.out+".md", []byte(text), 0o644), b.saveRaw(m))
 }

@@ -22,8 +22,11 @@ var (
 	keep        = flag.Bool("keep", false, "keep the directories of tests that pass")
 	imageMiB    = flag.Int64("image-mib", 64, "size of the directory tree of the disk image")
 	rounds      = flag.Int("rounds", 3, "kills of each kind")
+	copyMiB     = flag.Int64("copy-mib", 256, "size of the unit that is cloned")
+	locks       = flag.Int("locks", 3000, "COMPARE AND WRITE commands that have to win")
 	absence     = flag.Duration("absence", 5*time.Second, "how long a node is away before it has to catch up")
 	seedFlag    = flag.Uint64("seed", 0, "seed of what is random (0: from the clock)")
+	conformRuns = flag.Int("conformance-runs", 1, "runs of the conformance suite")
 	conformWith = flag.String("conformance", "", "suites of iscsi-test-cu to run, as regular expression (default: a short list; \".\" is all)")
 )
 

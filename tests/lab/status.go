@@ -94,8 +94,8 @@ func (c *Cluster) Volume(ctx context.Context, name string) (*Volume, error) {
 }
 
 // CreateVolume makes a volume that any initiator sees, and waits until both nodes serve it.
-func (c *Cluster) CreateVolume(ctx context.Context, name, size string) (*Volume, error) {
-	if _, err := c.CLI(ctx, "volume", "create", name, size, "--any-host"); err != nil {
+func (c *Cluster) CreateVolume(ctx context.Context, name, size string, flags ...string) (*Volume, error) {
+	if _, err := c.CLI(ctx, append([]string{"volume", "create", name, size, "--any-host"}, flags...)...); err != nil {
 		return nil, err
 	}
 	var v *Volume
