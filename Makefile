@@ -14,7 +14,10 @@ PACKAGES := ./...
 ROUNDS    ?= 50
 IMAGE_MIB ?= 1100
 ABSENCE   ?= 60s
+LOCKS     ?= 1000000
+COPY_MIB  ?= 4096
 FUZZTIME  ?= 10s
+RUNS      ?= 1
 RUN       ?= .
 BENCH     ?=
 
@@ -77,13 +80,13 @@ e2e-short: bin/twinsan-checked
 e2e:
 	tests/install.sh e2e
 	$(MAKE) --no-print-directory bin/twinsan
-	tests/e2e.sh 4h -bin $(CURDIR)/bin/twinsan -test.run '$(RUN)' -rounds $(ROUNDS) -image-mib $(IMAGE_MIB) -absence $(ABSENCE) -conformance .
+	tests/e2e.sh 4h -bin $(CURDIR)/bin/twinsan -test.run '$(RUN)' -rounds $(ROUNDS) -image-mib $(IMAGE_MIB) -absence $(ABSENCE) -conformance . -locks $(LOCKS) -copy-mib $(COPY_MIB)
 
-## conformance: all of libiscsi's conformance suite
+## conformance: all of libiscsi's conformance suite on every kind of unit, RUNS times
 conformance:
 	tests/install.sh e2e
 	$(MAKE) --no-print-directory bin/twinsan
-	tests/e2e.sh 1h -bin $(CURDIR)/bin/twinsan -test.run '^TestConformance$$' -conformance .
+	tests/e2e.sh 24h -bin $(CURDIR)/bin/twinsan -test.run '^TestConformance$$' -conformance . -conformance-runs $(RUNS)
 
 ## bench: a table beside tgt, saved below bin/bench; BENCH= are flags of tests/bench
 bench:
