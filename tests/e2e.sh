@@ -6,5 +6,6 @@ cd "$(dirname "$0")/.."
 limit=$1
 shift
 go test -c -tags e2e,invariants -o bin/e2e.test ./tests/e2e
+go test -c -o bin/initiator.test ./tests/initiator
 cd tests/e2e
 exec ../../bin/e2e.test -test.v -test.timeout "$limit" "$@"

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twinsan/twinsan/tests/initiator"
 	"github.com/twinsan/twinsan/tests/lab"
 )
 
@@ -165,6 +166,14 @@ func (p *profile) run(t *testing.T, r *rig, tool string, names []string) {
 		}
 		defer r.c.CLI(r.ctx, "host", "remove", volume, "--yes")
 	}
+	// What one test leaves on the medium must not decide another: some initialise less
+	// than they look at.
+	eraser := r.host("eraser", v.LUN, "a", "b")
+	defer eraser.close()
+	block := make([]byte, 512)
+	if slices.Contains(p.create, "4096") {
+		block = make([]byte, 4096)
+	}
 	urls := []string{r.c.URL("a", v.LUN), r.c.URL("b", v.LUN)}[:p.paths]
 	result := map[string][]string{}
 	start := time.Now()
@@ -178,6 +187,9 @@ func (p *profile) run(t *testing.T, r *rig, tool string, names []string) {
 			if _, err := r.c.CLI(r.ctx, "volume", "move", volume, "--to", r.c.Nodes[i%2].Name); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if !p.readOnly {
+			eraser.result("WRITE SAME", initiator.WriteSame16(0, 4096, false), block, 0)
 		}
 		args := append([]string{"-d", "-S", "-V", "-t", "ALL." + name}, urls...)
 		verdict, detail := conform(r.ctx, tool, name, args)
