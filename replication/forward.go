@@ -2,6 +2,7 @@ package replication
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -162,7 +163,7 @@ func (n *Node) forward(v *Volume, l *link, epoch lsfs.Epoch, r *Request) {
 	l.out = wire.End(l.out, at, wire.Header{Type: wire.Forward, Volume: uint64(v.id), Epoch: uint64(epoch), Seq: id}, metaLen)
 	l.unlock()
 	if dead { // it never left
-		n.endForwards(ErrBusy, func(x *forwarded) bool { return x.l == l && x.r == r })
+		n.endForwards(errNeverSent, func(x *forwarded) bool { return x.l == l && x.r == r })
 	}
 }
 
@@ -291,8 +292,14 @@ func (n *Node) forwardsExpired(now Instant) {
 	n.endForwards(ErrUnavailable, func(x *forwarded) bool { return now > x.until })
 }
 
-// endForwards ends forwarded requests without an answer: a read is repeated here,
-// anything else by the initiator, for nobody knows whether it took effect.
+// errNeverSent: a forwarded request has not left this node.
+var errNeverSent = errors.New("the link to the owner was gone")
+
+// endForwards ends forwarded requests without an answer. A read is repeated here,
+// what may happen twice by the initiator (BUSY), for nobody knows whether it took
+// effect. What must not happen twice (COMPARE AND WRITE, a change of the state)
+// is not called BUSY, which would say that it did not happen: the path is lost, and
+// the initiator looks for itself (C1).
 func (n *Node) endForwards(err error, which func(*forwarded) bool) {
 	f := &n.forwards
 	var lost []forwarded
@@ -314,7 +321,14 @@ func (n *Node) endForwards(err error, which func(*forwarded) bool) {
 			x.v.holdLocked(x.r, now, false)
 			x.v.mu.Unlock()
 		} else {
-			x.v.end(x.r, err)
+			end := err
+			switch {
+			case err == errNeverSent:
+				end = ErrBusy
+			case x.r.Op == OpCompareAndWrite || x.r.Op == OpState:
+				end = ErrUnavailable
+			}
+			x.v.end(x.r, end)
 		}
 	}
 	n.flush()
