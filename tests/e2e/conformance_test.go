@@ -113,6 +113,9 @@ var profiles = []profile{
 // testMax is how long one test may take.
 const testMax = time.Minute
 
+// slowTest is how long one may take before that is worth a line.
+const slowTest = 2 * time.Second
+
 // TestConformance runs libiscsi's conformance suite against every kind of unit.
 // Each test is a process of its own, so that one that hangs or breaks its
 // session does not spoil the others.
@@ -192,7 +195,11 @@ func (p *profile) run(t *testing.T, r *rig, tool string, names []string) {
 			eraser.result("WRITE SAME", initiator.WriteSame16(0, 4096, false), block, 0)
 		}
 		args := append([]string{"-d", "-S", "-V", "-t", "ALL." + name}, urls...)
+		began := time.Now()
 		verdict, detail := conform(r.ctx, tool, name, args)
+		if took := time.Since(began); took > slowTest {
+			t.Logf("%s took %.1f s", name, took.Seconds())
+		}
 		skip, maySkip := p.skips.find(name)
 		failure, mayFail := p.failures.find(name)
 		sometimes, mayBoth := p.sometimes.find(name)
