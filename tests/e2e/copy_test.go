@@ -156,6 +156,20 @@ func TestCopy(t *testing.T) {
 	r.must(r.c.CheckEqual(r.ctx, "target"), "volume check")
 	load.check(r.c.URL("a", target.LUN))
 	load.check(r.c.URL("b", target.LUN))
+
+	// Two owners: the data go over the link, and the result is the same.
+	r.moveTo("target", r.volume("source").Other())
+	zeros := make([]byte, 512)
+	for lba := uint64(0); lba < uint64(size)/512; lba += blocks {
+		h.good("WRITE SAME", initiator.WriteSame16(lba, blocks, true), zeros, 0)
+	}
+	start = time.Now()
+	for lba := uint64(0); lba < uint64(size)/512; lba += 4 * blocks {
+		clone(lba, 4*blocks)
+	}
+	r.Logf("copied %d MiB between two owners in %.2f s", *copyMiB, time.Since(start).Seconds())
+	load.check(r.c.URL("b", target.LUN))
+	r.must(r.c.CheckEqual(r.ctx, "target"), "volume check")
 }
 
 // token is POPULATE TOKEN of one range and what RECEIVE ROD TOKEN INFORMATION brings.
