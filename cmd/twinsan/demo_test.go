@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -70,25 +72,30 @@ func newRig(t *testing.T, mode string) *rig {
 	return r
 }
 
-// freeBase finds a base port whose ranges are free now.
+// freeBase finds a base port whose ranges are free now, below the ports that
+// connections get, so that nobody takes one meanwhile.
 func freeBase(t *testing.T) string {
 	t.Helper()
-	for range 50 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
-		if port+demoAPIPorts+16 < 65535 {
-			_, p, err := net.SplitHostPort(l.Addr().String())
-			if err != nil {
-				t.Fatal(err)
+	const first, last, span = 2048, 14000, demoAPIPorts + 100
+	const places = (last - first) / span
+	for i := range places {
+		base := first + (os.Getpid()+i)%places*span
+		free := true
+		for at := 0; at < span && free; at += 100 {
+			for node := range 4 {
+				l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+at+node))
+				if err != nil {
+					free = false
+					break
+				}
+				l.Close()
 			}
-			return p
+		}
+		if free {
+			return strconv.Itoa(base)
 		}
 	}
-	t.Fatal("no free port")
+	t.Fatal("no free ports")
 	return ""
 }
 
