@@ -37,6 +37,7 @@ type profile struct {
 	name     string
 	create   []string // flags of "volume create"
 	readOnly bool     // mapped read-only
+	chap     bool     // the initiators have to prove who they are
 	paths    int      // URLs that the suite gets: 1 through node a, 2 through both
 	moving   bool     // another node owns the unit in each test
 	short    string   // suites that "make test" runs
@@ -105,6 +106,8 @@ var profiles = []profile{
 		not: `CompareAndWrite\.|ExtendedCopy\.(Simple|Valid)|GetLBAStatus\.Unmap|OrWrite\.|ProutReserve\.Access|ReceiveCopyResults\.CopyStatus|Sanitize\.|` +
 			`Unmap\.|Write|iSCSIResiduals\.Write|iSCSITMF\.|MultipathIO\.`, // they write and look what came of it
 		skips: neverOffered},
+	{name: "chap", chap: true, paths: 2, short: `TestUnitReady|Read10|Reserve6|iSCSI|MultipathIO`,
+		skips: slices.Concat(neverOffered, writable), failures: slices.Concat(wrongTests, on512e), sometimes: smallUnit},
 	{name: "moving", paths: 2, moving: true,
 		short: `CompareAndWrite|Prout|Reserve6|Unmap|MultipathIO|ExtendedCopy`,
 		skips: slices.Concat(neverOffered, writable), failures: slices.Concat(wrongTests, on512e), sometimes: smallUnit},
@@ -169,6 +172,29 @@ func (p *profile) run(t *testing.T, r *rig, tool string, names []string) {
 		}
 		defer r.c.CLI(r.ctx, "host", "remove", volume, "--yes")
 	}
+	urls := []string{r.c.URL("a", v.LUN), r.c.URL("b", v.LUN)}[:p.paths]
+	if p.chap {
+		var host struct {
+			Host struct {
+				User string `json:"chap_user"`
+			} `json:"host"`
+			Secret string `json:"chap_secret"`
+		}
+		if err := r.c.JSON(r.ctx, &host, "host", "add", volume, suiteInitiator, suiteInitiator+"-2", "--chap"); err != nil {
+			t.Fatal(err)
+		}
+		defer r.c.CLI(r.ctx, "host", "remove", volume, "--yes")
+		for i := range urls {
+			// The other node knows it a moment later.
+			r.must(lab.Until(r.ctx, 5*time.Second, func() error {
+				if _, err := lab.Run(r.ctx, tool, "-t", "ALL.TestUnitReady.Simple", urls[i]); err == nil {
+					return errors.New("a session without CHAP was let in")
+				}
+				return nil
+			}), "path %d", i)
+			urls[i] = strings.Replace(urls[i], "iscsi://", "iscsi://"+host.Host.User+"%"+host.Secret+"@", 1)
+		}
+	}
 	// What one test leaves on the medium must not decide another: some initialise less
 	// than they look at.
 	eraser := r.host("eraser", v.LUN, "a", "b")
@@ -177,7 +203,6 @@ func (p *profile) run(t *testing.T, r *rig, tool string, names []string) {
 	if slices.Contains(p.create, "4096") {
 		block = make([]byte, 4096)
 	}
-	urls := []string{r.c.URL("a", v.LUN), r.c.URL("b", v.LUN)}[:p.paths]
 	result := map[string][]string{}
 	start := time.Now()
 	for i, name := range names {
