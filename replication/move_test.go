@@ -18,10 +18,8 @@ import (
 func TestMove(t *testing.T) {
 	b := newBench(t)
 	b.timing = DefaultTiming // to wait for a lease would take 2.3 s
-	a, c := b.start(1), b.start(2)
 	const blocks = 64
-	b.create(4<<20, 1)
-	b.inSync(1, 2)
+	a, c := b.pair(4 << 20)
 	nodes := map[NodeID]*testNode{1: a, 2: c}
 	var stop atomic.Bool
 	var group sync.WaitGroup
@@ -107,9 +105,7 @@ func TestMove(t *testing.T) {
 // known (M7), and then goes where the record says.
 func TestMoveWithoutQuorum(t *testing.T) {
 	b := newBench(t)
-	a, c := b.start(1), b.start(2)
-	b.create(1<<20, 1)
-	b.inSync(1, 2)
+	a, c := b.pair(1 << 20)
 	a.write(t, 0, pattern(1, 4096))
 	b.court.mu.Lock()
 	b.court.cut[1] = true

@@ -254,6 +254,14 @@ func (b *bench) stop(id NodeID, n *testNode) {
 	}
 }
 
+// pair starts two nodes with one volume, owned by the first and in sync on both.
+func (b *bench) pair(size uint64) (a, c *testNode) {
+	a, c = b.start(1), b.start(2)
+	b.create(size, 1)
+	b.inSync(1, 2)
+	return a, c
+}
+
 // create records a volume as the cluster does: in sync at its owner alone.
 func (b *bench) create(size uint64, owner NodeID) { b.createAs(1, size, owner) }
 
@@ -348,10 +356,8 @@ func TestAgainstModel(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 7))
 	b := newBench(t)
-	a, c := b.start(1), b.start(2)
 	const size = 4 << 20
-	b.create(size, 1)
-	b.inSync(1, 2)
+	a, c := b.pair(size)
 	model := make([]byte, size)
 	pool := make([][]byte, 8)
 	for i := range pool {
@@ -525,9 +531,7 @@ func TestTakeOverAndReturn(t *testing.T) {
 // TestReplicaDeath: the owner goes on alone only after the record says so.
 func TestReplicaDeath(t *testing.T) {
 	b := newBench(t)
-	a, c := b.start(1), b.start(2)
-	b.create(8<<20, 1)
-	b.inSync(1, 2)
+	a, c := b.pair(8 << 20)
 	b.court.mu.Lock()
 	b.court.cut[1] = true // no quorum for the owner
 	b.court.mu.Unlock()
@@ -554,9 +558,7 @@ func TestReplicaDeath(t *testing.T) {
 // struck and filled again; neither node ends.
 func TestFullReplica(t *testing.T) {
 	b := newBench(t)
-	a, c := b.start(1), b.start(2)
-	b.create(4<<20, 1)
-	b.inSync(1, 2)
+	a, c := b.pair(4 << 20)
 	a.write(t, 0, pattern(1, 64<<10))
 	epoch := b.record().Epoch
 	c.faults.full.Store(true)
@@ -577,9 +579,7 @@ func TestFullReplica(t *testing.T) {
 // one increment.
 func TestLockRace(t *testing.T) {
 	b := newBench(t)
-	a, c := b.start(1), b.start(2)
-	b.create(4<<20, 1)
-	b.inSync(1, 2)
+	a, c := b.pair(4 << 20)
 	sector := func(i int) []byte {
 		s := make([]byte, 512)
 		s[0], s[1] = byte(i), byte(i>>8)

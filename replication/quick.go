@@ -3,8 +3,6 @@ package replication
 import (
 	"bytes"
 	"sync"
-
-	"github.com/twinsan/twinsan/lsfs"
 )
 
 // quickBytes bounds what is read, changed and written on the caller's goroutine.
@@ -19,15 +17,12 @@ var quickBuffers = sync.Pool{New: func() any { return new([quickBytes]byte) }}
 // So many of them share one commit. On false nothing has happened; elsewhere is
 // called as by submitHere.
 func (v *Volume) quick(r *Request, elsewhere func()) bool {
-	n := uint64(len(r.Data))
 	switch r.Op {
-	case OpCompareAndWrite:
-		n /= 2
-	case OpWrite, OpOrWrite:
+	case OpCompareAndWrite, OpWrite, OpOrWrite:
 	default:
 		return false
 	}
-	start, end := lsfs.BlockNo(r.Off/blockSize), lsfs.BlockNo((r.Off+n+blockSize-1)/blockSize)
+	start, end := r.blocks()
 	from, size := uint64(start)*blockSize, int(end-start)*blockSize
 	c := v.replica.Load()
 	if c == nil || size > quickBytes || !v.mayServe() {
@@ -58,7 +53,7 @@ func (v *Volume) quick(r *Request, elsewhere func()) bool {
 			v.dropQuick(w)
 			return false
 		}
-		err = change(r, block[r.Off-from:][:n])
+		err = change(r, block[r.Off-from:][:r.span()])
 	}
 	if err == nil {
 		v.node.reduce(w, start, block, v.shares(), v.compress.Load())
@@ -88,13 +83,9 @@ func (v *Volume) quick(r *Request, elsewhere func()) bool {
 
 // dropQuick frees the range and the work of an operation that was not sequenced.
 func (v *Volume) dropQuick(w *work) {
-	v.mu.Lock()
-	v.locks.release(&w.hold, v.start)
-	refused := v.dropRefused(nil)
-	v.mu.Unlock()
+	v.letGo(&w.hold)
 	v.node.unpin(w)
 	v.node.works.put(w)
-	v.node.finish(refused)
 }
 
 // change makes the medium's data what the request wants them to be.

@@ -34,12 +34,23 @@ func (v *Volume) slow(r *Request, elsewhere func()) {
 	v.node.flush()
 }
 
+// span is the bytes of the medium that r is about. COMPARE AND WRITE has them twice
+// in its data, and Len is not asked.
+func (r *Request) span() uint64 {
+	if r.Op == OpCompareAndWrite {
+		return uint64(len(r.Data) / 2)
+	}
+	return r.Len
+}
+
+// blocks is the range of blocks that r touches, half open.
+func (r *Request) blocks() (first, last lsfs.BlockNo) {
+	return lsfs.BlockNo(r.Off / blockSize), lsfs.BlockNo((r.Off + r.span() + blockSize - 1) / blockSize)
+}
+
 // modify reads, changes and writes one range under one lock.
 func (v *Volume) modify(r *Request) error {
-	first, last := lsfs.BlockNo(r.Off/blockSize), lsfs.BlockNo((r.Off+r.Len+blockSize-1)/blockSize)
-	if r.Op == OpCompareAndWrite {
-		last = lsfs.BlockNo((r.Off + uint64(len(r.Data)/2) + blockSize - 1) / blockSize)
-	}
+	first, last := r.blocks()
 	h := &hold{start: first, end: last, exclusive: true}
 	if err := v.lockFor(h, r); err != nil {
 		return err
@@ -135,12 +146,17 @@ func (v *Volume) lockFor(h *hold, r *Request) error {
 }
 
 func (v *Volume) unlockRange(h *hold) {
+	v.letGo(h)
+	v.node.Kick()
+}
+
+// letGo gives a range back: what waited for it goes on, or ends refused.
+func (v *Volume) letGo(h *hold) {
 	v.mu.Lock()
 	v.locks.release(h, v.start)
 	refused := v.dropRefused(nil)
 	v.mu.Unlock()
 	v.node.finish(refused)
-	v.node.Kick()
 }
 
 // execute sequences w inside the range that the caller has locked with h, waits
@@ -305,10 +321,6 @@ func (v *Volume) writeSame(h *hold, r *Request) error {
 
 // merge reads, compares or merges, and writes under the one lock (C1).
 func (v *Volume) merge(h *hold, r *Request) error {
-	n := uint64(len(r.Data))
-	if r.Op == OpCompareAndWrite {
-		n /= 2
-	}
 	from := uint64(h.start) * blockSize
 	buf := make([]byte, uint64(h.end-h.start)*blockSize)
 	if err := v.fetch(from, buf); err != nil {
@@ -317,7 +329,7 @@ func (v *Volume) merge(h *hold, r *Request) error {
 	if !v.mayServe() {
 		return errElsewhere // what was read may be old: it must not be compared with
 	}
-	if err := change(r, buf[r.Off-from:][:n]); err != nil {
+	if err := change(r, buf[r.Off-from:][:r.span()]); err != nil {
 		return err
 	}
 	return v.write(h, h.start, buf, r.Atomic || r.Op == OpCompareAndWrite && len(buf) <= v.node.wholeMax())

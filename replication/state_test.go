@@ -135,10 +135,8 @@ func TestState(t *testing.T) {
 // bans is sequenced any more, whichever node it came through and however far it had got.
 func TestStateBans(t *testing.T) {
 	b := newBench(t)
-	a, c := b.start(1), b.start(2)
 	const size = 16 << 20
-	b.create(size, 1)
-	b.inSync(1, 2)
+	a, c := b.pair(size)
 	doors := []*door{newDoor(t, a), newDoor(t, c)}
 	const writers, slots = 8, 1 << 20
 	var served, banned [writers]atomic.Int64
@@ -294,9 +292,7 @@ func TestStateIsWholeAfterDeath(t *testing.T) {
 // TestAtomic: readers through both nodes see an atomic write whole or not at all.
 func TestAtomic(t *testing.T) {
 	b := newBench(t)
-	a, c := b.start(1), b.start(2)
-	b.create(4<<20, 1)
-	b.inSync(1, 2)
+	a, c := b.pair(4 << 20)
 	const length, off = 384 << 10, 512 * 5
 	var stop atomic.Bool
 	var group sync.WaitGroup

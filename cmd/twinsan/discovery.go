@@ -80,21 +80,15 @@ volume admits any initiator). Secrets are made and shown once; with
 			page := &discoveryPage{version1: v1Header}
 			if chap {
 				secret := a.secrets(secretsIn)
-				s, made, err := secret()
-				if err != nil {
+				var err error
+				r.ChapUser = user
+				if r.ChapSecret, page.Secret, err = secret(); err != nil {
 					return err
 				}
-				r.ChapUser, r.ChapSecret = user, s
-				if made {
-					page.Secret = s
-				}
 				if mutual {
-					if s, made, err = secret(); err != nil {
+					r.MutualUser = "twinsan"
+					if r.MutualSecret, page.MutualSecret, err = secret(); err != nil {
 						return err
-					}
-					r.MutualUser, r.MutualSecret = "twinsan", s
-					if made {
-						page.MutualSecret = s
 					}
 				}
 			}

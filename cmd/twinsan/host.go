@@ -83,23 +83,17 @@ which the target proves itself to the host; both are shown once. With
 			}
 			secret := a.secrets(secretsIn)
 			if chap || mutual {
-				s, made, err := secret()
-				if err != nil {
+				var err error
+				request.ChapUser = args[1]
+				if request.ChapSecret, page.CHAPSecret, err = secret(); err != nil {
 					return err
-				}
-				request.ChapUser, request.ChapSecret = args[1], s
-				if made {
-					page.CHAPSecret = s
 				}
 			}
 			if mutual {
-				s, made, err := secret()
-				if err != nil {
+				var err error
+				request.MutualUser = "twinsan"
+				if request.MutualSecret, page.MutualSecret, err = secret(); err != nil {
 					return err
-				}
-				request.MutualUser, request.MutualSecret = "twinsan", s
-				if made {
-					page.MutualSecret = s
 				}
 			}
 			return a.call(c, func(ctx context.Context, client *api.Client) error {
@@ -120,22 +114,23 @@ which the target proves itself to the host; both are shown once. With
 }
 
 // secrets returns a source of CHAP secrets: lines of standard input, or new ones,
-// which have to be shown (made).
-func (a *app) secrets(read bool) func() (secret string, made bool, err error) {
+// which have to be shown (shown is empty for what was read).
+func (a *app) secrets(read bool) func() (secret, shown string, err error) {
 	lines := bufio.NewReader(io.LimitReader(a.in, 4096))
-	return func() (string, bool, error) {
+	return func() (string, string, error) {
 		if !read {
-			return rand.Text()[:16], true, nil
+			made := rand.Text()[:16]
+			return made, made, nil
 		}
 		line, err := lines.ReadString('\n')
 		if err != nil && !errors.Is(err, io.EOF) {
-			return "", false, err
+			return "", "", err
 		}
 		line = strings.TrimRight(line, "\r\n")
 		if len(line) < 12 || len(line) > 255 {
-			return "", false, usage("a CHAP secret has 12 to 255 bytes; 12 to 16 work with Windows")
+			return "", "", usage("a CHAP secret has 12 to 255 bytes; 12 to 16 work with Windows")
 		}
-		return line, false, nil
+		return line, "", nil
 	}
 }
 

@@ -37,8 +37,8 @@ func (st *luState) getLegacy(b []byte) error {
 		return fmt.Errorf("%w: reserve cut short", errState)
 	}
 	l := new(legacyReserve)
-	setNumber(&l.after.Epoch, b)
-	setNumber(&l.after.Seq, b[8:])
+	getNumber(&l.after.Epoch, b)
+	getNumber(&l.after.Seq, b[8:])
 	port, rest, err := cutPort(b[16:])
 	if err == nil && len(rest) != 0 {
 		err = fmt.Errorf("%w: reserve with a tail", errState)
@@ -47,9 +47,6 @@ func (st *luState) getLegacy(b []byte) error {
 	st.legacy = l
 	return err
 }
-
-// setNumber reads a number of a type that has no name here.
-func setNumber[T ~uint64](n *T, b []byte) { *n = T(binary.BigEndian.Uint64(b)) }
 
 // beginReserveUnit is begin of RESERVE and RELEASE. Third party and extent
 // reservations are refused by the command table.

@@ -295,6 +295,13 @@ func (s *Server) SetAccess(lun uint16, v Visibility) {
 	}
 }
 
+// unit returns the logical unit at a LUN, or nil.
+func (s *Server) unit(lun uint16) *logicalUnit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.units[lun]
+}
+
 // CapacityChanged tells every nexus of a LUN that its volume has another size.
 // It does nothing while the size is the one that was told last.
 func (s *Server) CapacityChanged(lun uint16) {
@@ -315,10 +322,7 @@ func (lu *logicalUnit) resizedLocked() {
 
 // PathsChanged reads the paths of a LUN again and tells every nexus of it.
 func (s *Server) PathsChanged(lun uint16) {
-	s.mu.Lock()
-	lu := s.units[lun]
-	s.mu.Unlock()
-	if lu != nil {
+	if lu := s.unit(lun); lu != nil {
 		s.askPaths(lu, true)
 	}
 }

@@ -70,12 +70,12 @@ func (st *luState) modeSelect(u *unitConfig, list []byte, long bool, by portID) 
 	next := st.edited(eventMode, by)
 	changed := false
 	for at += descriptor; at < len(list); {
-		if u.warns() && isThresholdPage(list[at:]) {
-			with, n, err := next.selectThresholdsAt(u, list, at)
-			if err != nil {
-				return nil, err
-			}
-			changed = changed || !slices.Equal(with.thresholdsOf(u, u.Space().Total), next.thresholdsOf(u, u.Space().Total))
+		with, n, err := next.modeThresholds(u, list, at)
+		if err != nil {
+			return nil, err
+		}
+		if n != 0 {
+			changed = changed || with != next
 			next = with
 			at += n
 			continue

@@ -27,9 +27,7 @@ func registrationOf(p portID) Registration {
 // state that this node has; the owner's is never behind. It does no I/O. An
 // unknown LUN has none.
 func (s *Server) Reservations(lun uint16) ReservationReport {
-	s.mu.Lock()
-	lu := s.units[lun]
-	s.mu.Unlock()
+	lu := s.unit(lun)
 	if lu == nil {
 		return ReservationReport{}
 	}
@@ -54,9 +52,7 @@ func (s *Server) Reservations(lun uint16) ReservationReport {
 // when every node acts by it; it must not block. The error is that of the
 // volume, ErrUnavailable for an unknown LUN or a server that is closed.
 func (s *Server) ClearReservations(lun uint16, done func(error)) {
-	s.mu.Lock()
-	lu := s.units[lun]
-	s.mu.Unlock()
+	lu := s.unit(lun)
 	if lu == nil {
 		done(ErrUnavailable)
 		return

@@ -76,9 +76,6 @@ func (st *luState) getSanitize(b []byte) error {
 	return nil
 }
 
-// getNumber reads a number whose type belongs to the store.
-func getNumber[N ~uint64](n *N, b []byte) { *n = N(binary.BigEndian.Uint64(b)) }
-
 // block is the logical block that a pass writes, nil for zeros. The last pass
 // is never inverted.
 func (r *sanitizeRecord) block(pass uint8, size uint32) []byte {

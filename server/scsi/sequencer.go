@@ -13,7 +13,6 @@ type sequencer struct {
 	mu     sync.Mutex
 	first  *Task
 	last   *Task
-	change *stateChange // newest first: they are few, and none waits for another
 	calls  []func()
 	closed bool
 }
@@ -22,6 +21,14 @@ func (q *sequencer) start(s *Server) {
 	q.wake = make(chan struct{}, 1)
 	q.done = make(chan struct{})
 	go q.loop(s)
+}
+
+// poke wakes the goroutine; one wake-up is enough for all that waits.
+func (q *sequencer) poke() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
 }
 
 // add queues a task whose request is done.
@@ -40,30 +47,7 @@ func (q *sequencer) add(s *Server, t *Task) {
 	}
 	q.last = t
 	q.mu.Unlock()
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
-}
-
-// addChange queues a change of state whose request is done.
-func (q *sequencer) addChange(c *stateChange) {
-	q.mu.Lock()
-	if q.closed {
-		q.mu.Unlock()
-		for c != nil {
-			next := c.lu.changes.leave()
-			c.done(nil, ErrBusy)
-			c = next
-		}
-		return
-	}
-	c.next, q.change = q.change, c
-	q.mu.Unlock()
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
+	q.poke()
 }
 
 // later has f called on the sequencer's goroutine: for what begins in a
@@ -79,28 +63,25 @@ func (q *sequencer) later(f func()) bool {
 	}
 	q.calls = append(q.calls, f)
 	q.mu.Unlock()
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
+	q.poke()
 	return true
 }
 
 // take removes all that waits at once.
-func (q *sequencer) take() (first *Task, change *stateChange, calls []func(), closed bool) {
+func (q *sequencer) take() (first *Task, calls []func(), closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	first, change, calls = q.first, q.change, q.calls
-	q.first, q.last, q.change, q.calls = nil, nil, nil, nil
-	return first, change, calls, q.closed
+	first, calls = q.first, q.calls
+	q.first, q.last, q.calls = nil, nil, nil
+	return first, calls, q.closed
 }
 
 func (q *sequencer) loop(s *Server) {
 	defer close(q.done)
 	for range q.wake {
 		for {
-			t, c, calls, closed := q.take()
-			if t == nil && c == nil && len(calls) == 0 {
+			t, calls, closed := q.take()
+			if t == nil && len(calls) == 0 {
 				if closed {
 					return
 				}
@@ -108,11 +89,6 @@ func (q *sequencer) loop(s *Server) {
 			}
 			for _, f := range calls {
 				f()
-			}
-			for c != nil {
-				next := c.next
-				c.step()
-				c = next
 			}
 			for t != nil {
 				next := t.state.queued // the step may end the task and its memory be used again
@@ -129,9 +105,6 @@ func (q *sequencer) stop() {
 	q.mu.Lock()
 	q.closed = true
 	q.mu.Unlock()
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
+	q.poke()
 	<-q.done
 }

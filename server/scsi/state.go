@@ -193,6 +193,9 @@ func (st *luState) edited(kind eventKind, by portID) *luState {
 	return &next
 }
 
+// getNumber reads a number whose type belongs to the store.
+func getNumber[N ~uint64](n *N, b []byte) { *n = N(binary.BigEndian.Uint64(b)) }
+
 func appendPort(b []byte, p portID) []byte {
 	b = append(b, p.isid[:]...)
 	b = binary.BigEndian.AppendUint16(b, p.target)
@@ -274,7 +277,6 @@ type stateChange struct {
 	req   Request
 	after *luState
 	tries int
-	next  *stateChange // the sequencer's list
 }
 
 // changeTries bounds how often a change is overtaken by others before it is BUSY.
@@ -342,8 +344,21 @@ func (q *changeQueue) leave() *stateChange {
 }
 
 func (c *stateChange) submit(op RequestOp, data []byte) {
-	c.req = Request{Op: op, Data: data, State: c.req.State, Done: func(*Request) { c.s.sequencer.addChange(c) }}
+	c.req = Request{Op: op, Data: data, State: c.req.State, Done: func(*Request) { c.wake() }}
 	c.lu.config.Load().Volume.Submit(&c.req)
+}
+
+// wake has the sequencer take the next step; when it is closed the change ends,
+// and those of the unit that wait for it.
+func (c *stateChange) wake() {
+	if c.s.sequencer.later(c.step) {
+		return
+	}
+	for c != nil {
+		next := c.lu.changes.leave()
+		c.done(nil, ErrBusy)
+		c = next
+	}
 }
 
 func (c *stateChange) read() {

@@ -2,7 +2,6 @@ package scsi
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"math/bits"
@@ -130,26 +129,6 @@ func appendThresholdPage(u *unitConfig, st *luState, control byte, b []byte) []b
 	return b
 }
 
-func isThresholdPage(b []byte) bool {
-	return len(b) >= 2 && b[0]&0x7f == modeSubpage|thresholdPage && b[1] == thresholdSubpage
-}
-
-// selectThresholdsAt takes the page that a parameter list has at a place, and
-// says how long it is.
-func (st *luState) selectThresholdsAt(u *unitConfig, list []byte, at int) (*luState, int, error) {
-	page := list[at:]
-	if len(page) < 4 || len(page) < 4+int(binary.BigEndian.Uint16(page[2:])) {
-		return nil, 0, &refusal{senseListLen}
-	}
-	n := 4 + int(binary.BigEndian.Uint16(page[2:]))
-	next, err := st.selectThresholds(u, page[:n])
-	var r *refusal
-	if errors.As(err, &r) {
-		r.sense.Field += uint16(at)
-	}
-	return next, n, err
-}
-
 // selectThresholds returns the state after a MODE SELECT of the page, given from
 // its first byte. The error is a refusal with a pointer into the page.
 func (st *luState) selectThresholds(u *unitConfig, page []byte) (*luState, error) {
@@ -205,9 +184,7 @@ func (st *luState) modeThresholds(u *unitConfig, list []byte, at int) (next *luS
 // threshold is crossed: once, until the room has grown by a hundredth of the pool
 // above the threshold. The node calls it about once a second. It does not block.
 func (s *Server) SpaceChanged(lun uint16) {
-	s.mu.Lock()
-	lu := s.units[lun]
-	s.mu.Unlock()
+	lu := s.unit(lun)
 	if lu == nil {
 		return
 	}
