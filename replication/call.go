@@ -32,6 +32,16 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 	epoch := lsfs.Epoch(h.Epoch)
 	meta, data = append([]byte(nil), meta...), append([]byte(nil), data...)
 	switch method {
+	case wire.Lend, wire.Return:
+		b, err := wire.DecodeLoan(meta)
+		if err != nil {
+			return err
+		}
+		if method == wire.Return {
+			v.takeBack(l, b)
+		} else {
+			n.spawn(func() { v.lend(l, h, b) })
+		}
 	case wire.Promise:
 		n.spawn(func() {
 			pos, err := v.promise(n.ctx, l, epoch)

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/twinsan/twinsan/lsfs"
@@ -11,10 +12,11 @@ import (
 // copy does it by reference, from its own copy of the source. So each of them must
 // find the same content there when it takes its turn:
 //
-//   - The owner of the destination owns the source, too, and holds the source's
-//     range until every copy that counts has the clone. What was written there
-//     before is then durable at every node that is in sync; nothing is written
-//     after. Both streams leave by the same link, so the order is kept on the way.
+//   - The owner of the destination owns the source, too, or has borrowed its range
+//     (loan.go), and holds the range until every copy that counts has the clone.
+//     What was written there before is then durable at every node that is in sync;
+//     nothing is written after. Both streams of one owner leave by the same link, so
+//     the order is kept on the way.
 //   - A replica takes it only if its own copy of the source is consistent, has
 //     everything that had committed, and follows the epoch in which the owner
 //     looked. Otherwise it refuses the stream and is filled again by fingerprint.
@@ -35,31 +37,35 @@ func (v *Volume) clone(r *Request) error {
 	start, from := lsfs.BlockNo(r.Off/blockSize), lsfs.BlockNo(r.SourceOff/blockSize)
 	to := &hold{start: start, end: start + count, exclusive: true}
 	read := &hold{start: from, end: from + count}
+	var far *borrowed
+	lockSource := func() (func(), error) {
+		err := src.lockRange(read)
+		if err == nil {
+			return func() { src.unlockRange(read) }, nil
+		}
+		if !errors.Is(err, errElsewhere) {
+			return nil, ErrNoClone
+		}
+		if far, err = src.borrow(from, uint32(count)); err != nil {
+			return nil, err
+		}
+		return far.giveBack, nil
+	}
+	lock := func() (func(), error) { return func() { v.unlockRange(to) }, v.lockFor(to, r) }
+	locks := []func() (func(), error){lock, lockSource}
 	switch {
 	case src == v:
 		to.from, to.to = read.start, read.end
-		if err := v.lockFor(to, r); err != nil {
-			return err
-		}
-		defer v.unlockRange(to)
+		locks = locks[:1]
 	case src.id < v.id: // ordered by id: two clones never wait for each other
-		if src.lockRange(read) != nil {
-			return ErrNoClone
-		}
-		defer src.unlockRange(read)
-		if err := v.lockFor(to, r); err != nil {
+		slices.Reverse(locks)
+	}
+	for _, lock := range locks {
+		unlock, err := lock()
+		if err != nil {
 			return err
 		}
-		defer v.unlockRange(to)
-	default:
-		if err := v.lockFor(to, r); err != nil {
-			return err
-		}
-		defer v.unlockRange(to)
-		if src.lockRange(read) != nil {
-			return ErrNoClone
-		}
-		defer src.unlockRange(read)
+		defer unlock()
 	}
 	if c := v.replica.Load(); c == nil || !c.AdmitClone(start, src.id, from, uint32(count)) || !v.cloneFits() {
 		return ErrNoClone // the copy by data is refused where there is really no room
@@ -72,13 +78,19 @@ func (v *Volume) clone(r *Request) error {
 	w.op.Source, w.op.SourceStart = src.id, from
 
 	lockBoth(v, src)
-	err := v.cloneable(src, to, read)
+	var err error
+	if far != nil {
+		w.source = far.at
+		err = v.borrowable(far, to)
+	} else {
+		w.source = lsfs.OpID{Epoch: src.g.rec.Epoch, Seq: src.committed()}
+		err = v.cloneable(src, to, read)
+	}
 	if err != nil {
 		unlockBoth(v, src)
 		v.node.works.put(w)
 		return err
 	}
-	w.source = lsfs.OpID{Epoch: src.g.rec.Epoch, Seq: src.committed()}
 	wait := v.sequenceInside(w)
 	unlockBoth(v, src)
 	v.node.Kick()
@@ -163,6 +175,12 @@ func (v *Volume) cloneSource(op *lsfs.Op) *Volume {
 	return v.node.Volume(op.Source)
 }
 
+// takes says whether the clone w, which another node has sequenced, finds the same
+// content in this node's copy of the source v. Called with mu, of the source.
+func (v *Volume) takes(w *work) bool {
+	return v.has(w.source) && (v.g.role != Active || v.lends(w.from, w.op.SourceStart, w.op.Count))
+}
+
 // has says whether a clone that was sequenced when the source stood at source finds
 // the same content in this node's copy of it. Called with mu, of the source.
 func (v *Volume) has(source lsfs.OpID) bool {
@@ -189,7 +207,7 @@ func (v *Volume) unblockClone() {
 	if w.missing > 0 || w.op.Kind != lsfs.OpClone || w.op.Source == v.id {
 		return
 	}
-	if src == nil || src.id != w.op.Source || src.next != w.sourceNext || !src.has(w.source) {
+	if src == nil || src.id != w.op.Source || src.g.role != Active && src.next != w.sourceNext || !src.takes(w) {
 		l := w.from
 		v.dropBlocked()
 		v.refuseClone(l)

@@ -106,8 +106,9 @@ func TestCloneAgainstModel(t *testing.T) {
 	}
 }
 
-// TestCloneNeedsOneOwner: a clone is refused where the copies could not be equal.
-func TestCloneNeedsOneOwner(t *testing.T) {
+// TestCloneBetweenOwners: a clone is made while both volumes have the same owner and
+// while they have two, through either node, and refused where there is no source.
+func TestCloneBetweenOwners(t *testing.T) {
 	b := newBench(t)
 	path := filepath.Join(t.TempDir(), "b")
 	a, c := b.start(1), b.startOn(2, path, true)
@@ -117,10 +118,14 @@ func TestCloneNeedsOneOwner(t *testing.T) {
 	b.inSyncAs(2, 1, 2)
 	data := pattern(1, 1<<20)
 	c.writeTo(t, 2, 0, data)
-	clone := func() *Request { return &Request{Op: OpClone, Len: 1 << 20, Source: 2, SourceOff: 0} }
-	for _, n := range []*testNode{a, c} {
-		if err := n.do(clone()); err != ErrNoClone {
-			t.Errorf("C4: from a volume that another node owns: %v", err)
+	clone := func(off uint64) *Request {
+		return &Request{Op: OpClone, Off: off, Len: 1 << 20, Source: 2, SourceOff: 0}
+	}
+	for i, n := range []*testNode{a, c} {
+		off := uint64(i+1) << 20
+		eventually(t, "a clone from a volume that another node owns", func() bool { return n.do(clone(off)) == nil })
+		if got := c.readFrom(t, 1, off, 1<<20); !bytes.Equal(got, data) {
+			t.Error("the clone differs from its source")
 		}
 		if err := n.do(&Request{Op: OpClone, Len: 4096, Source: 77}); err != ErrNoClone {
 			t.Errorf("from no volume: %v", err)
@@ -129,9 +134,16 @@ func TestCloneNeedsOneOwner(t *testing.T) {
 			t.Errorf("from beyond the end: %v", err)
 		}
 	}
+	eventually(t, "the end of all loans", func() bool {
+		v := c.Volume(2)
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return len(v.loans) == 0 && v.locks.shared == 0
+	})
+	b.equal()
 	eventually(t, "the move", func() bool { return c.Volume(2).MoveTo(t.Context(), 1) == nil || b.recordOf(2).Owner == 1 })
 	eventually(t, "both owned by node 1", func() bool { return a.Volume(2).Status().Serving })
-	eventually(t, "the clone", func() bool { return c.do(clone()) == nil })
+	eventually(t, "the clone", func() bool { return c.do(clone(0)) == nil })
 	if got := c.readFrom(t, 1, 0, 1<<20); !bytes.Equal(got, data) {
 		t.Error("the clone differs from its source")
 	}
@@ -141,9 +153,7 @@ func TestCloneNeedsOneOwner(t *testing.T) {
 	b.inSyncAs(1, 1)
 	b.inSyncAs(2, 1)
 	a.writeTo(t, 2, 0, data[4096:]) // it misses this
-	req := clone()
-	req.Off = 1 << 20
-	if err := a.do(req); err != nil {
+	if err := a.do(clone(1 << 20)); err != nil {
 		t.Fatalf("nobody else counts or is sent the stream: %v", err)
 	}
 	c = b.startOn(2, path, false)
@@ -271,12 +281,11 @@ func TestCloneUnderFire(t *testing.T) {
 		was := clones.Load()
 		waitFor(t, &stop, func() bool { check(); return clones.Load() > was+n })
 	}
-	for range 3 { // one of the two moves, so that clones end in the middle
+	for range 6 { // one of the two moves, so that clones end in the middle
 		enough(20)
 		id := VolumeID(1 + rand.IntN(2))
 		if err := a.Volume(id).MoveTo(t.Context(), 2); err == nil {
-			was := refused.Load()
-			waitFor(t, &stop, func() bool { check(); return refused.Load() > was })
+			enough(20) // between two owners
 			eventually(t, "the new owner", func() bool { return c.Volume(id).Status().Serving })
 			if err := c.Volume(id).MoveTo(t.Context(), 1); err != nil {
 				t.Log(err)
@@ -301,6 +310,46 @@ func TestCloneUnderFire(t *testing.T) {
 	for id := VolumeID(1); id <= 2; id++ {
 		b.equalAs(id)
 	}
+}
+
+// TestLoanThatEnds ends loans under way, while the lent range is overwritten: the
+// lender refuses such a clone, and the copies end up equal.
+func TestLoanThatEnds(t *testing.T) {
+	b := newBench(t)
+	a, c := b.start(1), b.start(2)
+	b.createAs(1, 4<<20, 1)
+	b.createAs(2, 4<<20, 2)
+	b.inSyncAs(1, 1, 2)
+	b.inSyncAs(2, 1, 2)
+	epoch := b.recordOf(1).Epoch
+	var stop atomic.Bool
+	var group sync.WaitGroup
+	group.Go(func() {
+		for i := 0; !stop.Load(); i++ {
+			c.on(2, &Request{Op: OpWrite, Len: 64 << 10, Data: bytes.Repeat([]byte{byte(i), byte(i >> 8), 1, 1}, 16<<10)})
+		}
+	})
+	group.Go(func() {
+		for !stop.Load() {
+			a.do(&Request{Op: OpClone, Len: 64 << 10, Source: 2})
+		}
+	})
+	lender := c.Volume(2)
+	eventually(t, "a refused clone", func() bool {
+		lender.mu.Lock()
+		for _, x := range lender.loans {
+			close(x.returned)
+		}
+		lender.loans = nil
+		lender.mu.Unlock()
+		return b.recordOf(1).Epoch > epoch
+	})
+	stop.Store(true)
+	group.Wait()
+	b.inSyncAs(1, 1, 2)
+	b.inSyncAs(2, 1, 2)
+	b.equalAs(1)
+	b.equalAs(2)
 }
 
 // TestAnnexIsResynced: what a replica missed of an annex comes to it like the rest.

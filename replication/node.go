@@ -70,6 +70,7 @@ type Node struct {
 
 	beat     chan struct{} // asks the ticker for beacons out of turn
 	forwards forwarding
+	borrows  atomic.Uint64 // loans asked for
 	served   sync.Pool     // of *served
 	resyncs  chan struct{} // bounds resyncs that run at the same time
 }

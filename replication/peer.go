@@ -17,16 +17,17 @@ import (
 // peer is another data node: the link that we dialled to it and what its
 // beacons' answers say of it.
 type peer struct {
-	node   *Node
-	id     NodeID
-	link   atomic.Pointer[link] // nil while down
-	room   atomic.Int64         // free room of its pool as last reported, less what was sent since, bytes
-	inc    atomic.Uint64        // its incarnation as last greeted
-	clock  atomic.Int64         // its own clock in its newest beacon
-	quit   chan struct{}
-	nonce  uint64 // ticker goroutine's
-	echoed atomic.Uint64
-	refuse atomic.Bool // an event about refused versions was raised
+	node    *Node
+	id      NodeID
+	link    atomic.Pointer[link] // nil while down
+	room    atomic.Int64         // free room of its pool as last reported, less what was sent since, bytes
+	inc     atomic.Uint64        // its incarnation as last greeted
+	clock   atomic.Int64         // its own clock in its newest beacon
+	quit    chan struct{}
+	nonce   uint64 // ticker goroutine's
+	echoed  atomic.Uint64
+	version atomic.Uint32 // the wire version that both speak
+	refuse  atomic.Bool   // an event about refused versions was raised
 }
 
 func newPeer(n *Node, id NodeID) *peer {
@@ -146,6 +147,7 @@ func (n *Node) afterBatch() {
 func (p *peer) up(l *link, g *wire.Greeting) {
 	n := p.node
 	p.inc.Store(g.Incarnation)
+	p.version.Store(uint32(min(g.Version, wire.Version)))
 	p.echoed.Store(0)
 	p.link.Store(l)
 	n.log.Info("link up", "peer", p.id, "incarnation", g.Incarnation)

@@ -83,7 +83,7 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 		return nil
 	}
 	waits := w.missing > 0 || v.frozen || len(v.blocked) > 0
-	if w.op.Kind == lsfs.OpClone && (src == nil || src != v && !waits && !src.has(w.source)) {
+	if w.op.Kind == lsfs.OpClone && (src == nil || src != v && !waits && !src.takes(w)) {
 		n.works.put(w)
 		v.refuseClone(l)
 		return nil

@@ -56,6 +56,7 @@ type Volume struct {
 	open       int      // works appended to the store and not yet stored
 	flight     queue    // owner: sequenced and not committed, in order
 	followers  []*follower
+	loans      []*loan // owner: ranges that are kept as they are for another node
 	held       []heldRequest
 	blocked    []*work // replica: received in order, waiting for content or for a change of state
 	frozen     bool    // replica: nothing is appended for now

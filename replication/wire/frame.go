@@ -15,7 +15,7 @@ import (
 // there is no speaking with version 1.
 const (
 	MinVersion = 2
-	Version    = 2
+	Version    = 3
 )
 
 // Type says what a frame is. Part of the wire format, do not change.

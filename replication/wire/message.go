@@ -36,6 +36,12 @@ const (
 	// StateSum asks for the ordered state that is durable at a replica. Reply: its
 	// name (OpID) and the SHA-256 of its value.
 	StateSum Method = 10
+	// Lend asks the owner of a volume to keep a range as it is (C4), since version 3;
+	// meta: Loan. Reply: OpID, the newest operation that has committed. It ends by
+	// Return, with the link, or after a time.
+	Lend Method = 11
+	// Return ends what Lend began; meta: Loan.
+	Return Method = 12
 )
 
 // Status of a Reply, in the frame's Flags.
@@ -429,4 +435,28 @@ func (r *reader) end() error {
 		r.err = fmt.Errorf("%w: %d bytes left over", ErrFrame, len(r.b))
 	}
 	return r.err
+}
+
+// Loan is the meta part of Lend and Return: a range of blocks. ID is the
+// borrower's, unique on its link.
+type Loan struct {
+	ID, Start uint64
+	Count     uint32
+}
+
+// AppendLoan appends b.
+func AppendLoan(dst []byte, b *Loan) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, b.ID)
+	dst = binary.LittleEndian.AppendUint64(dst, b.Start)
+	return binary.LittleEndian.AppendUint32(dst, b.Count)
+}
+
+// DecodeLoan is the inverse of AppendLoan.
+func DecodeLoan(meta []byte) (b Loan, err error) {
+	if len(meta) != 20 {
+		return b, fmt.Errorf("%w: loan of %d bytes", ErrFrame, len(meta))
+	}
+	return Loan{
+		ID: binary.LittleEndian.Uint64(meta), Start: binary.LittleEndian.Uint64(meta[8:]), Count: binary.LittleEndian.Uint32(meta[16:]),
+	}, nil
 }

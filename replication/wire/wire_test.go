@@ -138,6 +138,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(AppendBeacon(nil, &BeaconBody{Leases: []Lease{{1, 2}}}), []byte{})
 	f.Add(AppendSyncChunk(nil, &SyncChunk{Fingerprints: make([]dedup.Fingerprint, 3), Index: []uint32{1}, Blocks: sampleBlocks()[2:3]}), []byte("short"))
 	f.Add(AppendForward(nil, &ForwardBody{Op: 3, Atomic: true, Stated: true, State: lsfs.OpID{Epoch: 1, Seq: 2}}), []byte{})
+	f.Add(AppendLoan(nil, &Loan{ID: 1, Start: 2, Count: 3}), []byte{})
 	f.Add(AppendForwardResult(nil, &ForwardResult{Code: 1, At: 2}), []byte{})
 	f.Fuzz(func(t *testing.T, meta, data []byte) {
 		var op lsfs.Op
@@ -152,6 +153,9 @@ func FuzzDecode(f *testing.F) {
 			if again, err := DecodeGreeting(AppendGreeting(nil, &g)); err != nil || !reflect.DeepEqual(g, again) {
 				t.Fatalf("greeting: %v", err)
 			}
+		}
+		if b, err := DecodeLoan(meta); err == nil && !bytes.Equal(AppendLoan(nil, &b), meta) {
+			t.Fatal("loan")
 		}
 		if p, err := DecodePosition(meta); err == nil {
 			if again, err := DecodePosition(AppendPosition(nil, &p)); err != nil || !reflect.DeepEqual(p, again) {
