@@ -76,7 +76,7 @@ func (r *rig) used() (n int64) {
 // filled makes a volume with verified contents and returns it with the load that knows them.
 func (r *rig) filled(name string, size int64) (*lab.Volume, *verified) {
 	r.Helper()
-	v, err := r.c.CreateVolume(r.ctx, name, fmt.Sprintf("%dM", size/mib))
+	v, err := r.c.CreateVolume(r.ctx, name, fmt.Sprintf("%dM", size>>20))
 	r.must(err, "create %s", name)
 	f, err := os.CreateTemp(r.dir, "table-")
 	r.must(err, "table")
@@ -175,6 +175,57 @@ func TestCopy(t *testing.T) {
 	}
 	load.check(r.c.URL("b", target.LUN))
 	r.must(r.c.CheckEqual(r.ctx, "target"), "volume check")
+}
+
+// TestCopyLarge clones many mapped gigabytes, stored once each WRITE SAME: what a
+// clone costs depends on its commands, and what it writes is a thousandth at most.
+func TestCopyLarge(t *testing.T) {
+	scenario(t)
+	r := up(t, lab.Options{DeviceSize: "8G", Volumes: []string{"demo:64M"}})
+	size := uint64(*copyMiB*mib) * 16
+	const blocks = 32768 // 16 MiB
+	units := map[string]*host{}
+	for _, name := range []string{"large", "clone"} {
+		v, err := r.c.CreateVolume(r.ctx, name, fmt.Sprintf("%dM", size>>20))
+		r.must(err, "create %s", name)
+		units[name] = r.host("cloner", v.LUN, v.Owner)
+	}
+	contents := func(lba uint64) []byte {
+		b := bytes.Repeat([]byte{0x5a}, 512)
+		binary.BigEndian.PutUint64(b, lba/blocks)
+		return b
+	}
+	start := time.Now()
+	for lba := uint64(0); lba < size/512; lba += blocks {
+		units["large"].good("WRITE SAME", initiator.WriteSame16(lba, blocks, false), contents(lba), 0)
+	}
+	r.Logf("mapped %d MiB in %.1f s", size>>20, time.Since(start).Seconds())
+	r.moveTo("clone", r.volume("large").Owner)
+	from, to := units["large"].naa(), units["clone"].naa()
+	before := r.used()
+	start = time.Now()
+	commands := 0
+	for lba := uint64(0); lba < size/512; {
+		var list []segment
+		for ; len(list) < 32 && lba < size/512; lba += blocks {
+			list = append(list, segment{lba, lba, blocks})
+		}
+		cdb, out := extendedCopy(from, to, list)
+		units["clone"].good("EXTENDED COPY", cdb, out, 0)
+		commands++
+	}
+	took, grown := time.Since(start), r.used()-before
+	r.Logf("cloned %d MiB in %.2f s with %d commands; the pools grew by %d KiB in all", size>>20, took.Seconds(), commands, grown>>10)
+	if limit := 2*int64(size)/1000 + 16*mib; grown > limit {
+		r.Errorf("the pools grew by %d KiB, allowed are %d", grown>>10, limit>>10)
+	}
+	for range 200 {
+		lba := r.rand.Uint64N(size/512/8) * 8
+		if got := units["clone"].good("READ", initiator.Read16(lba, 8), nil, 4096); !bytes.Equal(got, bytes.Repeat(contents(lba), 8)) {
+			r.Fatalf("the clone's block at %d is %x ...", lba, got[:16])
+		}
+	}
+	r.must(r.c.CheckEqual(r.ctx, "clone"), "volume check")
 }
 
 // token is POPULATE TOKEN of one range and what RECEIVE ROD TOKEN INFORMATION brings.
