@@ -76,6 +76,7 @@ type Cluster struct {
 	raft  *raft.Raft
 	fsm   *fsm
 	layer *raftLayer
+	trans *promptTransport
 	lis   *listener
 	pool  rpcPool
 	joins joinGate
@@ -196,6 +197,7 @@ func Open(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		return nil, err
 	}
 	c.lis.start()
+	c.wg.Go(func() { c.trans.pass(c.ctx.Done()) })
 	for _, loop := range []func(){c.observe, c.announce, c.notify, c.govern, c.renewLoop} {
 		c.wg.Go(loop)
 	}
@@ -225,10 +227,10 @@ func (c *Cluster) loadKeys() error {
 func (c *Cluster) newRaft(snaps raft.SnapshotStore, rlog *raftLog) (*raft.Raft, error) {
 	self := raftAddress(c.id.Node, c.addr.Sync)
 	c.layer = newRaftLayer(c, self)
-	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	c.trans = newPromptTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.layer, MaxPool: 3, Timeout: raftIOTimeout, Logger: rlog.Named("net"),
 		MsgpackUseNewTimeFormat: true,
-	})
+	}))
 	conf := raft.DefaultConfig()
 	conf.LocalID = raftID(c.id.Node)
 	conf.HeartbeatTimeout = heartbeatTimeout
@@ -249,9 +251,9 @@ func (c *Cluster) newRaft(snaps raft.SnapshotStore, rlog *raftLog) (*raft.Raft, 
 	conf.TrailingLogs = 4096
 	conf.NoLegacyTelemetry = true
 	conf.Logger = rlog
-	r, err := raft.NewRaft(conf, c.fsm, c.store, c.store, snaps, trans)
+	r, err := raft.NewRaft(conf, c.fsm, c.store, c.store, snaps, c.trans)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start raft: %w", err), trans.Close())
+		return nil, errors.Join(fmt.Errorf("start raft: %w", err), c.trans.Close())
 	}
 	r.RegisterObserver(raft.NewObserver(c.observations, false, func(o *raft.Observation) bool {
 		switch o.Data.(type) {

@@ -98,6 +98,7 @@ type member struct {
 type lab struct {
 	t       testing.TB
 	init    *InitResult
+	logger  *slog.Logger // of the members that are opened; nil: the test's
 	members map[string]*member
 }
 
@@ -127,7 +128,9 @@ func newLab(t testing.TB) *lab {
 
 func (l *lab) open(name string, cfg Config) *member {
 	l.t.Helper()
-	cfg.Logger = testLogger(l.t, name)
+	if cfg.Logger = l.logger; cfg.Logger == nil {
+		cfg.Logger = testLogger(l.t, name)
+	}
 	cfg.Version = "test"
 	if cfg.Fatal == nil {
 		cfg.Fatal = func(err error) { l.t.Errorf("node %s: fatal: %v", name, err) }

@@ -359,7 +359,12 @@ func (c *Cluster) isMember(id replication.NodeID) bool {
 // authenticated and authorised by both sides when it returns. It waits until ctx
 // ends at most. The caller owns the connection.
 func (c *Cluster) Dial(ctx context.Context, n replication.NodeID) (net.Conn, error) {
-	return c.dial(ctx, n, "", protoData)
+	conn, err := c.dial(ctx, n, "", protoData)
+	if err != nil {
+		c.succeed(n, err)
+		return nil, err
+	}
+	return conn, nil
 }
 
 // dial connects to a node at its recorded address, or at fallback while this
