@@ -23,6 +23,11 @@ func (v *Volume) redirect(r *Request) {
 		v.end(r, err)
 		return
 	}
+	if r.abandoned() {
+		v.mu.Unlock()
+		v.end(r, ErrBusy)
+		return
+	}
 	if l := v.ownerLink(); l != nil {
 		epoch := v.g.rec.Epoch
 		v.mu.Unlock()
@@ -79,6 +84,9 @@ func (v *Volume) retryHeld() {
 	again := held[:0]
 	for _, h := range held {
 		switch {
+		case h.r.abandoned():
+			h.r.Err = ErrBusy
+			failed = append(failed, h)
 		case !h.moved || v.active.Load() || h.epoch != v.g.rec.Epoch:
 			again = append(again, h)
 		case h.r.State != known && h.refused(v):
@@ -381,8 +389,8 @@ func (n *Node) serveForward(l *link, h wire.Header, meta, data []byte) error {
 	v.mu.Lock()
 	current := v.serves() && lsfs.Epoch(h.Epoch) == v.g.rec.Epoch
 	v.mu.Unlock()
-	// Z3: whoever sent it has given it up, or is about to.
-	current = current && n.now() < Instant(b.Stamp).After(n.timing.Drop)
+	// Z3: it has waited too long on its way. Whoever issued it may have given it up.
+	current = current && n.now() < Instant(b.Stamp).After(n.timing.Fresh)
 	refuse := func() {
 		r.Err = ErrBusy
 		done.done(r)

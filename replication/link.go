@@ -230,6 +230,7 @@ var (
 	errAbsent    = errors.New("the peer does not have it")
 	errAgain     = errors.New("a block that was there has gone")
 	errCancelled = errors.New("cancelled")
+	errLate      = errors.New("the peer was silent for too long: what it sends now may be out of date")
 )
 
 // answer completes a call. It copies: the frame lies in the read buffer.
@@ -269,6 +270,11 @@ const readBuffer = 1 << 20
 
 // read takes frames until the connection ends: handle gets each with bytes that
 // are valid until it returns, batch is called when no whole frame is left in the buffer.
+//
+// A peer that dialled us sends a beacon every fifth of a second. What comes after a
+// long silence was on its way for as long, or in the buffers of a process that stood
+// still, and may be a command that its initiator has given up and repeated through
+// another node: the link ends before any of it is looked at (Z1).
 func (l *link) read(handle func(h wire.Header, meta, data []byte) error, batch func()) error {
 	buf := make([]byte, readBuffer)
 	have, at := 0, 0
@@ -315,8 +321,12 @@ func (l *link) read(handle func(h wire.Header, meta, data []byte) error, batch f
 			have = copy(buf, buf[at:have])
 			at = 0
 		}
+		asked := l.node.now()
 		m, err := l.conn.Read(buf[have:])
 		have += m
+		if !l.dialled && l.node.now() > asked.After(l.node.timing.Late) {
+			return errLate
+		}
 		if m == 0 {
 			if err == nil {
 				err = io.ErrNoProgress

@@ -101,7 +101,7 @@ type testNode struct {
 var quick = Timing{
 	Beacon: 20 * time.Millisecond, Lease: 400 * time.Millisecond, Grace: 460 * time.Millisecond, HeadStart: 200 * time.Millisecond,
 	Evict: 400 * time.Millisecond, Stall: time.Second, BootWait: 600 * time.Millisecond, Retry: 50 * time.Millisecond,
-	Drop: 2 * time.Second, Hold: 10 * time.Second, Pause: 5 * time.Second,
+	Drop: 2 * time.Second, Hold: 10 * time.Second, Pause: 5 * time.Second, Late: 5 * time.Second, Fresh: 2 * time.Second,
 }
 
 func newBench(t *testing.T) *bench {

@@ -31,13 +31,15 @@ type Timing struct {
 	Drop      time.Duration // without an owner in reach, sessions are dropped (Z5): 5 s
 	Hold      time.Duration // commands are held at most so long while this node becomes owner: 25 s
 	Pause     time.Duration // a gap of the node's own clock tick that counts as a pause (Z1): 1 s
+	Late      time.Duration // silence after which a link delivers nothing any more (Z1): 1 s
+	Fresh     time.Duration // a forwarded request is refused when it took longer to come (Z3): 1.5 s
 }
 
 // DefaultTiming is what a production node runs with.
 var DefaultTiming = Timing{
 	Beacon: 200 * time.Millisecond, Lease: 2 * time.Second, Grace: 2300 * time.Millisecond,
 	HeadStart: time.Second, Evict: 2 * time.Second, Stall: 5 * time.Second, BootWait: 10 * time.Second,
-	Retry: 500 * time.Millisecond, Drop: 5 * time.Second, Hold: 25 * time.Second, Pause: time.Second,
+	Retry: 500 * time.Millisecond, Drop: 5 * time.Second, Hold: 25 * time.Second, Pause: time.Second, Late: time.Second, Fresh: 1500 * time.Millisecond,
 }
 
 // Role is what a node is for a volume.

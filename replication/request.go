@@ -1,6 +1,10 @@
 package replication
 
-import "github.com/twinsan/twinsan/lsfs"
+import (
+	"sync/atomic"
+
+	"github.com/twinsan/twinsan/lsfs"
+)
 
 // VolumeID names a volume in the whole cluster.
 type VolumeID = lsfs.VolumeID
@@ -100,6 +104,12 @@ type Request struct {
 	// be called more than once. Nil: the request does not depend on the state.
 	Recheck func(*Request) error
 
+	// Abandoned is set, at any time and by anybody, when whoever issued the request
+	// has given it up: unless it has its number already, it ends with ErrBusy and has
+	// no effect. Its initiator may repeat it through another node before it ends
+	// here (Z1). Nil: it is never given up.
+	Abandoned *atomic.Bool
+
 	// Value is the result of OpReadState.
 	Value []byte
 	// Extents is the result of OpExtents; the caller gives the capacity.
@@ -122,6 +132,8 @@ type Request struct {
 	// Scratch belongs to the volume while it has the request.
 	Scratch any
 }
+
+func (r *Request) abandoned() bool { return r.Abandoned != nil && r.Abandoned.Load() }
 
 type volumeError string
 

@@ -106,9 +106,12 @@ func (v *Volume) announce() {
 	}
 }
 
-// recheck says whether r may still be executed under the value in force (C2).
-// Called with mu.
+// recheck says whether r may still be executed under the value in force (C2), and
+// at all (Z1). Called with mu.
 func (v *Volume) recheck(r *Request) error {
+	if r != nil && r.abandoned() {
+		return ErrBusy
+	}
 	if r == nil || r.Recheck == nil || r.State == v.stated.Load().id {
 		return nil
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twinsan/twinsan/lsfs"
@@ -22,6 +23,12 @@ type export struct {
 	any        bool
 	initiators []string
 	readOnly   []string // those of initiators whose writes are refused
+
+	// told is paths as the device server sees them, of all exports of the unit. It
+	// follows the state of the cluster only when sessions that would find this node's
+	// path unavailable have been dropped: a lost path is repeated on another one by
+	// every initiator, a command that ends with "unavailable" is not.
+	told *atomic.Pointer[[]scsi.PortGroup]
 }
 
 // onChange brings a new state of the cluster to the parts of this node, in this
@@ -104,6 +111,9 @@ func (n *Node) exportAll(parts *serving, s *cluster.State) {
 func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error {
 	next := &export{volume: v.ID, size: v.Record.SizeBytes, paths: paths(s, &v.Record), any: v.AnyHost, initiators: initiators(s, v.Hosts), readOnly: initiators(s, v.ReadOnly)}
 	old := n.exports[v.LUN]
+	if old != nil {
+		next.told = old.told
+	}
 	if old != nil && old.volume != v.ID { // deleted and made anew between two states
 		parts.scsi.RemoveLU(v.LUN)
 		old = nil
@@ -114,16 +124,12 @@ func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error
 			return errors.New("replication does not know it")
 		}
 		id := v.ID
+		next.told = &atomic.Pointer[[]scsi.PortGroup]{}
+		next.told.Store(&next.paths)
 		if err := parts.scsi.SetLU(scsi.LUConfig{
 			LUN: v.LUN, VolumeUUID: v.UUID, Name: v.Name, Serial: v.Serial, NAA: v.NAA[:], LogicalBlock: v.BlockBytes, PhysicalBlock: v.PhysicalBytes,
 			Thin: v.Thin, Volume: volume,
-			Paths: func() []scsi.PortGroup {
-				state := n.cluster.State()
-				if v := state.Volume(id); v != nil {
-					return paths(state, &v.Record)
-				}
-				return nil
-			},
+			Paths:    func() []scsi.PortGroup { return *next.told.Load() },
 			Optimize: func(group uint16, done func(error)) { n.optimize(id, group, done) },
 			Space:    func() scsi.Space { return n.space(id) },
 		}); err != nil {
@@ -141,6 +147,11 @@ func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error
 		parts.scsi.CapacityChanged(v.LUN)
 	}
 	if old != nil && !slices.EqualFunc(old.paths, next.paths, samePath) {
+		self := uint16(n.cluster.Self())
+		if next.state(self) == scsi.Unavailable && old.state(self) != scsi.Unavailable {
+			n.dropSessions(v.ID, "this node's copy is out of sync: its path is unavailable")
+		}
+		next.told.Store(&next.paths)
 		parts.scsi.PathsChanged(v.LUN)
 	}
 	return nil
@@ -161,6 +172,16 @@ func (n *Node) dropLost(parts *serving, s *cluster.State, old *export) {
 			parts.target.DropSessions(name, "the initiator may not log in any more")
 		}
 	}
+}
+
+// state is that of a port group.
+func (x *export) state(group uint16) scsi.PathState {
+	for _, g := range x.paths {
+		if g.ID == group {
+			return g.State
+		}
+	}
+	return scsi.Unavailable
 }
 
 func samePath(a, b scsi.PortGroup) bool {

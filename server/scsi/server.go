@@ -276,7 +276,7 @@ func (s *Server) beginOn(t *Task, itl *itlNexus, known bool) Verdict {
 	if !t.checkCommand(known) {
 		return Finished
 	}
-	t.Req.State, t.Req.Recheck = grant.id, recheck
+	t.Req.State, t.Req.Recheck, t.Req.Abandoned = grant.id, recheck, &t.Aborted
 	t.state.aborts = grant.aborts
 	t.state.protected = unit.ReadOnly || itl.readOnly || grant.protected
 	return cmd.begin(s, t)

@@ -13,7 +13,7 @@ import (
 )
 
 // pauseMax is the longest time without a completion that a kill may cause.
-const pauseMax = 3 * time.Second
+const pauseMax = 1500 * time.Millisecond
 
 // freezeMax is the same for a node that hangs: nobody refuses connections for
 // it, so its lease has to run out.

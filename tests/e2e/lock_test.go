@@ -123,7 +123,7 @@ func TestLock(t *testing.T) {
 	}
 	progress := func(n int64) {
 		target := min(wins.Load()+n, goal)
-		r.must(lab.Until(r.ctx, time.Minute, func() error {
+		r.must(lab.Until(r.ctx, time.Minute+time.Duration(n)*20*time.Millisecond, func() error {
 			if err := book.err(); err != nil {
 				r.Fatal(err)
 			}

@@ -1,0 +1,301 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Network is a cluster whose members live in network namespaces of their own,
+// joined by a bridge: what happens to cables, switches and whole machines can
+// happen to them. It is set up by the commands that an administrator types, and
+// needs root. A further namespace, the hub, holds the bridge and the initiators.
+type Network struct {
+	*Cluster
+	hub     string
+	members map[string]*netMember
+	group   sync.WaitGroup // running members
+}
+
+type netMember struct {
+	name, ns, ip string
+	config       string
+	witness      bool
+	cmd          *exec.Cmd
+}
+
+// NetworkOptions say how large a network is.
+type NetworkOptions struct {
+	Binary     string
+	Dir        string
+	DeviceSize string
+	Nodes      []string // data nodes; a witness "w" comes on top
+	Volumes    []string // "demo:512M"
+}
+
+const (
+	hubAddress = "10.77.0.254"
+	// nowhere has a hardware address that nobody has: what goes there is lost
+	// without an error, unlike what a blackhole route takes.
+	nowhere = "10.77.0.253"
+)
+
+// CanNetwork says why networks cannot be made here, nil if they can.
+func CanNetwork(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("network namespaces need root")
+	}
+	ns := fmt.Sprintf("tw%d-try", os.Getpid())
+	if _, err := Run(ctx, "ip", "netns", "add", ns); err != nil {
+		return err
+	}
+	_, err := Run(ctx, "ip", "-n", ns, "link", "add", "br0", "type", "bridge")
+	_, undo := Run(ctx, "ip", "netns", "del", ns)
+	return errors.Join(err, undo)
+}
+
+// UpNetwork starts a cluster and waits until all of it is in sync. The caller ends
+// it with Close.
+func UpNetwork(ctx context.Context, o NetworkOptions) (_ *Network, err error) {
+	n := &Network{
+		Cluster: &Cluster{Options: Options{Binary: o.Binary, Dir: o.Dir, DeviceSize: o.DeviceSize, Volumes: o.Volumes}},
+		hub:     fmt.Sprintf("tw%d-hub", os.Getpid()), members: map[string]*netMember{},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	for _, args := range [][]string{
+		{"netns", "add", n.hub},
+		{"-n", n.hub, "link", "set", "lo", "up"},
+		{"-n", n.hub, "link", "add", "br0", "type", "bridge"},
+		{"-n", n.hub, "addr", "add", hubAddress + "/24", "dev", "br0"},
+		{"-n", n.hub, "link", "set", "br0", "up"},
+	} {
+		if _, err := Run(ctx, "ip", args...); err != nil {
+			return nil, err
+		}
+	}
+	for i, name := range append(slices.Clone(o.Nodes), "w") {
+		if err := n.add(ctx, i, name, name == "w"); err != nil {
+			return nil, err
+		}
+	}
+	for _, spec := range o.Volumes {
+		name, size, _ := strings.Cut(spec, ":")
+		if _, err := n.CreateVolume(ctx, name, size); err != nil {
+			return nil, err
+		}
+	}
+	if err := n.WaitHealthy(ctx, time.Minute); err != nil {
+		return nil, err
+	}
+	var info struct {
+		Target string `json:"target"`
+	}
+	if err := n.JSON(ctx, &info, "cluster", "show"); err != nil {
+		return nil, err
+	}
+	n.Target = info.Target
+	return n, nil
+}
+
+// add makes a member and starts it.
+func (n *Network) add(ctx context.Context, i int, name string, witness bool) error {
+	m := &netMember{name: name, ns: fmt.Sprintf("tw%d-%s", os.Getpid(), name), ip: fmt.Sprintf("10.77.0.%d", i+1), witness: witness}
+	dir := filepath.Join(n.Dir, name)
+	m.config = filepath.Join(dir, "twinsan.toml")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	n.members[name] = m
+	port := "p-" + name
+	for _, args := range [][]string{
+		{"netns", "add", m.ns},
+		{"-n", n.hub, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", m.ns},
+		{"-n", n.hub, "link", "set", port, "master", "br0", "up"},
+		{"-n", m.ns, "addr", "add", m.ip + "/24", "dev", "eth0"},
+		{"-n", m.ns, "link", "set", "eth0", "up"},
+		{"-n", m.ns, "neigh", "add", nowhere, "lladdr", "02:00:00:00:00:fd", "dev", "eth0", "nud", "permanent"},
+		{"-n", m.ns, "link", "set", "lo", "up"},
+	} {
+		if _, err := Run(ctx, "ip", args...); err != nil {
+			return err
+		}
+	}
+	socket := filepath.Join(dir, "api.sock")
+	args := []string{"--config", m.config, "--name", name, "--data-dir", filepath.Join(dir, "data"), "--sync", m.ip, "--socket", socket}
+	file := FileNode{Name: name, Portal: m.ip + ":3260", API: "unix://" + socket, Dir: dir}
+	if !witness {
+		file.Devices = []string{filepath.Join(dir, "disk")}
+		args = append(args, "--devices", file.Devices[0], "--device-size", n.DeviceSize, "--iscsi", m.ip)
+	}
+	if i == 0 {
+		args = append([]string{"init", "lab"}, args...)
+	} else {
+		role := []string{"cluster", "token", "create", "-o", "json"}
+		if witness {
+			role = append(role, "--witness")
+		}
+		var token struct {
+			Token string `json:"token"`
+		}
+		out, err := n.CLI(ctx, role...)
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(out, &token); err != nil {
+			return err
+		}
+		args = append([]string{"join", n.members[n.Nodes[0].Name].ip, "--token", token.Token}, args...)
+		if witness {
+			args = append(args, "--witness")
+		}
+	}
+	if _, err := Run(ctx, "ip", append([]string{"netns", "exec", m.ns, n.Binary}, args...)...); err != nil {
+		return err
+	}
+	if witness {
+		n.Witness.API, n.Witness.Dir = file.API, dir
+	} else {
+		n.Nodes = append(n.Nodes, file)
+	}
+	return n.Start(ctx, name)
+}
+
+// Start starts the process of a member and waits until it answers.
+func (n *Network) Start(ctx context.Context, name string) error {
+	m := n.members[name]
+	dir := filepath.Dir(m.config)
+	log, err := os.OpenFile(filepath.Join(dir, "node.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	args := []string{"netns", "exec", m.ns, n.Binary, "serve", "--config", m.config}
+	if m.witness {
+		args = append(args, "--witness")
+	}
+	m.cmd = exec.Command("ip", args...)
+	m.cmd.Stdout, m.cmd.Stderr = log, log
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := m.cmd.Start(); err != nil {
+		return err
+	}
+	cmd := m.cmd
+	n.group.Go(func() { _ = cmd.Wait() })
+	n.pid(name, cmd.Process.Pid)
+	return Until(ctx, 20*time.Second, func() error {
+		_, err := Run(ctx, n.Binary, "--api", "unix://"+filepath.Join(dir, "api.sock"), "--timeout", "2s", "cluster", "show")
+		return err
+	})
+}
+
+func (n *Network) pid(name string, pid int) {
+	if n.members[name].witness {
+		n.Witness.PID = pid
+	} else {
+		n.Node(name).PID = pid
+	}
+}
+
+// Signal sends a signal to a member's process.
+func (n *Network) Signal(name string, s syscall.Signal) error {
+	return n.members[name].cmd.Process.Signal(s)
+}
+
+// Kill ends a member's process without a word.
+func (n *Network) Kill(ctx context.Context, name string) error {
+	m := n.members[name]
+	if err := m.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	n.pid(name, 0)
+	return Until(ctx, 10*time.Second, func() error {
+		if m.cmd.Process.Signal(syscall.Signal(0)) == nil {
+			return errors.New("it still runs")
+		}
+		return nil
+	})
+}
+
+// Cut stops everything that from sends to another member, silently. The other
+// direction stays.
+func (n *Network) Cut(ctx context.Context, from, to string) error {
+	_, err := Run(ctx, "ip", "-n", n.members[from].ns, "route", "replace", n.members[to].ip+"/32", "via", nowhere)
+	return err
+}
+
+// Mend undoes Cut.
+func (n *Network) Mend(ctx context.Context, from, to string) error {
+	_, err := Run(ctx, "ip", "-n", n.members[from].ns, "route", "del", n.members[to].ip+"/32", "via", nowhere)
+	return err
+}
+
+// Vanish pulls all of a member's cables at the switch: nobody is told, initiators
+// neither. Return plugs them in again.
+func (n *Network) Vanish(ctx context.Context, name string) error { return n.port(ctx, name, "down") }
+
+// Return undoes Vanish.
+func (n *Network) Return(ctx context.Context, name string) error { return n.port(ctx, name, "up") }
+
+func (n *Network) port(ctx context.Context, name, state string) error {
+	// Down takes the bridge out of the way only; the member's own end keeps its
+	// routes, so its packets leave and arrive nowhere.
+	args := []string{"-n", n.hub, "link", "set", "p-" + name, "nomaster"}
+	if state == "up" {
+		args = []string{"-n", n.hub, "link", "set", "p-" + name, "master", "br0"}
+	}
+	_, err := Run(ctx, "ip", args...)
+	return err
+}
+
+// Slow bounds what a member may send, in bytes a second; 0 lifts the bound.
+func (n *Network) Slow(ctx context.Context, name string, rate int) error {
+	args := []string{"netns", "exec", n.members[name].ns, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf",
+		"rate", fmt.Sprintf("%dbit", 8*rate), "burst", "64kb", "latency", "400ms"}
+	if rate == 0 {
+		args = []string{"netns", "exec", n.members[name].ns, "tc", "qdisc", "del", "dev", "eth0", "root"}
+	}
+	_, err := Run(ctx, "ip", args...)
+	return err
+}
+
+// Inside writes a program that runs another one where the initiators are, and
+// returns its path.
+func (n *Network) Inside(program string) (string, error) {
+	path := filepath.Join(n.Dir, filepath.Base(program))
+	return path, os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec ip netns exec %s %s \"$@\"\n", n.hub, program), 0o700)
+}
+
+// Close kills all members and removes the namespaces. The files stay.
+func (n *Network) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var failed []error
+	for _, m := range n.members {
+		if m.cmd != nil {
+			_ = m.cmd.Process.Kill() // it may have ended
+		}
+	}
+	n.group.Wait()
+	for _, m := range n.members {
+		_, err := Run(ctx, "ip", "netns", "del", m.ns)
+		failed = append(failed, err)
+	}
+	_, err := Run(ctx, "ip", "netns", "del", n.hub)
+	return errors.Join(append(failed, err)...)
+}
