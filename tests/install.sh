@@ -34,7 +34,7 @@ demo | e2e)
 	;;
 esac
 case $1 in
-e2e | bench) need libiscsi-dev test -e /usr/include/iscsi/iscsi.h ;;
+e2e | bench) need iproute2 have ip; need libiscsi-dev test -e /usr/include/iscsi/iscsi.h ;;
 esac
 case $1 in
 e2e | race | bench)

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"errors"
+	"math"
 	"os"
 	"syscall"
 	"testing"
@@ -71,6 +72,35 @@ func TestFreezeOwner(t *testing.T) {
 	})
 }
 
+// TestZombie stops the owner, the replica or both for a time from a fraction of a
+// second to a minute, with commands in their sockets and queues. The initiator waits
+// two seconds, less than any real one, then repeats them through the other node and
+// overwrites what they wrote; then the sleeper wakes. Nothing old may come back.
+func TestZombie(t *testing.T) {
+	round := 0
+	kill(t, 0, func(r *rig, v *lab.Volume, load *verified) {
+		round++
+		longest := 6.0
+		if *rounds > 3 {
+			longest = 60
+		}
+		length := time.Duration(0.2 * math.Pow(longest/0.2, r.rand.Float64()) * float64(time.Second))
+		sleepers := [][]string{{v.Owner}, {v.Other()}, {v.Owner}, {v.Owner, v.Other()}}[round%4]
+		for _, node := range sleepers {
+			r.demo("pause", node)
+		}
+		select {
+		case <-time.After(length):
+		case <-r.ctx.Done():
+		}
+		for _, node := range sleepers {
+			r.demo("resume", node)
+		}
+		r.Logf("round %d: %v of owner %s slept for %.1f s", round, sleepers, v.Owner, length.Seconds())
+		load.progress(300, time.Minute)
+	}, "--io-timeout", "2")
+}
+
 // gone returns nil when no process has the number; zombies count as gone.
 func gone(pid int) error {
 	state, err := processState(pid)
@@ -80,7 +110,7 @@ func gone(pid int) error {
 	return errors.New("it still runs")
 }
 
-func kill(t *testing.T, limit time.Duration, hurt func(*rig, *lab.Volume, *verified)) {
+func kill(t *testing.T, limit time.Duration, hurt func(*rig, *lab.Volume, *verified), more ...string) {
 	scenario(t)
 	r := up(t, lab.Options{DeviceSize: "4G", Volumes: []string{"demo:512M"}})
 	longest, total := time.Duration(0), int64(0)
@@ -88,7 +118,7 @@ func kill(t *testing.T, limit time.Duration, hurt func(*rig, *lab.Volume, *verif
 		start := time.Now()
 		// A small range that is written over and over: each round ends when the node
 		// has caught up with it, and that should not take longer than it has to.
-		load := r.verify(r.both(r.volume("demo").LUN), 0, 32*mib, "--failover", "--io-timeout", "20", "--iodepth", "8")
+		load := r.verify(r.both(r.volume("demo").LUN), 0, 32*mib, append([]string{"--failover", "--io-timeout", "20", "--iodepth", "8"}, more...)...)
 		// The blow falls at another moment each time.
 		load.progress(100+r.rand.Int64N(3000), 30*time.Second)
 		v := r.volume("demo")
