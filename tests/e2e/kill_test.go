@@ -3,9 +3,12 @@
 package e2e
 
 import (
+	"debug/buildinfo"
 	"errors"
 	"math"
 	"os"
+	"runtime/debug"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -22,11 +25,13 @@ const freezeMax = 10 * time.Second
 
 // TestKillOwner kills the node that orders the volume's writes while they are verified.
 func TestKillOwner(t *testing.T) {
-	kill(t, pauseMax, func(r *rig, v *lab.Volume, load *verified) {
-		r.demo("kill", v.Owner)
-		load.progress(300, 30*time.Second) // it goes on without the node
-		r.demo("start", v.Owner)
-	})
+	kill(t, pauseMax, killOwner)
+}
+
+func killOwner(r *rig, v *lab.Volume, load *verified) {
+	r.demo("kill", v.Owner)
+	load.progress(300, 30*time.Second) // it goes on without the node
+	r.demo("start", v.Owner)
 }
 
 // TestKillReplica kills the node that mirrors the volume.
@@ -42,23 +47,42 @@ func TestKillReplica(t *testing.T) {
 // TestKillBoth kills both nodes at once, as a power failure of the site does.
 // The pause lasts until they are up again, so it has no limit here but the test's.
 func TestKillBoth(t *testing.T) {
-	kill(t, 0, func(r *rig, v *lab.Volume, load *verified) {
-		for _, n := range r.c.Nodes {
-			if err := syscall.Kill(n.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-				r.Fatal(err)
-			}
+	kill(t, 0, killBoth)
+}
+
+func killBoth(r *rig, v *lab.Volume, load *verified) {
+	for _, n := range r.c.Nodes {
+		if err := syscall.Kill(n.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			r.Fatal(err)
 		}
-		for _, n := range r.c.Nodes {
-			r.must(lab.Until(r.ctx, 10*time.Second, func() error { return gone(n.PID) }), "end of node %s", n.Name)
-		}
-		first, second := v.Owner, v.Other()
-		if r.rand.IntN(2) == 0 {
-			first, second = second, first
-		}
-		r.demo("start", first)
-		r.demo("start", second)
-		load.progress(300, time.Minute)
-	})
+	}
+	for _, n := range r.c.Nodes {
+		r.must(lab.Until(r.ctx, 10*time.Second, func() error { return gone(n.PID) }), "end of node %s", n.Name)
+	}
+	first, second := v.Owner, v.Other()
+	if r.rand.IntN(2) == 0 {
+		first, second = second, first
+	}
+	r.demo("start", first)
+	r.demo("start", second)
+	load.progress(300, time.Minute)
+}
+
+// TestPowerLoss is TestKillBoth, or a kill of one node, with devices that forget what was
+// written and not flushed, except for a part of it in any order.
+func TestPowerLoss(t *testing.T) {
+	info, err := buildinfo.ReadFile(*program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(info.Settings, debug.BuildSetting{Key: "-tags", Value: "invariants"}) {
+		t.Skip("needs a binary with the tag invariants: make bin/twinsan-checked")
+	}
+	for _, percent := range []string{"0", "50"} {
+		t.Setenv("TWINSAN_VOLATILE", percent)
+		t.Run(percent, func(t *testing.T) { kill(t, 0, killBoth) })
+	}
+	t.Run("owner", func(t *testing.T) { kill(t, pauseMax, killOwner) })
 }
 
 // TestFreezeOwner stops the owner in the middle of its work, lets the other node
