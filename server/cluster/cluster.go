@@ -55,8 +55,9 @@ type Config struct {
 	// process, and may be called from within raft, so it must not call Close.
 	Fatal func(err error)
 
-	now          func() time.Time // tests
-	handshakeMax time.Duration    // tests
+	now          func() time.Time        // tests
+	handshakeMax time.Duration           // tests
+	storeFault   func(what string) error // tests: runs before each operation of raft's store
 }
 
 // Cluster is a running member. Its methods may be called concurrently. It
@@ -191,6 +192,7 @@ func Open(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		return nil, err
 	}
 	c.store = store
+	store.fault = cfg.storeFault
 	undo = append(undo, func() { store.Close() })
 	c.fsm = newFSM(c.fatal)
 	if c.raft, err = c.newRaft(snaps, rlog); err != nil {

@@ -98,7 +98,9 @@ type member struct {
 type lab struct {
 	t       testing.TB
 	init    *InitResult
-	logger  *slog.Logger // of the members that are opened; nil: the test's
+	fault   func(name, what string) error // of the members' raft stores; see Config.storeFault
+	fatal   func(name string, err error)  // nil: it fails the test
+	logger  *slog.Logger                  // of the members that are opened; nil: the test's
 	members map[string]*member
 }
 
@@ -132,7 +134,12 @@ func (l *lab) open(name string, cfg Config) *member {
 		cfg.Logger = testLogger(l.t, name)
 	}
 	cfg.Version = "test"
-	if cfg.Fatal == nil {
+	if l.fault != nil {
+		cfg.storeFault = func(what string) error { return l.fault(name, what) }
+	}
+	if l.fatal != nil {
+		cfg.Fatal = func(err error) { l.fatal(name, err) }
+	} else if cfg.Fatal == nil {
 		cfg.Fatal = func(err error) { l.t.Errorf("node %s: fatal: %v", name, err) }
 	}
 	c, err := Open(testContext(l.t), cfg)

@@ -30,6 +30,7 @@ type raftStore struct {
 	wal   *wal.WAL
 	meta  *metadb.BoltMetaDB // the wal's; it opens it and leaves it open
 	fatal func(error)
+	fault func(what string) error // tests; nil: none
 
 	mu     sync.Mutex
 	failed error
@@ -59,7 +60,13 @@ func (s *raftStore) do(what string, f func() error) error {
 	if failed != nil {
 		return failed
 	}
-	err := f()
+	var err error
+	if s.fault != nil {
+		err = s.fault(what)
+	}
+	if err == nil {
+		err = f()
+	}
 	if err == nil || errors.Is(err, raft.ErrLogNotFound) || errors.Is(err, wal.ErrClosed) {
 		return err
 	}
