@@ -23,6 +23,7 @@ type Options struct {
 	Dir        string   // required; made when missing
 	BasePort   int      // 0: free ports are looked for
 	DeviceSize string   // "32G"
+	DataNodes  int      // 0: two
 	Volumes    []string // "demo:4G"
 	DebugPort  int      // first port of profiles; 0: none
 }
@@ -130,6 +131,9 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 	args := []string{"up", "--detach", "--base-port", strconv.Itoa(o.BasePort)}
 	if o.DeviceSize != "" {
 		args = append(args, "--device-size", o.DeviceSize)
+	}
+	if o.DataNodes != 0 {
+		args = append(args, "--nodes", strconv.Itoa(o.DataNodes))
 	}
 	for _, v := range o.Volumes {
 		args = append(args, "--volume", v)
