@@ -13,13 +13,13 @@ func (v *Volume) holds(start, count uint64) bool {
 	if n := v.size.Load(); start <= n && count <= n-start {
 		return true
 	}
-	return uint64(AnnexStart) <= start && start <= annexEnd && count <= annexEnd-start
+	return !v.bare && uint64(AnnexStart) <= start && start <= annexEnd && count <= annexEnd-start
 }
 
 // present is the reason why blocks cannot be read, nil if they can. The caller has Store.mu.
 func (v *Volume) present(start, count uint64) error {
 	switch {
-	case v.deleting:
+	case v.deleting || v.stale:
 		return ErrNoVolume
 	case !v.holds(start, count):
 		return ErrRange

@@ -23,6 +23,12 @@ func (s *Store) apply(r format.Record, held bool, from uint64, cut func(done uin
 		return s.applyUnmap(r, from, cut)
 	case format.RecordClone:
 		return s.applyClone(r, from, cut)
+	case format.RecordSnapshot, format.RecordRollback, format.RecordFrom, format.RecordForge, format.RecordSeal:
+		return s.applySharing(r)
+	case format.RecordShed:
+		return s.applyShed(r)
+	case format.RecordGone:
+		return s.applyGone(r)
 	case format.RecordPages, format.RecordDirs, format.RecordRoot:
 		return nil
 	}
@@ -85,6 +91,8 @@ func (s *Store) scan(r format.Record) error {
 			r.Move(i, &m)
 			s.scanIdentity(BID(m.BID))
 		}
+	default:
+		s.scanSharing(r)
 	}
 	return nil
 }
@@ -131,47 +139,52 @@ func (s *Store) scanPath(t tree, shift uint, i uint64) (data []byte, span uint, 
 func (s *Store) scanIdentity(b BID) { s.scanPath(s.identities, entryShift, uint64(b)) }
 
 // scanInner holds the path to the leaf of index i of a map, but not the leaf, whose
-// id it returns: 0 when there is none.
-func (s *Store) scanInner(t tree, i uint64) (leaf uint32, span uint, ok bool) {
+// id it returns: 0 when there is none. shared says that a page above it has more than
+// one parent.
+func (s *Store) scanInner(t tree, i uint64) (leaf uint32, span uint, shared, ok bool) {
 	if t.top == 0 {
-		return 0, 64, true
+		return 0, 64, false, true
 	}
 	if span = wordShift + 9*uint(t.height-1); i>>span != 0 {
-		return 0, 64, true
+		return 0, 64, false, true
 	}
 	id := t.top
 	for ; span > wordShift; id = leaf {
 		data := s.pg.data(id)
 		if data == nil {
 			s.need(id)
-			return 0, 0, false
+			return 0, 0, false, false
 		}
 		s.pg.hold(id)
+		shared = shared || s.pg.page(id).parents > 1
 		span -= 9
 		w := format.Word(data, int(i>>span)&(format.WordsPerPage-1))
 		if w == 0 {
-			return 0, span, true
+			return 0, span, shared, true
 		}
 		leaf = uint32(w)
 	}
-	return id, wordShift, true
+	return id, wordShift, shared, true
 }
 
 // scanRange holds the map pages of a range and the identity pages of what is mapped
 // there. A shared leaf that lies there in part will be copied, so all its identities
 // are held. One that lies there wholly will leave the map, and nothing of it is
 // needed unless that may be its last parent: when it has no more than slots, which
-// is how many may go between this scan and the change.
-func (s *Store) scanRange(v *Volume, start, end uint64, slots uint16) {
+// is how many may go between this scan and the change, and what is above it is not
+// shared. (Then it gets another parent first. In a batch others may undo that: slots
+// is parentsMax, and everything is held.)
+func (s *Store) scanRange(v *Volume, start, end uint64, slots uint32) {
 	for i := start; i < end; {
-		leaf, span, ok := s.scanInner(v.mapTree, i)
+		leaf, span, shared, ok := s.scanInner(v.mapTree, i)
 		from, stop := i, min(end, nextSpan(i, max(span, wordShift)))
 		i = stop
 		if !ok || leaf == 0 {
 			continue
 		}
-		if p := s.pg.page(leaf); p.parents > 1 {
-			if from%format.WordsPerPage == 0 && stop == nextSpan(from, wordShift) && p.parents > slots && p.flags&pageCounted != 0 {
+		if p := s.pg.page(leaf); p.parents > 1 || shared {
+			whole := from%format.WordsPerPage == 0 && stop == nextSpan(from, wordShift)
+			if whole && (p.parents > slots || shared && slots != parentsMax) && p.flags&pageCounted != 0 {
 				continue
 			}
 			from, stop = from&^(format.WordsPerPage-1), nextSpan(from, wordShift)
@@ -218,7 +231,7 @@ func (s *Store) scanVersions(v *Volume, h format.OpHead) {
 // target finds the volume of an operation and checks its range. Replay reads
 // records from a disk: what no writer wrote is refused, not believed.
 func (s *Store) target(kind format.RecordKind, h format.OpHead) (*Volume, error) {
-	v := s.volumes[VolumeID(h.Volume)]
+	v := s.find(VolumeID(h.Volume))
 	if v == nil {
 		return nil, fmt.Errorf("record of volume %d: %w", h.Volume, ErrNoVolume)
 	}
@@ -249,7 +262,7 @@ func (s *Store) applyWrite(r format.Record) error {
 			s.born(BID(e.BID), &e)
 		}
 	}
-	s.unshare(v, h.Start, h.Start+uint64(h.Count))
+	s.unshare(v, h.Start, h.Start+uint64(h.Count), true)
 	mapped := v.counter(h.Start)
 	for i := range int(h.Count) {
 		w := r.BlockBID(i)
@@ -274,7 +287,11 @@ func (s *Store) stamp(v *Volume, start, end, seq uint64) {
 	if start == end {
 		return
 	}
-	for c := start >> chunkShift; c <= (end-1)>>chunkShift; c++ {
+	first, last := start>>chunkShift, (end-1)>>chunkShift
+	for c := first; c <= last; c++ {
+		if c == first || c%format.WordsPerPage == 0 {
+			s.pg.own(&v.versions, c, 0)
+		}
 		s.pg.setWord(&v.versions, c, seq)
 	}
 }
@@ -288,7 +305,7 @@ func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) e
 	if r.Kind == format.RecordTrim {
 		h = format.OpHead{Volume: r.Arg(0), Start: r.Arg(1), Count: uint32(r.Arg(2) - r.Arg(1))}
 		if n := r.Arg(2) - r.Arg(1); n <= unmapSlice {
-			v = s.volumes[VolumeID(h.Volume)]
+			v = s.find(VolumeID(h.Volume))
 		}
 	} else {
 		h = r.Op()
@@ -320,7 +337,7 @@ func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) e
 			}
 		}
 		s.mu.Lock()
-		s.unshare(v, i, stop)
+		s.unshare(v, i, stop, false)
 		for at := i; at < stop; {
 			data, _, missing, span := s.pg.lookup(v.mapTree, wordShift, at)
 			if missing != 0 {
@@ -341,12 +358,17 @@ func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) e
 			s.stamp(v, i, stop, h.Seq)
 		} else {
 			for c := (i + ChunkBlocks - 1) >> chunkShift; c<<chunkShift < stop; c++ {
-				s.pg.setWord(&v.versions, c, 0)
+				if data, _, _, _ := s.pg.lookup(v.versions, wordShift, c); data != nil && format.Word(data, int(c)&(format.WordsPerPage-1)) != 0 {
+					s.pg.own(&v.versions, c, 0)
+					s.pg.setWord(&v.versions, c, 0)
+				}
 			}
 		}
 		i = stop
 		if i == end {
-			if r.Kind == format.RecordUnmap {
+			if v.bare && r.Kind == format.RecordUnmap {
+				// What a snapshot that is forged leaves out: no operation of its own.
+			} else if r.Kind == format.RecordUnmap {
 				v.meta.Durable = OpID{Epoch(h.Epoch), Seq(h.Seq)}
 			} else {
 				v.tailEnd = min(v.tailEnd, max(h.Start, v.size.Load()))
@@ -385,7 +407,7 @@ func (s *Store) applyMove(r format.Record) {
 func (s *Store) applyVolume(r format.Record) error {
 	if r.Kind == format.RecordCreate {
 		id := VolumeID(r.Arg(0))
-		if s.volumes[id] != nil {
+		if s.find(id) != nil {
 			return fmt.Errorf("create volume %d: %w", id, ErrExists)
 		}
 		v := &Volume{s: s, id: id, tailEnd: r.Arg(1), meta: Meta{Replica: r.Replica()}}
@@ -394,8 +416,8 @@ func (s *Store) applyVolume(r format.Record) error {
 		s.volumes[id] = v
 		return nil
 	}
-	v := s.volumes[VolumeID(r.Arg(0))]
-	if v == nil {
+	v := s.find(VolumeID(r.Arg(0)))
+	if v == nil || v.bare && r.Kind != format.RecordDelete {
 		return fmt.Errorf("record of volume %d: %w", r.Arg(0), ErrNoVolume)
 	}
 	switch r.Kind {
@@ -416,11 +438,6 @@ func (s *Store) applyVolume(r format.Record) error {
 		v.deleting = true
 		v.tailEnd = annexEnd
 		v.size.Store(0)
-	case format.RecordGone:
-		if v.mapTree.top != 0 || v.versions.top != 0 {
-			invariant("REFS", "volume %d is gone but has pages", v.id)
-		}
-		delete(s.volumes, v.id)
 	case format.RecordResize:
 		n := r.Arg(1)
 		v.tailEnd = max(v.tailEnd, v.size.Load(), n)

@@ -12,6 +12,7 @@ import (
 // Report is what a check found.
 type Report struct {
 	Volumes, Pages, Identities, Mapped uint64 // counted
+	Snapshots                          uint64
 	Blocks                             uint64 // stored blocks whose checksum was verified
 	// Problems names everything that is wrong, at most ProblemsMax of them; Count is all.
 	Problems []string
@@ -33,7 +34,7 @@ func (r *Report) add(text string, args ...any) {
 
 // Check walks all maps and compares: the references of each identity (REFS), the
 // live bytes of each segment and that none of it is free (LIVE), each page, its
-// checksum on the device and the number of its parents, the counters of volumes. Operations wait meanwhile. The
+// checksum on the device and the number of its parents, the counters of volumes and snapshots. Operations wait meanwhile. The
 // error is of the walk itself, such as ctx; what is wrong stands in the report.
 func (s *Store) Check(ctx context.Context) (*Report, error) { return s.check(ctx, false) }
 
@@ -68,7 +69,7 @@ func (s *Store) check(ctx context.Context, blocks bool) (*Report, error) {
 	if err := s.failure(); err != nil {
 		return nil, err
 	}
-	k := &checker{s: s, r: &Report{}, parents: make([]uint32, s.pg.n), seen: make([]uint64, (s.pg.n+63)/64), live: make([]uint32, s.segs.count()), pages: make([]uint32, s.segs.count())}
+	k := &checker{s: s, r: &Report{}, under: make(map[uint32]uint64), parents: make([]uint32, s.pg.n), seen: make([]uint64, (s.pg.n+63)/64), live: make([]uint32, s.segs.count()), pages: make([]uint32, s.segs.count())}
 	if err := k.trees(ctx); err != nil {
 		return nil, err
 	}
@@ -88,8 +89,9 @@ func (s *Store) check(ctx context.Context, blocks bool) (*Report, error) {
 type checker struct {
 	s       *Store
 	r       *Report
-	parents []uint32 // of each page
-	seen    []uint64 // bitmap of shared leaves that this walk has been at
+	parents []uint32          // of each page
+	seen    []uint64          // bitmap of shared pages that this walk has been at
+	under   map[uint32]uint64 // mapped blocks below shared pages of maps
 	live    []uint32
 	pages   []uint32
 	refs    []uint32 // of identities in the window
@@ -104,21 +106,21 @@ func (k *checker) known(id uint64) bool {
 	return id < uint64(len(k.parents)) && k.s.pg.known(id)
 }
 
-// reach counts a parent of a page and says whether it may be walked. Only a leaf of
-// a map may have more than one.
-func (k *checker) reach(id uint64, leaf bool, from string) bool {
+// reach counts a parent of a page and says whether it may be walked. Pages of
+// identities have one.
+func (k *checker) reach(id uint64, many bool, from string) bool {
 	if !k.known(id) {
 		k.r.add("%s names page %d, which does not exist", from, id)
 		return false
 	}
-	if k.parents[id]++; k.parents[id] > 1 && !leaf {
+	if k.parents[id]++; k.parents[id] > 1 && !many {
 		k.r.add("page %d has more than one parent (%s)", id, from)
 		return false
 	}
 	return true
 }
 
-// again says whether a shared leaf was met before on this walk of all maps.
+// again says whether a shared page was met before on this walk of all trees.
 func (k *checker) again(id uint32) bool {
 	k.s.mu.RLock()
 	parents := k.s.pg.page(id).parents
@@ -131,19 +133,19 @@ func (k *checker) again(id uint32) bool {
 	return was
 }
 
-// walk calls f for the leaves of a tree, with a copy of the page: nil for a leaf of a
-// map that was met before. count says whether pages are counted as reached.
+// walk calls f for the leaves of a tree, with a copy of the page. What is below a shared
+// page is walked once only, from the first place that leads there. count says whether
+// pages are counted as reached.
 func (k *checker) walk(ctx context.Context, t tree, shift uint, name string, count bool, f func(first uint64, leaf uint32, page []byte)) error {
 	if t.top == 0 {
 		return nil
 	}
 	var visit func(id uint32, level uint8, first uint64) error
 	visit = func(id uint32, level uint8, first uint64) error {
-		if count && !k.reach(uint64(id), level == 0 && shift == wordShift, name) || !k.known(uint64(id)) {
+		if count && !k.reach(uint64(id), shift == wordShift, name) || !k.known(uint64(id)) {
 			return nil
 		}
-		if level == 0 && shift == wordShift && k.again(id) {
-			f(first, id, nil)
+		if shift == wordShift && k.again(id) {
 			return nil
 		}
 		if err := ctx.Err(); err != nil {
@@ -172,7 +174,9 @@ func (k *checker) walk(ctx context.Context, t tree, shift uint, name string, cou
 			break
 		}
 		if level == 0 {
-			f(first, id, page[:])
+			if f != nil {
+				f(first, id, page[:])
+			}
 			return nil
 		}
 		for i := range format.WordsPerPage {
@@ -187,8 +191,8 @@ func (k *checker) walk(ctx context.Context, t tree, shift uint, name string, cou
 	return visit(t.top, t.height-1, 0)
 }
 
-// leaf copies a leaf into buf and returns it, nil if it cannot be read.
-func (k *checker) leaf(id uint32, buf []byte) []byte {
+// load copies a page into buf and returns it, nil if it cannot be read.
+func (k *checker) load(id uint32, buf []byte) []byte {
 	for {
 		k.s.mu.RLock()
 		data := k.s.pg.data(id)
@@ -204,53 +208,125 @@ func (k *checker) leaf(id uint32, buf []byte) []byte {
 	}
 }
 
-func (k *checker) trees(ctx context.Context) error {
+// mapped counts the blocks that a subtree maps before end, and says what it maps behind.
+// What shared pages lead to is counted once where all of it lies before end.
+func (k *checker) mapped(id uint32, level uint8, first, end uint64, name string) (n uint64) {
+	if !k.known(uint64(id)) {
+		return 0 // walk has said so
+	}
+	span := wordShift + 9*uint(level)
+	within := nextSpan(first, span) <= end
+	if n, ok := k.under[id]; ok && within {
+		return n
+	}
+	var buf [format.PageSize]byte
+	page := k.load(id, buf[:])
+	if page == nil {
+		return 0
+	}
+	for i := range format.WordsPerPage {
+		w := format.Word(page, i)
+		switch at := first + uint64(i)<<(span-wordShift); {
+		case w == 0:
+		case level > 0:
+			n += k.mapped(uint32(w), level-1, at, end, name)
+		case end <= at:
+			k.r.add("%s maps block %d behind its end", name, at)
+		default:
+			n++
+		}
+	}
+	k.s.mu.RLock()
+	shared := k.s.pg.page(id).parents > 1
+	k.s.mu.RUnlock()
+	if shared && within {
+		k.under[id] = n
+	}
+	return n
+}
+
+// counters compares the mapped blocks of a volume or snapshot with what it counts.
+func (k *checker) counters(v *Volume, name string) {
+	t := v.mapTree
+	var mapped, annex uint64
+	end := max(v.size.Load(), v.tailEnd)
+	var buf [format.PageSize]byte
+	if slot := t.annexSlot(uint64(AnnexStart)); t.top != 0 && slot > 0 {
+		page := k.load(t.top, buf[:])
+		below := wordShift * uint(t.height-1)
+		for i := 0; page != nil && i < format.WordsPerPage; i++ {
+			w := uint32(format.Word(page, i))
+			switch at := uint64(i) << below; {
+			case w == 0:
+			case slot <= i:
+				annex += k.mapped(w, t.height-2, at, annexEnd, name)
+			default:
+				mapped += k.mapped(w, t.height-2, at, end, name)
+			}
+		}
+	} else if t.top != 0 {
+		mapped = k.mapped(t.top, t.height-1, 0, end, name)
+	}
+	if mapped != v.mapped {
+		k.r.add("%s maps %d blocks, counts %d", name, mapped, v.mapped)
+	}
+	if annex != v.annex {
+		k.r.add("%s maps %d blocks of its annex, counts %d", name, annex, v.annex)
+	}
+	k.r.Mapped += mapped + annex
+}
+
+// holder is one thing that leads to trees: a volume or a snapshot.
+type holder struct {
+	v    *Volume
+	name string
+}
+
+func (k *checker) holders() (list []holder) {
 	for id, v := range k.s.volumes {
-		k.r.Volumes++
-		mapped := uint64(0)
-		annex := uint64(0)
-		err := k.walk(ctx, v.mapTree, wordShift, fmt.Sprintf("map of volume %d", id), true, func(first uint64, leaf uint32, page []byte) {
-			n, end := &mapped, max(v.size.Load(), v.tailEnd)
-			if uint64(AnnexStart) <= first {
-				n, end = &annex, annexEnd
+		list = append(list, holder{v, fmt.Sprintf("volume %d", id)})
+	}
+	for id, n := range k.s.snapshots {
+		list = append(list, holder{&n.content, fmt.Sprintf("snapshot %d", id)})
+	}
+	return list
+}
+
+// maps walks all maps, and their version trees where f is nil.
+func (k *checker) maps(ctx context.Context, count bool, f func(first uint64, leaf uint32, page []byte)) error {
+	for _, h := range k.holders() {
+		leads := append([]lead{{tree: h.v.mapTree}, {tree: h.v.versions, versions: true}}, h.v.old...)
+		for _, l := range leads {
+			if l.versions && f != nil {
+				continue
 			}
-			if v.deleting {
-				end = v.tailEnd
+			what := "map"
+			if l.versions {
+				what = "versions"
 			}
-			if page == nil && first+format.WordsPerPage <= end {
-				k.s.mu.RLock()
-				*n += uint64(k.s.pg.page(leaf).count) // it was compared with the page when that was met
-				k.s.mu.RUnlock()
-				return
+			if err := k.walk(ctx, l.tree, wordShift, what+" of "+h.name, count, f); err != nil {
+				return err
 			}
-			var buf [format.PageSize]byte
-			if page == nil {
-				if page = k.leaf(leaf, buf[:]); page == nil {
-					return
-				}
-			}
-			for i := range format.WordsPerPage {
-				if format.Word(page, i) != 0 {
-					*n++
-					if at := first + uint64(i); end <= at {
-						k.r.add("volume %d maps block %d behind its end", id, at)
-					}
-				}
-			}
-		})
-		if err != nil {
+		}
+	}
+	return nil
+}
+
+func (k *checker) trees(ctx context.Context) error {
+	if err := k.maps(ctx, true, nil); err != nil {
+		return err
+	}
+	for _, h := range k.holders() {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if mapped != v.mapped {
-			k.r.add("volume %d maps %d blocks, counts %d", id, mapped, v.mapped)
+		if !h.v.bare {
+			k.r.Volumes++
+		} else {
+			k.r.Snapshots++
 		}
-		if annex != v.annex {
-			k.r.add("volume %d maps %d blocks of its annex, counts %d", id, annex, v.annex)
-		}
-		k.r.Mapped += mapped + annex
-		err = k.walk(ctx, v.versions, wordShift, fmt.Sprintf("versions of volume %d", id), true, func(uint64, uint32, []byte) {})
-		if err != nil {
-			return err
+		if !h.v.deleting { // what is being deleted counts no more
+			k.counters(h.v, h.name)
 		}
 	}
 	return nil
@@ -277,27 +353,22 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 	for k.low = 0; k.low < s.nextBID; k.low += checkWindow {
 		clear(k.refs)
 		clear(k.seen)
-		for _, v := range s.volumes {
-			err := k.walk(ctx, v.mapTree, wordShift, "map", false, func(_ uint64, _ uint32, page []byte) {
-				if page == nil {
-					return // a shared leaf counts once
+		err := k.maps(ctx, false, func(_ uint64, leaf uint32, page []byte) {
+			for i := range format.WordsPerPage {
+				if w := format.Word(page, i); w == 0 {
+					continue
+				} else if w >= uint64(k.low) && w-uint64(k.low) < uint64(len(k.refs)) {
+					k.refs[w-uint64(k.low)]++
+				} else if w >= uint64(s.nextBID) {
+					k.r.add("page %d maps identity %d, which was never made", leaf, w)
 				}
-				for i := range format.WordsPerPage {
-					if w := format.Word(page, i); w == 0 {
-						continue
-					} else if w >= uint64(k.low) && w-uint64(k.low) < uint64(len(k.refs)) {
-						k.refs[w-uint64(k.low)]++
-					} else if w >= uint64(s.nextBID) {
-						k.r.add("volume %d maps identity %d, which was never made", v.id, w)
-					}
-				}
-			})
-			if err != nil {
-				return err
 			}
+		})
+		if err != nil {
+			return err
 		}
 		first := k.low == 0
-		err := k.walk(ctx, s.identities, entryShift, "identities", first, func(at uint64, _ uint32, page []byte) {
+		err = k.walk(ctx, s.identities, entryShift, "identities", first, func(at uint64, _ uint32, page []byte) {
 			var e format.Entry
 			for i := range format.EntriesPerPage {
 				bid := at + uint64(i)

@@ -41,7 +41,7 @@ type checkpointer struct {
 	// The cut that is being written; belongs to the checkpoint goroutine while running.
 	number   uint64
 	list     []uint32 // pages dirty or dead at the cut
-	parents  []uint16 // of list, at the cut
+	parents  []uint32 // of list, at the cut
 	moved    []moved  // clean pages whose parents changed
 	drops    []uint32
 	root     []byte
@@ -59,7 +59,7 @@ type checkpointer struct {
 // moved is a page that stays where it is and has another number of parents.
 type moved struct {
 	id      uint32
-	parents uint16
+	parents uint32
 }
 
 const pagesPerCommit = 240 // with header and record just under 1 MiB
@@ -191,6 +191,9 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 	}
 	for _, v := range s.volumes {
 		r.Volumes = append(r.Volumes, v.stored())
+	}
+	for _, n := range s.snapshots {
+		r.Snapshots = append(r.Snapshots, n.stored())
 	}
 	c.root = format.AppendRoot(c.root[:0], &r)
 	s.mu.Unlock()

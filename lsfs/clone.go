@@ -37,7 +37,7 @@ func (s *Store) cloneOf(r format.Record) (c clone, err error) {
 		return c, err
 	}
 	id, start := r.Source()
-	c.src, c.start, c.source, c.count = s.volumes[VolumeID(id)], c.h.Start, start, uint64(c.h.Count)
+	c.src, c.start, c.source, c.count = s.find(VolumeID(id)), c.h.Start, start, uint64(c.h.Count)
 	switch {
 	case c.src == nil:
 		err = ErrNoVolume
@@ -123,11 +123,11 @@ func (s *Store) scanClone(c *clone, from, to uint64) {
 	s.scanVersions(c.v, format.OpHead{Start: from, Count: uint32(to - from)})
 	c.pieces(from, to, func(a, b uint64) {
 		if c.wholeLeaf(a, b) {
-			leaf, _, ok := s.scanInner(c.src.mapTree, c.at(a))
+			leaf, _, _, ok := s.scanInner(c.src.mapTree, c.at(a))
 			if !ok {
 				return
 			}
-			if leaf == 0 || int(s.pg.page(leaf).parents)+slots < int(s.parentsMax) {
+			if leaf == 0 || s.pg.page(leaf).parents+slots < s.parentsMax {
 				if leaf != 0 && s.pg.page(leaf).flags&pageCounted == 0 {
 					s.need(leaf)
 				}
@@ -136,7 +136,7 @@ func (s *Store) scanClone(c *clone, from, to uint64) {
 			}
 		}
 		for i := c.at(a); i < c.at(b); i = nextSpan(i, wordShift) {
-			if leaf, _, ok := s.scanInner(c.src.mapTree, i); ok && leaf != 0 {
+			if leaf, _, _, ok := s.scanInner(c.src.mapTree, i); ok && leaf != 0 {
 				s.scanWords(leaf, i, min(c.at(b), nextSpan(i, wordShift)))
 			}
 		}
@@ -183,7 +183,7 @@ func (s *Store) applyClone(r format.Record, from uint64, cut func(done uint64) e
 // clonePiece makes blocks [a, b), which lie in one leaf, equal to their source.
 func (s *Store) clonePiece(c *clone, a, b uint64) {
 	if c.wholeLeaf(a, b) {
-		from, _, _ := s.pg.leafOf(c.src.mapTree, c.at(a))
+		from, _, _, _ := s.pg.leafOf(c.src.mapTree, c.at(a))
 		if from == 0 {
 			s.dropLeaf(c.v, a)
 			return
@@ -200,7 +200,7 @@ func (s *Store) clonePiece(c *clone, a, b uint64) {
 			s.addRef(BID(w))
 		}
 	}
-	s.unshare(c.v, a, b)
+	s.unshare(c.v, a, b, true)
 	mapped := c.v.counter(a)
 	for i, w := range words {
 		old := s.pg.setWord(&c.v.mapTree, a+uint64(i), w)
@@ -237,7 +237,7 @@ func (s *Store) readWords(t tree, i uint64, dst []uint64) {
 // shareLeaf lets the map of v lead to leaf at block i. It says no when the leaf has
 // as many parents as it can have.
 func (s *Store) shareLeaf(v *Volume, i uint64, leaf uint32) bool {
-	old, _, _ := s.pg.leafOf(v.mapTree, i)
+	old, _, _, _ := s.pg.leafOf(v.mapTree, i)
 	if old == leaf {
 		return true
 	}
@@ -259,7 +259,7 @@ func (s *Store) shareLeaf(v *Volume, i uint64, leaf uint32) bool {
 
 // dropLeaf takes the leaf of block i out of the map of v, if there is one.
 func (s *Store) dropLeaf(v *Volume, i uint64) {
-	if leaf, _, _ := s.pg.leafOf(v.mapTree, i); leaf != 0 {
+	if leaf, _, _, _ := s.pg.leafOf(v.mapTree, i); leaf != 0 {
 		s.pg.putLeaf(&v.mapTree, i, 0)
 		s.leaveLeaf(v, i, leaf)
 	}
@@ -286,78 +286,89 @@ func (s *Store) leaveLeaf(v *Volume, i uint64, leaf uint32) {
 	s.pg.drop(leaf)
 }
 
-// unshare makes the words of [start, end) changeable: a shared leaf that lies wholly
-// inside leaves the map, for all its words are about to be replaced; one that
-// lies there in part is replaced by a copy.
-func (s *Store) unshare(v *Volume, start, end uint64) {
+// unshare makes the words of [start, end) changeable: shared pages above them are copied,
+// a shared leaf that lies wholly inside leaves the map, for all its words are about to
+// be replaced, and one that lies there in part is replaced by a copy. fill says that
+// leaves are made where there are none.
+func (s *Store) unshare(v *Volume, start, end uint64, fill bool) {
 	if s.pg.shared.Load() == 0 {
 		return
 	}
-	for i := start; i < end; i = nextSpan(i, wordShift) {
-		leaf, _, _ := s.pg.leafOf(v.mapTree, i)
+	for i := start; i < end; {
+		leaf, _, span, shared := s.pg.leafOf(v.mapTree, i)
+		at := i
+		if i = nextSpan(i, wordShift); leaf == 0 && !fill {
+			i = nextSpan(at, max(span, wordShift))
+		}
+		if shared && (leaf != 0 || fill) {
+			s.pg.own(&v.mapTree, at, 1)
+		}
 		if leaf == 0 || s.pg.page(leaf).parents == 1 {
 			continue
 		}
-		if i%format.WordsPerPage == 0 && nextSpan(i, wordShift) <= end {
-			s.dropLeaf(v, i)
-		} else {
-			s.copyLeaf(v, i, leaf)
-		}
+		s.replaceLeaf(v, at, leaf, start <= at&^(format.WordsPerPage-1) && i <= end)
+	}
+}
+
+// replaceLeaf takes a shared leaf out of the map of v, or a copy in its place.
+func (s *Store) replaceLeaf(v *Volume, i uint64, leaf uint32, whole bool) {
+	if whole {
+		s.dropLeaf(v, i)
+	} else {
+		s.copyLeaf(v, i, leaf)
 	}
 }
 
 // copyLeaf gives the map of v a leaf of its own in place of a shared one.
 func (s *Store) copyLeaf(v *Volume, i uint64, leaf uint32) {
-	pg := s.pg
-	own := pg.create(format.WordPage)
-	from, to := pg.data(leaf), pg.touch(own)
-	if from == nil {
-		invariant("REFS", "leaf %d is copied but not resident", leaf)
-	}
-	copy(to, from)
+	own := s.pg.copyPage(leaf, 0)
+	data := s.pg.data(own)
 	for k := range format.WordsPerPage {
-		if w := format.Word(to, k); w != 0 {
+		if w := format.Word(data, k); w != 0 {
 			s.addRef(BID(w))
 		}
 	}
-	pg.page(own).count = pg.page(leaf).count
-	pg.setParents(leaf, pg.page(leaf).parents-1)
-	pg.putLeaf(&v.mapTree, i, own)
+	s.pg.putLeaf(&v.mapTree, i, own)
 }
 
-// sharedEdges counts the shared leaves that a change of [start, end) has to copy: at
-// most the first and the last. The caller has Store.mu.
+// sharedEdges counts the shared pages that a change of [start, end) has to copy: those
+// on the way to its first and to its last block, in the map and in the version tree. (What
+// a long one copies between them goes with it.) The caller has Store.mu.
 func (s *Store) sharedEdges(v *Volume, start, end uint64) (n int64) {
 	if s.pg.shared.Load() == 0 || start == end {
 		return 0
 	}
-	edge := func(i uint64) {
-		leaf, missing, _ := s.pg.leafOf(v.mapTree, i)
-		if missing != 0 || leaf != 0 && s.pg.page(leaf).parents > 1 {
-			n++
-		}
-	}
 	first, last := start&^(format.WordsPerPage-1), (end-1)&^(format.WordsPerPage-1)
-	if first != start || first == last && end != last+format.WordsPerPage {
-		edge(first)
+	n = s.pg.copyCost(v.mapTree, first, first != start || first == last && end != last+format.WordsPerPage)
+	if first != last {
+		n += s.pg.copyCost(v.mapTree, last, end != last+format.WordsPerPage)
 	}
-	if first != last && end != last+format.WordsPerPage {
-		edge(last)
+	from, to := start>>chunkShift, (end-1)>>chunkShift
+	n += s.pg.copyCost(v.versions, from, true)
+	if from>>wordShift != to>>wordShift {
+		n += s.pg.copyCost(v.versions, to, true)
 	}
 	return n
 }
 
+// edgesMost is above what sharedEdges can come to.
+const edgesMost = 2 * (heightMax + heightMax)
+
 // clonePages bounds the pages that a clone makes. The caller has Store.mu.
 func (s *Store) clonePages(c *clone) (n int64) {
 	n = 2 + int64(c.count>>(2*wordShift)) // above the leaves, at an end of the map
+	if s.pg.shared.Load() > 0 && c.count > 0 {
+		n += s.pg.copyCost(c.v.mapTree, c.start, false) + s.pg.copyCost(c.v.mapTree, c.start+c.count-1, false)
+		n += s.pg.copyCost(c.v.versions, c.start>>chunkShift, true) + s.pg.copyCost(c.v.versions, (c.start+c.count-1)>>chunkShift, true)
+	}
 	c.pieces(c.start, c.start+c.count, func(a, b uint64) {
 		if c.wholeLeaf(a, b) {
-			leaf, _, _ := s.pg.leafOf(c.src.mapTree, c.at(a))
+			leaf, _, _, _ := s.pg.leafOf(c.src.mapTree, c.at(a))
 			if leaf == 0 || s.pg.page(leaf).parents < s.parentsMax {
 				return
 			}
 		}
-		if leaf, _, _ := s.pg.leafOf(c.v.mapTree, a); leaf == 0 || s.pg.page(leaf).parents > 1 {
+		if leaf, _, _, shared := s.pg.leafOf(c.v.mapTree, a); leaf == 0 || shared {
 			n++
 		}
 	})
@@ -371,11 +382,11 @@ func (v *Volume) AdmitClone(start BlockNo, source VolumeID, sourceStart BlockNo,
 	s := v.s
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	c := clone{v: v, src: s.volumes[source], start: uint64(start), source: uint64(sourceStart), count: uint64(count)}
-	if c.src == nil || ClonedBlocksMax < count || !v.holds(c.start, c.count) || !c.src.holds(c.source, c.count) {
+	c := clone{v: v, src: s.find(source), start: uint64(start), source: uint64(sourceStart), count: uint64(count)}
+	if c.src == nil || c.src.forging || ClonedBlocksMax < count || !v.holds(c.start, c.count) || !c.src.holds(c.source, c.count) {
 		return true
 	}
-	return s.charged()+s.waiting.Load()+s.clonePages(&c)*format.PageSize <= s.usable
+	return s.charged()+s.waiting.Load()+s.clonePages(&c)*format.PageSize <= s.usable && !s.crowded(v.mapTree, c.start, c.start+c.count)
 }
 
 // stageClone looks at a clone before it is logged: that its metadata can be read, that
@@ -385,10 +396,13 @@ func (s *Store) stageClone(r format.Record, refuse bool) error {
 	c, err := s.cloneOf(r)
 	var pages int64
 	if err == nil {
-		if c.src.deleting {
+		if c.src.deleting || c.src.forging {
 			err = fmt.Errorf("clone of volume %d: %w", c.src.id, ErrNoVolume)
 		}
 		pages = s.clonePages(&c)
+		if err == nil && s.crowded(c.v.mapTree, c.start, c.start+c.count) {
+			err = fmt.Errorf("volume %d: a copy of shared metadata: %w", c.v.id, ErrReferences)
+		}
 	}
 	s.mu.RUnlock()
 	if err != nil {

@@ -73,7 +73,7 @@ func TestCloneIsCheap(t *testing.T) {
 	}
 	t.Logf("%d bytes written for %d cloned (%.4f %%), %d checkpoint pages", written, blocks*dedup.BlockSize, float64(written)*100/(blocks*dedup.BlockSize), after.CheckpointPages-before.CheckpointPages)
 	list, err := w.Extents(ctx, 0, blocks, make([]Extent, 0, 8))
-	if err != nil || len(list) != 1 || list[0] != (Extent{blocks, true}) && list[0].Blocks < extentLeaves*512 {
+	if err != nil || len(list) != 1 || list[0] != (Extent{Blocks: blocks, Mapped: true}) && list[0].Blocks < extentLeaves*512 {
 		t.Fatal(list, err)
 	}
 	seq++
@@ -251,7 +251,7 @@ func TestCheckFindsParents(t *testing.T) {
 	}
 	mustCheck(t, s)
 	s.mu.Lock()
-	leaf, _, _ := s.pg.leafOf(v.mapTree, 0)
+	leaf, _, _, _ := s.pg.leafOf(v.mapTree, 0)
 	s.mu.Unlock()
 	find := func(want string) {
 		t.Helper()

@@ -33,7 +33,7 @@ func TestCloneModel(t *testing.T) {
 			}
 			if rng.IntN(3) == 0 {
 				s.enter()
-				s.parentsMax = uint16(2 + rng.IntN(8))
+				s.parentsMax = uint32(2 + rng.IntN(8))
 				s.leave()
 			}
 		}

@@ -201,11 +201,11 @@ func (s *Store) finish() {
 func (s *Store) stage(op *Op, refuse bool) error {
 	b := &s.batch
 	s.mu.RLock()
-	v := s.volumes[op.Volume]
-	ok := v != nil && !v.deleting
+	v := s.find(op.Volume)
+	ok := v != nil && v.takes(op.Kind)
 	var blocks uint64
 	var copies int64
-	inside := false
+	inside, crowded := false, false
 	if ok {
 		blocks, inside = v.size.Load(), v.holds(uint64(op.Start), uint64(op.Count))
 		if op.Kind == OpWrite {
@@ -213,13 +213,17 @@ func (s *Store) stage(op *Op, refuse bool) error {
 		}
 		if inside && (op.Kind == OpWrite || op.Kind == OpCopy || op.Kind == OpUnmap) {
 			copies = s.sharedEdges(v, uint64(op.Start), uint64(op.Start)+uint64(op.Count))
+			crowded = copies > 0 && s.crowded(v.mapTree, uint64(op.Start), uint64(op.Start)+uint64(op.Count))
 		}
 	}
 	s.mu.RUnlock()
 	if !ok {
 		return fmt.Errorf("volume %d: %w", op.Volume, ErrNoVolume)
 	}
-	if op.Kind != OpCopy && op.ID.Seq != v.built+1 {
+	if crowded {
+		return fmt.Errorf("volume %d: a copy of shared metadata: %w", op.Volume, ErrReferences)
+	}
+	if op.Kind != OpCopy && !v.bare && op.ID.Seq != v.built+1 {
 		return fmt.Errorf("volume %d: seq %d, expected %d: %w", op.Volume, op.ID.Seq, v.built+1, ErrGap)
 	}
 	head := format.OpHead{Volume: uint64(op.Volume), Epoch: uint64(op.ID.Epoch), Seq: uint64(op.ID.Seq), Start: uint64(op.Start), Count: op.Count}
@@ -243,6 +247,9 @@ func (s *Store) stage(op *Op, refuse bool) error {
 		copy(at[format.OpFixed:], op.State)
 	case OpClone:
 		format.PutSource(at, uint64(op.Source), uint64(op.SourceStart))
+	case OpSnapshot, OpRollback:
+		format.PutSnapshot(at, uint64(op.Snapshot))
+		err = s.stageSnapshot(v, op)
 	case OpWrite, OpCopy:
 		err = s.stageBlocks(op, at[format.OpFixed:])
 	}
@@ -277,13 +284,13 @@ func (s *Store) stage(op *Op, refuse bool) error {
 	}
 	b.end += n
 	b.n++
-	if op.Kind != OpCopy {
+	if op.Kind != OpCopy && !v.bare {
 		v.built = op.ID.Seq
 	}
 	return nil
 }
 
-// stageCopies looks at an operation that makes copies of shared leaves. Even an unmap
+// stageCopies looks at an operation that makes copies of shared pages. Even an unmap
 // needs room for them, so when nothing at all is left it is refused.
 func (s *Store) stageCopies(v *Volume, op *Op, refuse bool) error {
 	if refuse {
@@ -441,11 +448,16 @@ func (s *Store) fits(v *Volume, op *Op, add int64) bool {
 // freedBy sums the stored bytes that only the given range refers to, under Store.mu.
 // What is not resident counts as a whole block.
 func (s *Store) freedBy(v *Volume, start BlockNo, count uint32) (freed int64) {
+	kept := false
 	for i := uint64(start); i < uint64(start)+uint64(count); i++ {
-		data, leaf, missing, _ := s.pg.lookup(v.mapTree, wordShift, i)
-		if data != nil && s.pg.page(leaf).parents > 1 {
-			continue // the others keep what it names
+		if i == uint64(start) || i%format.WordsPerPage == 0 {
+			leaf, _, _, shared := s.pg.leafOf(v.mapTree, i)
+			kept = leaf != 0 && shared
 		}
+		if kept {
+			continue // the others keep what the leaf names
+		}
+		data, _, missing, _ := s.pg.lookup(v.mapTree, wordShift, i)
 		if data == nil {
 			if missing != 0 {
 				freed += dedup.BlockSize + identityCost
@@ -478,13 +490,53 @@ func (v *Volume) Admit(start BlockNo, blocks []dedup.Block) bool {
 	}
 	over := s.charged() + s.waiting.Load() + add - s.usable
 	shared := s.pg.shared.Load() > 0
-	if add == 0 || over <= 0 && !shared || over+2*format.PageSize <= 0 {
+	if !shared && (add == 0 || over <= 0) || over+edgesMost*format.PageSize <= 0 && s.pg.crowd.Load() < s.parentsLast {
 		return true
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	over += s.sharedEdges(v, uint64(start), uint64(start)+uint64(len(blocks))) * format.PageSize
-	return over <= s.freedBy(v, start, uint32(len(blocks)))
+	edges := s.sharedEdges(v, uint64(start), uint64(start)+uint64(len(blocks)))
+	if edges > 0 && s.crowded(v.mapTree, uint64(start), uint64(start)+uint64(len(blocks))) {
+		return false
+	}
+	return add == 0 && edges == 0 || over+edges*format.PageSize <= s.freedBy(v, start, uint32(len(blocks)))
+}
+
+// AdmitUnmap says whether an unmap would find room, as Admit does for a write. Only
+// where map pages are shared does it take any.
+func (v *Volume) AdmitUnmap(start BlockNo, count uint32) bool {
+	s := v.s
+	over := s.charged() + s.waiting.Load() - s.usable
+	if s.pg.shared.Load() == 0 || over+edgesMost*format.PageSize <= 0 && s.pg.crowd.Load() < s.parentsLast {
+		return true
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	edges := s.sharedEdges(v, uint64(start), uint64(start)+uint64(count))
+	if edges > 0 && s.crowded(v.mapTree, uint64(start), uint64(start)+uint64(count)) {
+		return false
+	}
+	return edges == 0 || over+edges*format.PageSize <= s.freedBy(v, start, min(count, unmapSlice))
+}
+
+// Kept says whether something else, a snapshot or a clone, leads to what the range
+// holds: then overwriting it or unmapping it gives nothing back, and takes room for
+// pages of the map. It does no I/O; what is not in RAM counts as kept.
+func (v *Volume) Kept(start BlockNo, count uint32) bool {
+	s := v.s
+	if s.pg.shared.Load() == 0 {
+		return false
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for i := uint64(start); i < uint64(start)+uint64(count); {
+		_, missing, span, shared := s.pg.leafOf(v.mapTree, i)
+		if missing != 0 || shared {
+			return true
+		}
+		i = nextSpan(i, max(span, wordShift))
+	}
+	return false
 }
 
 // write gives the staged records their addresses and makes the commit durable.

@@ -23,6 +23,8 @@
 //	log.go                       the head of the log
 //	apply.go tree.go identity.go what a record does to the pages
 //	clone.go annex.go            leaves that maps share; blocks behind a volume's end
+//	own.go snapshot.go           trees that share pages: copy on write, snapshots, rollback
+//	shed.go changed.go           what is left of them; what differs between them
 //	page.go                      pages in RAM
 //	checkpoint.go replay.go      how the state gets to a device and back
 //	cleaner.go trim.go           how space is given back
@@ -54,7 +56,7 @@
 //	           map names a block only after it is durable
 //	ORDERED    operations of a volume are applied in sequence without gaps
 //	REFS       references of an identity = entries of leaves that name it, a leaf that
-//	           several maps share counted once; parents of a page = places that lead
+//	           several ways lead to counted once; parents of a page = places that lead
 //	           to it; increments come before decrements, in the commit that changes the map
 //	LIVE       a segment is reused when no checkpoint that a start may load, no replay
 //	           and no reader needs it: two checkpoints after its last byte died
@@ -62,13 +64,17 @@
 //	           bounded by the bytes between checkpoints
 //	CHECKED    pages and blocks are compared with checksums kept apart from them
 //
-// # Shared leaves
+// # Shared pages
 //
+// A snapshot, a volume made of one and a rollback make two trees lead to one top page.
 // OpClone makes maps share leaves (512 blocks) where both ranges hold one whole. The
 // directory counts the parents of a page, and a change of the count alone writes its
-// entry there and not the page. Only leaves of volume maps are shared, never what
-// stands above them. Before a word of a shared leaf changes the map gets a copy
-// (unshare), so what an operation touches is no longer what it names: the scan that
-// holds its pages takes in all identities of a leaf that it will copy, and of one
-// whose last parent it may be.
+// entry there and not the page. A page with more than one parent stays as it is: before
+// anything below it changes, it and all that is shared on the way are copied from the
+// top down (own), at last the leaf (unshare). So what an operation touches is no longer
+// what it names: the scan that holds its pages takes in all identities of a leaf that
+// will be copied, and of one whose last parent it may be.
+//
+// A snapshot takes no room when it is taken. What it costs is paid by the writes that
+// come later: Admit and AdmitUnmap count the pages that they copy.
 package lsfs

@@ -30,6 +30,8 @@ var (
 	// ErrReferences: a block of the range has as many references as a block can have.
 	// The clone was not stored; the range can still be read and written.
 	ErrReferences = errors.New("a block has no room for another reference")
+	// ErrSnapshots: the pool has as many snapshots as it can have (SnapshotsMax).
+	ErrSnapshots = errors.New("the pool has no room for another snapshot")
 	// ErrClosed: the store is closed or closing.
 	ErrClosed = errors.New("the store is closed")
 	// ErrInUse: Format found something on a device.

@@ -51,6 +51,14 @@ const (
 	// range may lie in an annex. The caller keeps the source range unchanged until
 	// Done, and sees to it that every replica that gets the operation holds the source.
 	OpClone OpKind = 6
+	// OpSnapshot makes snapshot Snapshot of Volume as it is at this place of its
+	// stream. It costs one record and shares all pages, and takes a sequence number.
+	// Where the snapshot is already it changes nothing else.
+	OpSnapshot OpKind = 7
+	// OpRollback makes the content and the size of Volume those of snapshot Snapshot;
+	// the annex stays. It takes a sequence number, which is from then on the least
+	// version of every chunk. It is refused with ErrNoVolume where the snapshot is not.
+	OpRollback OpKind = 8
 )
 
 // ClonedBlocksMax bounds the blocks of one OpClone: 64 MiB.
@@ -60,6 +68,8 @@ const ClonedBlocksMax = 16 << 10
 type Extent struct {
 	Blocks uint64
 	Mapped bool
+	// Same: both sides hold the same there. Only ChangedRanges says so.
+	Same bool
 }
 
 // Op is one reduced operation of one volume, as it is logged and as it is
@@ -81,8 +91,9 @@ type Op struct {
 	// journals): new blocks of it enter the cache on this node.
 	Warm bool
 
-	Source      VolumeID // OpClone
+	Source      VolumeID // OpClone: a volume or a snapshot
 	SourceStart BlockNo
+	Snapshot    VolumeID // OpSnapshot, OpRollback
 
 	// Done is called once by the committing goroutine, when the operation is
 	// durable on this node and visible to Read, or has failed. Operations of one

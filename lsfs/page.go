@@ -26,8 +26,15 @@ const (
 	pageCounted // count is known: it was resident since the store was opened
 )
 
-// parentsMax is where a leaf takes no more parents: a clone copies its words instead.
-const parentsMax = 1<<16 - 1
+// parentsMax is where a leaf takes no more parents from clones of ranges, which copy
+// its words instead. What is left above it is for those who cannot choose: copies of
+// the pages above, snapshots and clones of volumes. From parentsLast on these are
+// refused before they are logged (ErrReferences); what one batch adds to a page fits
+// between it and what the directory can count.
+const (
+	parentsMax  = format.ParentsMax / 2
+	parentsLast = format.ParentsMax - 1<<21
+)
 
 type page struct {
 	frame uint32 // 0: not resident
@@ -35,9 +42,9 @@ type page struct {
 	count uint16 // words that are not zero, or live entries; see pageCounted
 	kind  format.PageKind
 	flags uint8
-	// parents is how many pages and tree tops lead here: above 1 only for a leaf of
-	// volume maps, which then stays as it is. Whoever must change it changes a copy.
-	parents uint16
+	// parents is how many pages and tree tops lead here. A page of a map or a version
+	// tree that has more than one stays as it is: whoever must change it changes a copy.
+	parents uint32
 }
 
 const (
@@ -75,7 +82,8 @@ type pager struct {
 	nDirty atomic.Int64
 	nUsed  atomic.Int64
 	nAlive atomic.Int64
-	shared atomic.Int64 // leaves with more than one parent
+	shared atomic.Int64  // pages with more than one parent
+	crowd  atomic.Uint32 // no page ever had more parents
 }
 
 func newPager(bytes int64) *pager {
@@ -242,8 +250,14 @@ func (pg *pager) touch(id uint32) []byte {
 
 // setParents says how many lead to a page. That alone does not make it dirty: the
 // next checkpoint writes it into the directory and leaves the page where it stands.
-func (pg *pager) setParents(id uint32, n uint16) {
+func (pg *pager) setParents(id uint32, n uint32) {
 	p := pg.page(id)
+	if n == 0 || format.ParentsMax < n {
+		invariant("REFS", "page %d gets %d parents", id, n)
+	}
+	if pg.crowd.Load() < n {
+		pg.crowd.Store(n)
+	}
 	if p.parents <= 1 && n > 1 {
 		pg.shared.Add(1)
 	} else if p.parents > 1 && n <= 1 {
@@ -256,20 +270,21 @@ func (pg *pager) setParents(id uint32, n uint16) {
 	}
 }
 
-// drop ends a resident page.
+// drop ends a page. One that is clean need not be resident.
 func (pg *pager) drop(id uint32) {
 	p := pg.page(id)
 	if p.parents != 1 {
 		invariant("REFS", "page %d is dropped but has %d parents", id, p.parents)
 	}
-	switch {
-	case p.flags&pageCut != 0:
-		p.old = p.frame // the checkpoint still writes it
-		pg.frameOf(p.frame).page = 0
-	default:
-		pg.release(p.frame)
+	if p.frame != 0 {
+		if p.flags&pageCut != 0 {
+			p.old = p.frame // the checkpoint still writes it
+			pg.frameOf(p.frame).page = 0
+		} else {
+			pg.release(p.frame)
+		}
+		pg.nUsed.Add(-1)
 	}
-	pg.nUsed.Add(-1)
 	pg.nAlive.Add(-1)
 	if p.flags&pageDirty == 0 {
 		pg.dirty = append(pg.dirty, id)

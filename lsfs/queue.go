@@ -42,7 +42,7 @@ func (s *Store) Append(op *Op) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if op.err == nil {
-		v := s.Volume(op.Volume)
+		v := s.taker(op)
 		err := s.failure()
 		switch {
 		case q.closed:
@@ -51,7 +51,7 @@ func (s *Store) Append(op *Op) {
 			op.err = err
 		case v == nil:
 			op.err = fmt.Errorf("volume %d: %w", op.Volume, ErrNoVolume)
-		case op.Kind == OpCopy:
+		case op.Kind == OpCopy || v.bare:
 		case op.ID.Seq != v.expect:
 			op.err = fmt.Errorf("volume %d: seq %d, expected %d: %w", op.Volume, op.ID.Seq, v.expect, ErrGap)
 		default:
@@ -118,6 +118,11 @@ func (s *Store) inspect(op *Op) {
 	case OpClone:
 		if op.Count == 0 || ClonedBlocksMax < op.Count {
 			fail("clone of %d blocks", op.Count)
+			return
+		}
+	case OpSnapshot, OpRollback:
+		if op.Snapshot == 0 {
+			fail("no snapshot")
 			return
 		}
 	case OpEpoch:
@@ -248,7 +253,7 @@ func (op *Op) alone() bool {
 	case OpClone:
 		return op.Count > cloneSlice
 	}
-	return op.Kind == opTask
+	return op.Kind == opTask || op.Kind == OpSnapshot || op.Kind == OpRollback // what follows finds its pages shared
 }
 
 // putBack returns the operations of the batch from i on to the head of the queue.

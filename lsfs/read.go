@@ -460,7 +460,8 @@ func (v *Volume) Repair(ctx context.Context, no BlockNo, b dedup.Block) error {
 }
 
 // ChangedChunks lists the chunks whose version is above since, ascending: those
-// that an operation with a later sequence has touched.
+// that an operation with a later sequence has touched. After a rollback that is all of
+// them, holes too.
 func (v *Volume) ChangedChunks(ctx context.Context, since Seq) ([]uint32, error) {
 	var list []uint32
 	err := v.eachVersion(ctx, 0, ^uint64(0), func(chunk uint32, version Seq) {
@@ -468,18 +469,43 @@ func (v *Volume) ChangedChunks(ctx context.Context, since Seq) ([]uint32, error)
 			list = append(list, chunk)
 		}
 	})
+	// The floor is read after the versions: it rises when they go.
+	if floor, chunks := v.lowest(); err == nil && since < floor {
+		all := make([]uint32, chunks, chunks+8)
+		for i := range all {
+			all[i] = uint32(i)
+		}
+		for _, c := range list {
+			if annexChunk <= uint64(c) {
+				all = append(all, c)
+			}
+		}
+		list = all
+	}
 	return list, err
+}
+
+// lowest returns the floor of the versions and the number of chunks that it holds for.
+func (v *Volume) lowest() (floor Seq, chunks uint64) {
+	v.s.mu.RLock()
+	defer v.s.mu.RUnlock()
+	return v.floor, (v.size.Load() + ChunkBlocks - 1) >> chunkShift
 }
 
 // ChunkVersions fills dst with the versions of the chunks from first on: the
 // sequence of the last operation that touched each, 0 for none.
 func (v *Volume) ChunkVersions(ctx context.Context, first uint32, dst []Seq) error {
 	clear(dst)
-	return v.eachVersion(ctx, uint64(first), uint64(first)+uint64(len(dst)), func(chunk uint32, version Seq) {
+	err := v.eachVersion(ctx, uint64(first), uint64(first)+uint64(len(dst)), func(chunk uint32, version Seq) {
 		if first <= chunk && uint64(chunk) < uint64(first)+uint64(len(dst)) {
 			dst[chunk-first] = version
 		}
 	})
+	floor, chunks := v.lowest()
+	for i := uint64(first); i < chunks && i-uint64(first) < uint64(len(dst)); i++ {
+		dst[i-uint64(first)] = max(dst[i-uint64(first)], floor)
+	}
+	return err
 }
 
 // eachVersion calls f for the chunks with a version on the pages that hold

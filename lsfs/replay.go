@@ -325,6 +325,10 @@ func (s *Store) loadRoot() (*format.Root, error) {
 		v := volumeOf(s, &root.Volumes[i])
 		s.volumes[v.id] = v
 	}
+	for i := range root.Snapshots {
+		n := snapshotOf(s, &root.Snapshots[i])
+		s.snapshots[n.content.id] = n
+	}
 	return root, nil
 }
 
@@ -372,6 +376,7 @@ func (s *Store) loadDirectory(root *format.Root) error {
 		p.kind, p.flags, p.parents = e.Kind, pageAlive, e.Refs
 		if e.Refs > 1 {
 			pg.shared.Add(1)
+			pg.crowd.Store(max(pg.crowd.Load(), e.Refs))
 		}
 		pg.nAlive.Add(1)
 		t.addPages(e.Addr.Segment(), format.PageSize)
@@ -427,6 +432,7 @@ func (s *Store) recover() error {
 	for _, v := range s.volumes {
 		v.settle()
 	}
+	s.abandonForged()
 	if s.ckpt.changed.Load() {
 		s.logger.Info("store recovered", "commits", pos.Seq-root.Position.Seq, "seq", pos.Seq, "checkpoint", root.Checkpoint)
 		s.cfg.Event(Event{Code: "recovered", Text: fmt.Sprintf("%d commits replayed after checkpoint %d", pos.Seq-root.Position.Seq, root.Checkpoint)})

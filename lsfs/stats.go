@@ -73,7 +73,8 @@ type Stats struct {
 	MappedBlocks  uint64         // of all volumes and their annexes
 	UniqueBytes   int64          // stored bytes of blocks that are referenced
 	Pages         int64          // ids of metadata pages in use
-	SharedPages   int64          // of them, leaves of maps that more than one place leads to
+	SharedPages   int64          // of them, those that more than one place leads to
+	Snapshots     int
 	PagesResident int64
 	PagesDirty    int64
 	MetadataBytes int64 // RAM of frames
@@ -127,9 +128,12 @@ func (s *Store) Stats() Stats {
 		st.UniqueBytes += int64(s.segs.all[i].live)
 	}
 	for _, v := range s.volumes {
-		st.MappedBlocks += v.mapped + v.annex
+		if !v.deleting {
+			st.MappedBlocks += v.mapped + v.annex
+		}
 	}
 	st.Pages = int64(s.pg.n) - 1 - int64(len(s.pg.ids))
+	st.Snapshots = len(s.snapshots)
 	st.SharedPages = s.pg.shared.Load()
 	st.PagesResident, st.PagesDirty = s.pg.nUsed.Load(), s.pg.nDirty.Load()
 	st.MetadataBytes = int64(len(s.pg.slabs)) * slabFrames * 4096

@@ -31,6 +31,7 @@ type Store struct {
 	identities tree
 	nextBID    BID
 	volumes    map[VolumeID]*Volume
+	snapshots  map[VolumeID]*Snapshot
 
 	pins    pinTable
 	queue   queue
@@ -47,7 +48,8 @@ type Store struct {
 	usable, slack        int64
 	dirtySoft, dirtyHard int64  // pages
 	refsMax              uint32 // see the constants of these names
-	parentsMax           uint16
+	parentsMax           uint32
+	parentsLast          uint32
 	waiting              atomic.Int64 // stored bytes that are queued
 	stored               atomic.Int64 // identities that are not dead
 	onCommit             func()
@@ -93,7 +95,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), stop: make(chan struct{})}
+	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{})}
 	made := s
 	defer func() {
 		if err != nil {
@@ -113,7 +115,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	// A twentieth goes to commit headers, records and padding of what the cleaner packs.
 	s.usable = (size - reserveSegments*int64(sb.SegmentBytes)) / 20 * 19 * int64(100-c.GarbageMax) / 100
 	s.slack = max(size/128, int64(sb.SegmentBytes)/2)
-	s.refsMax, s.parentsMax = refsMax, parentsMax
+	s.refsMax, s.parentsMax, s.parentsLast = refsMax, parentsMax, parentsLast
 	s.pins.init()
 	s.missing = make([]uint32, 0, 64)
 	s.queue.wake.L = &s.queue.mu

@@ -18,6 +18,11 @@ const (
 	taskTrim
 	taskGone
 	taskMove
+	taskShed
+	taskForget // a snapshot
+	taskFrom
+	taskForge
+	taskSeal
 )
 
 // task is a change that is not an operation of a volume. It gets a commit of its own.
@@ -30,7 +35,10 @@ type task struct {
 	start   uint64 // trim: [start, end)
 	end     uint64
 	moves   []move
-	done    chan error
+	// Of snapshots: whose they are, what they begin with, where they were taken.
+	of, base VolumeID
+	point    OpID
+	done     chan error
 }
 
 // move is a block that gets a new place. data stays the poster's.
@@ -54,7 +62,7 @@ func (s *Store) runTask(t *task) error {
 	b := &s.batch
 	b.reset(s.nextBID)
 	s.mu.RLock()
-	v := s.volumes[t.volume]
+	v := s.find(t.volume)
 	var meta Meta
 	var size, tail uint64
 	deleting := false
@@ -62,7 +70,8 @@ func (s *Store) runTask(t *task) error {
 		meta, size, tail, deleting = v.meta, v.size.Load(), v.tailEnd, v.deleting
 	}
 	s.mu.RUnlock()
-	if (v == nil || deleting) && t.kind != taskCreate && t.kind != taskTrim && t.kind != taskGone && t.kind != taskMove {
+	switch missing := v == nil || deleting || v.bare; {
+	case missing && (t.kind == taskDelete || t.kind == taskResize || t.kind == taskMeta):
 		return fmt.Errorf("volume %d: %w", t.volume, ErrNoVolume)
 	}
 	buf := b.buf[:format.CommitHeaderSize]
@@ -104,6 +113,11 @@ func (s *Store) runTask(t *task) error {
 		buf = format.AppendVolume(buf, format.RecordGone, uint64(t.volume))
 	case taskMove:
 		return s.runMoves(t.moves)
+	default:
+		var err error
+		if buf, err = s.snapshotTask(t, v, buf); err != nil || len(buf) == format.CommitHeaderSize {
+			return err
+		}
 	}
 	b.end, b.n = len(buf), 1
 	if err := s.write(); err != nil {

@@ -50,28 +50,30 @@ func (pg *pager) lookup(t tree, shift uint, i uint64) (data []byte, leaf, missin
 
 // leafOf finds the id of the leaf of index i in a tree of words, which need not be
 // resident. It is 0 when there is none: then missing and span are those of lookup.
-func (pg *pager) leafOf(t tree, i uint64) (leaf, missing uint32, span uint) {
+// shared says that a page on the way, the leaf too, has more than one parent.
+func (pg *pager) leafOf(t tree, i uint64) (leaf, missing uint32, span uint, shared bool) {
 	if t.top == 0 {
-		return 0, 0, 64
+		return 0, 0, 64, false
 	}
 	span = wordShift + 9*uint(t.height-1)
 	if i>>span != 0 {
-		return 0, 0, 64
+		return 0, 0, 64, false
 	}
 	id := t.top
 	for level := t.height - 1; level > 0; level-- {
 		data := pg.data(id)
 		if data == nil {
-			return 0, id, 0
+			return 0, id, 0, true
 		}
+		shared = shared || pg.page(id).parents > 1
 		span -= 9
 		w := format.Word(data, int(i>>span)&(format.WordsPerPage-1))
 		if w == 0 {
-			return 0, 0, span
+			return 0, 0, span, shared
 		}
 		id = uint32(w)
 	}
-	return id, 0, wordShift
+	return id, 0, wordShift, shared || pg.page(id).parents > 1
 }
 
 // emptyBelow is the first index of the empty run that ends with i, where lookup
@@ -86,7 +88,8 @@ func (t tree) emptyBelow(shift uint, i uint64, span uint) uint64 {
 	return i >> span << span
 }
 
-// ensure finds or makes the leaf of index i. The existing path must be resident.
+// ensure finds or makes the leaf of index i, which the caller changes. The existing
+// path must be resident, and lead to this place only.
 func (pg *pager) ensure(t *tree, shift uint, i uint64, kind format.PageKind) uint32 {
 	kindAt := func(level uint8) format.PageKind {
 		if level == 0 {
@@ -103,6 +106,7 @@ func (pg *pager) ensure(t *tree, shift uint, i uint64, kind format.PageKind) uin
 	}
 	pg.raise(t, shift, i)
 	id := t.top
+	pg.mustOwn(id)
 	for level := t.height - 1; level > 0; level-- {
 		slot := int(i>>(shift+9*uint(level-1))) & (format.WordsPerPage - 1)
 		w := format.Word(pg.data(id), slot)
@@ -112,6 +116,7 @@ func (pg *pager) ensure(t *tree, shift uint, i uint64, kind format.PageKind) uin
 			pg.page(id).count++
 		}
 		id = uint32(w)
+		pg.mustOwn(id)
 	}
 	return id
 }
@@ -128,10 +133,11 @@ func (pg *pager) raise(t *tree, shift uint, i uint64) {
 }
 
 // lower takes pages off the top of a tree of words that lead to the first place only.
+// A shared page stays.
 func (pg *pager) lower(t *tree) {
 	for t.height > 1 {
 		data := pg.data(t.top)
-		if data == nil || pg.page(t.top).count != 1 || format.Word(data, 0) == 0 {
+		if data == nil || pg.page(t.top).count != 1 || pg.page(t.top).parents != 1 || format.Word(data, 0) == 0 {
 			return
 		}
 		first := uint32(format.Word(data, 0))
@@ -142,8 +148,10 @@ func (pg *pager) lower(t *tree) {
 }
 
 // putLeaf makes leaf, 0 for none, the leaf of index i in a tree of words. The path
-// is resident, the leaves need not be. The one that was there is the caller's.
+// is resident, the leaves need not be. The one that was there is the caller's. Shared
+// pages above it are copied, which gives all they lead to another parent.
 func (pg *pager) putLeaf(t *tree, i uint64, leaf uint32) {
+	pg.own(t, i, 1)
 	if leaf == 0 {
 		pg.unlink(t, wordShift, i)
 		return
@@ -204,6 +212,7 @@ func (pg *pager) unlink(t *tree, shift uint, i uint64) {
 	}
 	for level := uint8(1); level < t.height; level++ {
 		id = path[level]
+		pg.mustOwn(id)
 		format.PutWord(pg.touch(id), int(i>>(shift+9*uint(level-1)))&(format.WordsPerPage-1), 0)
 		if p := pg.page(id); p.count > 1 {
 			p.count--
@@ -217,10 +226,10 @@ func (pg *pager) unlink(t *tree, shift uint, i uint64) {
 	*t = tree{}
 }
 
-// mustOwn makes sure that a leaf may be changed for the one tree that leads to it.
-func (pg *pager) mustOwn(leaf uint32) {
-	if n := pg.page(leaf).parents; n != 1 {
-		invariant("REFS", "page %d is changed but has %d parents", leaf, n)
+// mustOwn makes sure that a page may be changed for the one place that leads to it.
+func (pg *pager) mustOwn(id uint32) {
+	if n := pg.page(id).parents; n != 1 {
+		invariant("REFS", "page %d is changed but has %d parents", id, n)
 	}
 }
 
@@ -228,14 +237,20 @@ func (pg *pager) mustOwn(leaf uint32) {
 func (pg *pager) setWord(t *tree, i, w uint64) (old uint64) {
 	slot := int(i) & (format.WordsPerPage - 1)
 	if w == 0 {
-		data, leaf, _, _ := pg.lookup(*t, wordShift, i)
+		leaf, _, _, shared := pg.leafOf(*t, i)
+		if leaf == 0 {
+			return 0
+		}
+		data := pg.data(leaf)
 		if data == nil {
 			return 0
 		}
 		if old = format.Word(data, slot); old == 0 {
 			return 0
 		}
-		pg.mustOwn(leaf)
+		if shared {
+			invariant("REFS", "word %d of page %d is cleared but others see it", slot, leaf)
+		}
 		format.PutWord(pg.touch(leaf), slot, 0)
 		if p := pg.page(leaf); p.count > 1 {
 			p.count--
@@ -245,7 +260,6 @@ func (pg *pager) setWord(t *tree, i, w uint64) (old uint64) {
 		return old
 	}
 	leaf := pg.ensure(t, wordShift, i, format.WordPage)
-	pg.mustOwn(leaf)
 	data := pg.touch(leaf)
 	if old = format.Word(data, slot); old == 0 {
 		pg.page(leaf).count++

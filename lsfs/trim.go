@@ -7,9 +7,10 @@ import (
 	"github.com/twinsan/twinsan/lsfs/format"
 )
 
-// trimmer gives back the blocks of deleted volumes, their annexes too, and those behind the
-// end of shrunken ones, in small logged steps from the end, so that it can stop
-// anywhere and go on after a restart.
+// trimmer gives back the blocks behind the end of shrunken volumes, from the end, and what
+// deletions and rollbacks leave (see shed.go), in small logged steps, so that it can
+// stop anywhere and go on after a restart. Snapshots that a restart left half forged it
+// deletes.
 type trimmer struct {
 	mu     sync.Mutex
 	cond   sync.Cond
@@ -79,8 +80,13 @@ func (s *Store) trimLoop() {
 		s.mu.RLock()
 		var todo []*Volume
 		for _, v := range s.volumes {
-			if v.deleting || v.size.Load() < v.tailEnd {
+			if v.wasteful() {
 				todo = append(todo, v)
+			}
+		}
+		for _, n := range s.snapshots {
+			if n.content.wasteful() {
+				todo = append(todo, &n.content)
 			}
 		}
 		s.mu.RUnlock()
@@ -96,7 +102,22 @@ func (s *Store) trimLoop() {
 	}
 }
 
-// trim gives back the tail of one volume, and ends the volume if it is deleted.
+// wasteful says whether there is something to give back. The caller has Store.mu.
+func (v *Volume) wasteful() bool {
+	return v.deleting || v.stale || len(v.old) > 0 || v.size.Load() < v.tailEnd
+}
+
+// nextTrim says what the trimmer does with a volume or a snapshot: shed, end it, or neither.
+// A snapshot that is stale is deleted first.
+func (s *Store) nextTrim(v *Volume) (shed, gone, stale bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	empty := v.mapTree.top == 0 && v.versions.top == 0
+	shed = len(v.old) > 0 || v.deleting && !empty
+	return shed, v.deleting && !shed, v.stale && !v.deleting
+}
+
+// trim gives back what one volume or snapshot has no use for, and ends it if it is deleted.
 func (s *Store) trim(v *Volume) error {
 	t := &s.trimmer
 	for {
@@ -106,12 +127,24 @@ func (s *Store) trim(v *Volume) error {
 		if ended {
 			return nil
 		}
-		start, end, deleting, err := s.nextTail(v)
+		shed, gone, stale := s.nextTrim(v)
+		switch {
+		case stale:
+			if err := s.post(&task{kind: taskForget, volume: v.id, of: v.id}); err != nil {
+				return err
+			}
+			continue
+		case shed:
+			if err := s.post(&task{kind: taskShed, volume: v.id}); err != nil {
+				return err
+			}
+			continue
+		case gone:
+			return s.post(&task{kind: taskGone, volume: v.id})
+		}
+		start, end, err := s.nextTail(v)
 		if err != nil {
 			return err
-		}
-		if start == end && deleting {
-			return s.post(&task{kind: taskGone, volume: v.id})
 		}
 		if start == end {
 			return nil
@@ -124,13 +157,13 @@ func (s *Store) trim(v *Volume) error {
 
 // nextTail finds the last slice of the tail that holds anything. When nothing is
 // left but the tail itself it is an empty slice at the new end.
-func (s *Store) nextTail(v *Volume) (start, end uint64, deleting bool, err error) {
+func (s *Store) nextTail(v *Volume) (start, end uint64, err error) {
 	s.mu.RLock()
 	size := v.size.Load()
-	end, deleting = v.tailEnd, v.deleting
+	end = v.tailEnd
 	s.mu.RUnlock()
 	if end <= size {
-		return size, size, deleting, nil
+		return size, size, nil
 	}
 	for at := end; size < at; {
 		s.mu.RLock()
@@ -146,7 +179,7 @@ func (s *Store) nextTail(v *Volume) (start, end uint64, deleting bool, err error
 		s.mu.RUnlock()
 		if missing != 0 {
 			if err := s.fault(missing, false); err != nil {
-				return 0, 0, deleting, err
+				return 0, 0, err
 			}
 			continue
 		}
@@ -160,13 +193,10 @@ func (s *Store) nextTail(v *Volume) (start, end uint64, deleting bool, err error
 			at = max(low, mlow)
 			continue
 		}
-		return slice, at, deleting, nil
-	}
-	if deleting {
-		return size, size, true, nil
+		return slice, at, nil
 	}
 	// An empty trim at the new end records that the tail is gone.
-	return size, size + 1, false, nil
+	return size, size + 1, nil
 }
 
 // versionsIn says whether a leaf of versions has one for a chunk that begins in [from, to).

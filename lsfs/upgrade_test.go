@@ -11,12 +11,9 @@ import (
 	"github.com/twinsan/twinsan/lsfs/device"
 )
 
-// TestOpenRoot1 opens a pool as it was written when roots had version 1, with a
-// checkpoint and a log behind it: volume 1 of 2000 blocks holds 700 blocks, of which
-// 20 were unmapped, and one at 1500; volume 2 was deleted after the checkpoint. A
-// clone then shares its leaves, and the next root is read again.
-func TestOpenRoot1(t *testing.T) {
-	f, err := os.Open("testdata/pool-root1.gz")
+// openSample returns what opens a pool from its image, again and again.
+func openSample(t *testing.T, path string) func() *Store {
+	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +27,7 @@ func TestOpenRoot1(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk := flatDisk(raw)
-	start := func() *Store {
+	return func() *Store {
 		s, err := Open(context.Background(), Config{
 			Devices: []string{"flat"}, OpenDevice: func(string) (device.Device, error) { return disk, nil },
 			Key: testKey, L1Bytes: 1 << 20, MetadataBytes: 8 << 20, IndexBytes: 64 << 10,
@@ -40,6 +37,14 @@ func TestOpenRoot1(t *testing.T) {
 		}
 		return s
 	}
+}
+
+// TestOpenRoot1 opens a pool as it was written when roots had version 1, with a
+// checkpoint and a log behind it: volume 1 of 2000 blocks holds 700 blocks, of which
+// 20 were unmapped, and one at 1500; volume 2 was deleted after the checkpoint. A
+// clone then shares its leaves, and the next root is read again.
+func TestOpenRoot1(t *testing.T) {
+	start := openSample(t, "testdata/pool-root1.gz")
 	want := &plane{seq: 3, main: make([]uint64, 2000), annex: make([]uint64, 600)}
 	for i := range 700 {
 		if i < 10 || 30 <= i {
@@ -62,6 +67,50 @@ func TestOpenRoot1(t *testing.T) {
 	w.mustMatch(t, s)
 	mustClose(t, s)
 	s = start()
+	w.mustMatch(t, s)
+	mustClose(t, s)
+}
+
+// TestOpenRoot2 opens a pool as it was written when roots had version 2, with leaves that
+// volumes 1 and 2 and an annex share, and behind the checkpoint a log in which volume 3 was
+// deleted, trimmed and ended, and volume 4, of 24576 mapped blocks, deleted and trimmed in
+// part. Snapshots then share what is above the leaves, and the next root is read again.
+func TestOpenRoot2(t *testing.T) {
+	ctx := context.Background()
+	start := openSample(t, "testdata/pool-root2.gz")
+	one := &plane{seq: 2, main: make([]uint64, 2000), annex: make([]uint64, 600)}
+	two := &plane{seq: 3, main: make([]uint64, 3000), annex: make([]uint64, 600)}
+	for i := range 700 {
+		one.main[i] = uint64(i%200 + 1)
+	}
+	copy(one.annex, one.main[:600])
+	copy(two.main[1024:], one.main[:700])
+	copy(two.main, one.main[:512])
+	two.main[2900] = 300
+	w := &world{rng: testRand(1), vols: map[VolumeID]*plane{1: one, 2: two}}
+	s := start()
+	if err := s.trimmer.wait(ctx, 4); err != nil {
+		t.Fatal(err)
+	}
+	if ids := s.Volumes(); !slices.Equal(ids, []VolumeID{1, 2}) || len(s.volumes) != 2 {
+		t.Fatal(ids)
+	}
+	w.mustMatch(t, s)
+	c := newClient(t, s)
+	c.must(&Op{Kind: OpSnapshot, Volume: 1, ID: OpID{1, 3}, Snapshot: 9})
+	c.must(c.write(1, 4, 3, small(77)))
+	was := one.clone()
+	one.main[3], one.seq = 77, 4
+	w.mustMatch(t, s)
+	mustClose(t, s)
+	s = start()
+	w.mustMatch(t, s)
+	if _, err := s.CreateVolumeFrom(ctx, 10, 2000, [16]byte{}, 9); err != nil {
+		t.Fatal(err)
+	}
+	was.seq = 1
+	clear(was.annex)
+	w.vols[10] = was
 	w.mustMatch(t, s)
 	mustClose(t, s)
 }

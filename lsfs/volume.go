@@ -55,6 +55,11 @@ type Volume struct {
 	mapTree  tree
 	versions tree
 	meta     Meta
+	floor    Seq    // least version of every chunk before the annex
+	old      []lead // what a rollback left and has to be shed
+	bare     bool   // the content of a snapshot: no annex, no operations
+	forging  bool   // bare, and not a snapshot yet
+	stale    bool   // forging since before the store was opened: it will be deleted
 
 	expect Seq // next sequence that Append takes; guarded by queue.mu
 	built  Seq // last sequence in a commit; belongs to the committing role
@@ -125,6 +130,37 @@ func (s *Store) Volume(id VolumeID) *Volume {
 	return nil
 }
 
+// find is the volume of that id, or the content of the snapshot, however far its life
+// is: nil if there is neither. The caller has Store.mu.
+func (s *Store) find(id VolumeID) *Volume {
+	if v := s.volumes[id]; v != nil {
+		return v
+	}
+	if n := s.snapshots[id]; n != nil {
+		return &n.content
+	}
+	return nil
+}
+
+// taker is what an operation goes to, nil if there is nothing that takes it.
+func (s *Store) taker(op *Op) *Volume {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if v := s.find(op.Volume); v != nil && v.takes(op.Kind) {
+		return v
+	}
+	return nil
+}
+
+// takes says whether operations of a kind may change a volume, or a snapshot that is
+// being forged. The caller has Store.mu.
+func (v *Volume) takes(kind OpKind) bool {
+	if v.bare {
+		return v.forging && !v.stale && !v.deleting && (kind == OpCopy || kind == OpUnmap)
+	}
+	return !v.deleting
+}
+
 // Volumes lists the volumes in the order of their ids.
 func (s *Store) Volumes() []VolumeID {
 	s.mu.RLock()
@@ -171,6 +207,7 @@ func (v *Volume) stored() format.Volume {
 		Map:      format.Tree{Top: v.mapTree.top, Height: v.mapTree.height},
 		Versions: format.Tree{Top: v.versions.top, Height: v.versions.height},
 		Meta:     m.stored(),
+		Floor:    uint64(v.floor), Old: storedLeads(v.old),
 	}
 }
 
@@ -203,7 +240,7 @@ func volumeOf(s *Store, f *format.Volume) *Volume {
 	v := &Volume{
 		s: s, id: VolumeID(f.ID), tailEnd: f.TailEnd, mapped: f.Mapped, annex: f.Annex, deleting: f.Deleting,
 		mapTree: tree{f.Map.Top, f.Map.Height}, versions: tree{f.Versions.Top, f.Versions.Height},
-		meta: metaOf(&f.Meta),
+		meta: metaOf(&f.Meta), floor: Seq(f.Floor), old: leadsOf(f.Old),
 	}
 	v.size.Store(f.Blocks)
 	v.settle()

@@ -36,6 +36,11 @@ type Copy interface {
 	Resize(ctx context.Context, blocks uint64) error
 	// Admit says whether a write of these blocks finds room; it does no I/O.
 	Admit(start lsfs.BlockNo, blocks []dedup.Block) bool
+	// AdmitUnmap says so of an unmap, which takes room where metadata is shared.
+	AdmitUnmap(start lsfs.BlockNo, count uint32) bool
+	// Kept says whether snapshots or clones keep what a range holds, so that changing it
+	// frees nothing.
+	Kept(start lsfs.BlockNo, count uint32) bool
 	// AdmitClone says whether a clone finds room for its metadata; it does no I/O.
 	AdmitClone(start lsfs.BlockNo, source lsfs.VolumeID, sourceStart lsfs.BlockNo, count uint32) bool
 	// TryRead serves from memory only; Read may do I/O. off counts bytes, in sectors.

@@ -277,6 +277,9 @@ func (v *Volume) unmap(h *hold, off, n uint64) error {
 	}
 	for first < last {
 		part := min(last-first, unmapPart)
+		if !v.mayUnmap(lsfs.BlockNo(first), uint32(part)) {
+			return ErrNoSpace
+		}
 		w := v.node.works.get(0)
 		if w == nil {
 			return ErrBusy

@@ -265,14 +265,38 @@ func (v *Volume) dropRefused(list []*work) []*work {
 // room is known as of its last answer to a beacon.
 const roomMargin = 8 << 20
 
-// hasRoom says whether every pool can take w's new data. Where room is short,
-// what frees as much as it takes goes on: overwrites, zeros and duplicates.
-func (v *Volume) hasRoom(w *work) bool {
-	if len(w.buf) == 0 {
+// mayUnmap says whether every pool can take an unmap. Where nothing keeps what the range
+// holds it always can.
+func (v *Volume) mayUnmap(start lsfs.BlockNo, count uint32) bool {
+	c := v.replica.Load()
+	if c == nil || !c.Kept(start, count) {
 		return true
 	}
+	if !c.AdmitUnmap(start, count) {
+		return false
+	}
+	peers := *v.node.peers.Load()
+	for _, r := range *v.replicas.Load() {
+		if p := peers[r.Node]; p != nil && p.room.Load() < v.node.works.used.Load()+roomMargin {
+			return false
+		}
+	}
+	return true
+}
+
+// hasRoom says whether every pool can take w's new data. Where room is short,
+// what frees as much as it takes goes on: overwrites, zeros and duplicates. Where
+// snapshots keep what is overwritten nothing is freed, and copies of metadata are made.
+func (v *Volume) hasRoom(w *work) bool {
 	c := v.replica.Load()
-	if c == nil || !c.Admit(w.op.Start, w.op.Blocks) {
+	if c == nil {
+		return len(w.buf) == 0
+	}
+	kept := c.Kept(w.op.Start, uint32(len(w.op.Blocks)))
+	if len(w.buf) == 0 && !kept {
+		return true
+	}
+	if !c.Admit(w.op.Start, w.op.Blocks) {
 		return false
 	}
 	peers := *v.node.peers.Load()
@@ -281,6 +305,9 @@ func (v *Volume) hasRoom(w *work) bool {
 		p := peers[r.Node]
 		if p == nil || p.room.Add(-int64(len(w.buf))) >= need {
 			continue
+		}
+		if kept {
+			return false
 		}
 		// The copies are equal, so an overwrite here is one there.
 		var have [1]dedup.Fingerprint

@@ -26,7 +26,11 @@ func sampleRoot() *Root {
 		Progress:   12, NextBID: 99, Stored: 42, Identities: Tree{Top: 3, Height: 2},
 		Volumes: []Volume{{ID: 1, Blocks: 10, TailEnd: 20, Mapped: 5, Annex: 6, Deleting: true, Map: Tree{1, 1}, Versions: Tree{2, 1},
 			Meta: Meta{Replica: [16]byte{1}, Promised: 3, DurableEpoch: 2, DurableSeq: 1, SyncEpoch: 8, SyncSeq: 9, Inconsistent: true,
-				EpochLog: []EpochStart{{1, 1}, {2, 50}}, State: []byte("state")}}},
+				EpochLog: []EpochStart{{1, 1}, {2, 50}}, State: []byte("state")},
+			Floor: 44, Old: []Lead{{false, Tree{6, 2}}, {true, Tree{7, 1}}}}},
+		Snapshots: []Snapshot{
+			{ID: 5, Volume: 1, Epoch: 2, Seq: 3, Blocks: 10, TailEnd: 20, Mapped: 5, Floor: 2, Deleting: true, Map: Tree{1, 1}, Versions: Tree{2, 1}},
+			{ID: 6, Volume: 9, Forging: true}},
 		Dormant: []uint64{5, 6}, Live: []uint32{1, 2, 3}, Free: []byte{5},
 		Pages: 300, Directory: []Extent{{MakeAddr(1, 4096), PageSize, 1}, {MakeAddr(2, 4096), PageSize, 2}},
 	}
@@ -68,11 +72,34 @@ func TestRootRoundTrip(t *testing.T) {
 	}
 }
 
+// withoutSharing takes out of a root, and of its encoding, what version 3 added.
+func withoutSharing(t *testing.T, r *Root) []byte {
+	t.Helper()
+	b, sharing := encodeRoot(r), appendSharing(nil, r)
+	at := bytes.Index(b, sharing)
+	if at < 0 {
+		t.Fatal("the root does not hold it")
+	}
+	r.Snapshots, r.Volumes[0].Floor, r.Volumes[0].Old = nil, 0, nil
+	return append(b[:at:at], b[at+len(sharing):]...)
+}
+
+// TestRootOfVersion2 reads a root as it was written before there were snapshots.
+func TestRootOfVersion2(t *testing.T) {
+	want := sampleRoot()
+	b := withoutSharing(t, want)
+	binary.LittleEndian.PutUint32(b[8:], 2)
+	got, err := ParseRoot(b)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("%v\n%+v\n%+v", err, got, want)
+	}
+}
+
 // TestRootOfVersion1 reads a root as it was written before volumes had an annex.
 func TestRootOfVersion1(t *testing.T) {
 	want := sampleRoot()
 	want.Volumes[0].Annex = 0
-	b := encodeRoot(want)
+	b := withoutSharing(t, want)
 	// magic 8, version 4, checkpoint 8, position 44, progress, next identity and stored 24,
 	// tree 5, volumes 4; then id, blocks, end of tail and mapped 32.
 	const annex = 8 + 4 + 8 + 44 + 24 + 5 + 4 + 32
@@ -143,6 +170,17 @@ func sampleRecords() []byte {
 	PutOp(r, RecordClone, &h, CloneSize)
 	PutSource(r, 7, 1<<35)
 	b = append(b, r...)
+	h.Count = 2
+	for _, k := range []RecordKind{RecordSnapshot, RecordRollback} {
+		r = make([]byte, OpSize(k, 0, 0))
+		PutOp(r, k, &h, len(r))
+		PutSnapshot(r, 77)
+		b = append(b, r...)
+	}
+	b = AppendFrom(b, 1, 2, [16]byte{3}, 4)
+	b = AppendVolume(b, RecordShed, 1, 512)
+	b = AppendVolume(b, RecordForge, 1, 2, 3, 4)
+	b = AppendVolume(b, RecordSeal, 1, 2, 3)
 	b = AppendCreate(b, 1, 100, [16]byte{9})
 	b = AppendVolume(b, RecordDelete, 1)
 	b = AppendVolume(b, RecordGone, 1)
@@ -181,6 +219,18 @@ func useRecord(r Record) error {
 		if v, start := r.Source(); v != binary.LittleEndian.Uint64(r.Body[40:]) || start != binary.LittleEndian.Uint64(r.Body[48:]) {
 			return errors.New("two readings of one source")
 		}
+	case RecordSnapshot, RecordRollback:
+		if r.Snapshot() != binary.LittleEndian.Uint64(r.Body[40:]) {
+			return errors.New("two readings of one snapshot")
+		}
+	case RecordFrom:
+		_, _, _ = r.Arg(1), r.Replica(), r.Arg(4)
+	case RecordShed:
+		_ = r.Arg(1)
+	case RecordForge:
+		_ = r.Arg(3)
+	case RecordSeal:
+		_ = r.Arg(2)
 	case RecordCreate:
 		_, _ = r.Arg(1), r.Replica()
 	case RecordDelete, RecordGone:
@@ -240,10 +290,24 @@ func TestRecords(t *testing.T) {
 				t.Fatalf("clone of %d at %d, %+v", v, start, r.Op())
 			}
 		}
+		switch r.Kind {
+		case RecordSnapshot, RecordRollback:
+			if r.Snapshot() != 77 || r.Op() != (OpHead{1, 2, 3, 4, 2}) {
+				t.Fatalf("snapshot %d, %+v", r.Snapshot(), r.Op())
+			}
+		case RecordFrom:
+			if r.Arg(0) != 1 || r.Arg(1) != 2 || r.Replica() != [16]byte{3} || r.Arg(4) != 4 {
+				t.Fatalf("%x", r.Body)
+			}
+		case RecordForge:
+			if r.Arg(0) != 1 || r.Arg(1) != 2 || r.Arg(2) != 3 || r.Arg(3) != 4 {
+				t.Fatalf("%x", r.Body)
+			}
+		}
 		kinds = append(kinds, r.Kind)
 		rest = more
 	}
-	want := []RecordKind{RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordClone, RecordCreate, RecordDelete, RecordGone, RecordResize, RecordTrim, RecordMeta, RecordMove, RecordPages, RecordRoot}
+	want := []RecordKind{RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordClone, RecordSnapshot, RecordRollback, RecordFrom, RecordShed, RecordForge, RecordSeal, RecordCreate, RecordDelete, RecordGone, RecordResize, RecordTrim, RecordMeta, RecordMove, RecordPages, RecordRoot}
 	if !reflect.DeepEqual(kinds, want) {
 		t.Fatal(kinds)
 	}
@@ -260,7 +324,7 @@ func TestEntry(t *testing.T) {
 	if got != want || got.Addr.Segment() != 5 || got.Addr.Offset() != 77 {
 		t.Fatalf("%+v", got)
 	}
-	dir := []DirEntry{{}, {Addr: 9, Sum: 8, Refs: 7, Kind: EntryPage}}
+	dir := []DirEntry{{}, {Addr: 9, Sum: 8, Refs: ParentsMax - 1, Kind: EntryPage}}
 	PutDirPage(page, dir)
 	back := make([]DirEntry, 2)
 	ParseDirPage(page, back)

@@ -90,15 +90,18 @@ func PutEntryRefs(b []byte, n uint32) { binary.LittleEndian.PutUint32(b[44:], n)
 //
 //	0  address u64   0: never checkpointed, or the id is free
 //	8  sum     u32   CRC32C of the page
-//	12 refs    u16   parents that name the page; above 1 only when clones share it, since root version 2
+//	12 refs    u16   low bits of the parents that name the page; above 1 since root version 2
 //	14 kind    u8
-//	15 reserved
+//	15 refs    u8    high bits, since root version 3
 type DirEntry struct {
 	Addr Addr
 	Sum  uint32
-	Refs uint16
+	Refs uint32 // at most ParentsMax
 	Kind PageKind
 }
+
+// ParentsMax is what a directory entry can count.
+const ParentsMax = 1<<24 - 1
 
 const (
 	dirEntrySize = 16
@@ -113,8 +116,8 @@ func PutDirPage(page []byte, entries []DirEntry) {
 		b := page[i*dirEntrySize:]
 		binary.LittleEndian.PutUint64(b, uint64(entries[i].Addr))
 		binary.LittleEndian.PutUint32(b[8:], entries[i].Sum)
-		binary.LittleEndian.PutUint16(b[12:], entries[i].Refs)
-		b[14] = byte(entries[i].Kind)
+		binary.LittleEndian.PutUint16(b[12:], uint16(entries[i].Refs))
+		b[14], b[15] = byte(entries[i].Kind), byte(entries[i].Refs>>16)
 	}
 }
 
@@ -125,7 +128,7 @@ func ParseDirPage(page []byte, entries []DirEntry) {
 		entries[i] = DirEntry{
 			Addr: Addr(binary.LittleEndian.Uint64(b)),
 			Sum:  binary.LittleEndian.Uint32(b[8:]),
-			Refs: binary.LittleEndian.Uint16(b[12:]),
+			Refs: uint32(binary.LittleEndian.Uint16(b[12:])) | uint32(b[15])<<16,
 			Kind: PageKind(b[14]),
 		}
 	}

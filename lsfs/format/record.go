@@ -11,11 +11,12 @@ import (
 //
 //	0  kind u8, reserved [3], bytes u32 (of the whole record)
 //
-// and goes on by its kind. Operations of a volume (kinds 1 to 6, the numbers of lsfs.OpKind):
+// and goes on by its kind. Operations of a volume (kinds 1 to 8, the numbers of lsfs.OpKind):
 //
 //	 8  volume u64, epoch u64, sequence u64, start u64
 //	40  count u32, reserved u32
-//	48  write, copy: count block entries; state: count bytes; clone: source volume u64, first source block u64
+//	48  write, copy: count block entries; state: count bytes; clone: source volume u64, first source block u64;
+//	    snapshot, rollback: snapshot u64
 //
 // A block entry of 56 bytes is the whole truth about one block after the write:
 //
@@ -32,11 +33,15 @@ import (
 // The other kinds:
 //
 //	create   8  volume u64, blocks u64, replica [16]
-//	delete   8  volume u64                     blocks are given back by trims
+//	delete   8  volume or snapshot u64         blocks are given back by sheds (by trims, in old logs)
 //	gone     8  volume u64                     nothing is left of it
 //	resize   8  volume u64, blocks u64
 //	trim     8  volume u64, start u64, end u64 (of the blocks behind the end of a volume)
 //	meta     8  volume u64, then the volume's meta, see PutMeta
+//	shed     8  volume or snapshot u64, budget u64 (of what it has no use for any more)
+//	from     8  volume u64, blocks u64, replica [16], snapshot u64: a volume with the map of a snapshot
+//	forge    8  snapshot u64, volume u64, base u64, blocks u64: a snapshot begins that was not taken here
+//	seal     8  snapshot u64, epoch u64, sequence u64: it is complete
 //	move     8  count u32, reserved u32, count x {identity u64, old u64, new u64, sum u32, length u16, encoding u8, 0}
 //	pages    8  count u32, reserved u32, count x {page u32, sum u32}; page i stands at payload + i * 4096
 //	dirs     the same with numbers of directory pages
@@ -46,22 +51,28 @@ import (
 type RecordKind uint8
 
 const (
-	RecordWrite  RecordKind = 1
-	RecordUnmap  RecordKind = 2
-	RecordEpoch  RecordKind = 3
-	RecordState  RecordKind = 4
-	RecordCopy   RecordKind = 5
-	RecordClone  RecordKind = 6
-	RecordCreate RecordKind = 16
-	RecordDelete RecordKind = 17
-	RecordGone   RecordKind = 18
-	RecordResize RecordKind = 19
-	RecordTrim   RecordKind = 20
-	RecordMeta   RecordKind = 21
-	RecordMove   RecordKind = 32
-	RecordPages  RecordKind = 33
-	RecordDirs   RecordKind = 34
-	RecordRoot   RecordKind = 35
+	RecordWrite    RecordKind = 1
+	RecordUnmap    RecordKind = 2
+	RecordEpoch    RecordKind = 3
+	RecordState    RecordKind = 4
+	RecordCopy     RecordKind = 5
+	RecordClone    RecordKind = 6
+	RecordSnapshot RecordKind = 7
+	RecordRollback RecordKind = 8
+	RecordCreate   RecordKind = 16
+	RecordDelete   RecordKind = 17
+	RecordGone     RecordKind = 18
+	RecordResize   RecordKind = 19
+	RecordTrim     RecordKind = 20
+	RecordMeta     RecordKind = 21
+	RecordShed     RecordKind = 22
+	RecordFrom     RecordKind = 23
+	RecordForge    RecordKind = 24
+	RecordSeal     RecordKind = 25
+	RecordMove     RecordKind = 32
+	RecordPages    RecordKind = 33
+	RecordDirs     RecordKind = 34
+	RecordRoot     RecordKind = 35
 )
 
 const (
@@ -70,6 +81,8 @@ const (
 	OpFixed = 48
 	// CloneSize is the size of a clone record.
 	CloneSize = OpFixed + 16
+	// SnapshotSize is the size of a snapshot or rollback record.
+	SnapshotSize = OpFixed + 8
 	// BlockEntrySize is the size of a block entry.
 	BlockEntrySize = 56
 	// MoveEntrySize is the size of one entry of a move record.
@@ -89,6 +102,8 @@ func OpSize(kind RecordKind, count, stateBytes int) int {
 		return OpFixed + stateBytes
 	case RecordClone:
 		return CloneSize
+	case RecordSnapshot, RecordRollback:
+		return SnapshotSize
 	}
 	return OpFixed
 }
@@ -115,7 +130,7 @@ func NextRecord(b []byte) (r Record, rest []byte, err error) {
 	var want uint64
 	exact := true
 	switch r.Kind {
-	case RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordCopy, RecordClone:
+	case RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordCopy, RecordClone, RecordSnapshot, RecordRollback:
 		want = OpFixed - recordPrefix
 		if have >= want {
 			count := uint64(le.Uint32(r.Body[32:]))
@@ -126,16 +141,22 @@ func NextRecord(b []byte) (r Record, rest []byte, err error) {
 				want += count
 			case RecordClone:
 				want = CloneSize - recordPrefix
+			case RecordSnapshot, RecordRollback:
+				want = SnapshotSize - recordPrefix
 			}
 		}
 	case RecordCreate:
 		want = 32
 	case RecordDelete, RecordGone:
 		want = 8
-	case RecordResize:
+	case RecordResize, RecordShed:
 		want = 16
-	case RecordTrim:
+	case RecordTrim, RecordSeal:
 		want = 24
+	case RecordForge:
+		want = 32
+	case RecordFrom:
+		want = 40
 	case RecordMeta:
 		want, exact = 8+metaFixed, false
 	case RecordMove, RecordPages, RecordDirs:
@@ -201,6 +222,12 @@ func (r Record) Source() (volume, start uint64) {
 	return binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
 }
 
+// PutSnapshot encodes the snapshot of a snapshot or rollback record at b.
+func PutSnapshot(b []byte, id uint64) { binary.LittleEndian.PutUint64(b[OpFixed:], id) }
+
+// Snapshot reads the snapshot of a snapshot or rollback record.
+func (r Record) Snapshot() uint64 { return binary.LittleEndian.Uint64(r.Body[OpFixed-recordPrefix:]) }
+
 // State is the state carried by a state record, in place.
 func (r Record) State() []byte { return r.Body[OpFixed-recordPrefix:] }
 
@@ -251,7 +278,7 @@ func (r Record) BlockBID(i int) uint64 {
 }
 
 // AppendVolume appends a record of up to three numbers after the volume id:
-// delete, gone, resize, trim.
+// delete, gone, resize, trim, shed, forge, seal.
 func AppendVolume(b []byte, kind RecordKind, volume uint64, args ...uint64) []byte {
 	n := recordPrefix + 8 + 8*len(args)
 	b = append(b, byte(kind), 0, 0, 0)
@@ -272,10 +299,21 @@ func AppendCreate(b []byte, volume, blocks uint64, replica [16]byte) []byte {
 	return append(b, replica[:]...)
 }
 
-// Arg reads the i-th number of a volume record; 0 is the volume id.
+// AppendFrom appends the record of a volume with the map of a snapshot.
+func AppendFrom(b []byte, volume, blocks uint64, replica [16]byte, snapshot uint64) []byte {
+	b = append(b, byte(RecordFrom), 0, 0, 0)
+	b = binary.LittleEndian.AppendUint32(b, recordPrefix+40)
+	b = binary.LittleEndian.AppendUint64(b, volume)
+	b = binary.LittleEndian.AppendUint64(b, blocks)
+	b = append(b, replica[:]...)
+	return binary.LittleEndian.AppendUint64(b, snapshot)
+}
+
+// Arg reads the i-th number of a volume record; 0 is the volume id. Of a from record,
+// 1 is the size and 4 the snapshot.
 func (r Record) Arg(i int) uint64 { return binary.LittleEndian.Uint64(r.Body[8*i:]) }
 
-// Replica reads the replica id of a create record.
+// Replica reads the replica id of a create or from record.
 func (r Record) Replica() [16]byte { return [16]byte(r.Body[16:32]) }
 
 // Move is one relocated block.

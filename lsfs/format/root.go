@@ -134,6 +134,30 @@ type Volume struct {
 	Map      Tree
 	Versions Tree
 	Meta     Meta
+
+	// Since version 3.
+	Floor uint64 // least version of every chunk before the annex
+	Old   []Lead // what the volume led to before a rollback, and still has to shed
+}
+
+// Lead is a tree that nothing but a list leads to.
+type Lead struct {
+	Versions bool // a version tree; else a map
+	Tree     Tree
+}
+
+// Snapshot is a snapshot in a root, since version 3.
+type Snapshot struct {
+	ID, Volume uint64 // and whose it is
+	Epoch, Seq uint64 // where it was taken
+	Blocks     uint64
+	TailEnd    uint64 // as of a volume
+	Mapped     uint64
+	Floor      uint64
+	Deleting   bool
+	Forging    bool // begun on this replica and not sealed
+	Map        Tree
+	Versions   Tree
 }
 
 // Root is all that a checkpoint remembers beside its pages: the state of the
@@ -145,6 +169,7 @@ type Volume struct {
 //	next identity u64, identities stored u64, identity tree (top u32, height u8)
 //	volumes u32 x volume; dormant u32 x identity u64
 //	segments u32 x live bytes of blocks u32; bitmap of free segments
+//	sharing, since version 3, see appendSharing
 //	pages u32 (entries of the directory); directory pages u32 x {address u64, sum u32}
 //
 // Its extents in the superblock carry its checksum.
@@ -159,6 +184,7 @@ type Root struct {
 	Dormant    []uint64
 	Live       []uint32
 	Free       []byte
+	Snapshots  []Snapshot
 	Pages      uint32
 	Directory  []Extent // Len is not stored: always a page
 }
@@ -169,7 +195,9 @@ type Root struct {
 //	2  volumes have an annex, whose mapped blocks are counted; pages of the directory
 //	   may have more than one parent, which a program that knows only 1 would change
 //	   in place for all of them
-const RootVersion = 2
+//	3  snapshots; pages above the leaves may have more than one parent too, and the
+//	   directory counts up to 2^24-1 of them
+const RootVersion = 3
 
 var rootMagic = [8]byte{'T', 'W', 'I', 'N', 'R', 'O', 'O', 'T'}
 
@@ -211,7 +239,68 @@ func AppendRoot(b []byte, r *Root) []byte {
 	for _, n := range r.Live {
 		b = le.AppendUint32(b, n)
 	}
-	return append(b, r.Free[:(len(r.Live)+7)/8]...)
+	b = append(b, r.Free[:(len(r.Live)+7)/8]...)
+	return appendSharing(b, r)
+}
+
+// appendSharing encodes what snapshots and rollbacks add to a root:
+//
+//	per volume, in their order: floor u64, leads u32 x {kind u8 (0 map, 1 versions), tree}
+//	snapshots u32 x {id u64, volume u64, epoch u64, sequence u64, blocks u64, tail end u64,
+//	mapped u64, floor u64, flags u8 (1 deleting, 2 forging), map tree, version tree}
+func appendSharing(b []byte, r *Root) []byte {
+	le := binary.LittleEndian
+	for i := range r.Volumes {
+		v := &r.Volumes[i]
+		b = le.AppendUint64(b, v.Floor)
+		b = le.AppendUint32(b, uint32(len(v.Old)))
+		for _, l := range v.Old {
+			b = append(b, b2u(l.Versions))
+			b = appendTree(b, l.Tree)
+		}
+	}
+	b = le.AppendUint32(b, uint32(len(r.Snapshots)))
+	for i := range r.Snapshots {
+		n := &r.Snapshots[i]
+		for _, x := range [...]uint64{n.ID, n.Volume, n.Epoch, n.Seq, n.Blocks, n.TailEnd, n.Mapped, n.Floor} {
+			b = le.AppendUint64(b, x)
+		}
+		b = append(b, b2u(n.Deleting)|b2u(n.Forging)<<1)
+		b = appendTree(b, n.Map)
+		b = appendTree(b, n.Versions)
+	}
+	return b
+}
+
+const (
+	leadSize     = 1 + 5
+	snapshotSize = 8*8 + 1 + 2*5
+)
+
+// sharing decodes what appendSharing wrote.
+func (rd *reader) sharing(r *Root) {
+	for i := range r.Volumes {
+		v := &r.Volumes[i]
+		v.Floor = rd.u64()
+		if n := rd.list(leadSize); n > 0 {
+			v.Old = make([]Lead, n)
+		}
+		for j := range v.Old {
+			v.Old[j] = Lead{Versions: rd.u8() != 0, Tree: rd.tree()}
+		}
+	}
+	if n := rd.list(snapshotSize); n > 0 {
+		r.Snapshots = make([]Snapshot, n)
+	}
+	for i := range r.Snapshots {
+		n := &r.Snapshots[i]
+		for _, x := range [...]*uint64{&n.ID, &n.Volume, &n.Epoch, &n.Seq, &n.Blocks, &n.TailEnd, &n.Mapped, &n.Floor} {
+			*x = rd.u64()
+		}
+		flags := rd.u8()
+		n.Deleting, n.Forging = flags&1 != 0, flags&2 != 0
+		n.Map, n.Versions = rd.tree(), rd.tree()
+	}
 }
 
 // AppendDirectory appends the directory to a root made by AppendRoot.
@@ -336,6 +425,9 @@ func ParseRoot(b []byte) (*Root, error) {
 		r.Live[i] = rd.u32()
 	}
 	r.Free = append([]byte(nil), rd.take((len(r.Live)+7)/8)...)
+	if version > 2 {
+		rd.sharing(r)
+	}
 	r.Pages = rd.u32()
 	if n := rd.list(12); n > 0 {
 		r.Directory = make([]Extent, n)
