@@ -15,6 +15,7 @@ type Backend interface {
 	ClusterBackend
 	NodeBackend
 	VolumeBackend
+	SnapshotBackend
 	HostBackend
 }
 
@@ -57,8 +58,9 @@ type NodeBackend interface {
 type VolumeBackend interface {
 	// CreateVolume is idempotent by VolumeSpec.RequestID.
 	CreateVolume(ctx context.Context, spec server.VolumeSpec) (*server.Volume, error)
-	// DeleteVolume refuses a volume in use unless inUse. With dryRun nothing changes.
-	DeleteVolume(ctx context.Context, name string, dryRun, inUse bool) (*server.Volume, []server.Session, error)
+	// DeleteVolume refuses a volume in use unless inUse, and one with snapshots
+	// unless withSnapshots. With dryRun nothing changes.
+	DeleteVolume(ctx context.Context, name string, dryRun, inUse, withSnapshots bool) (*server.Volume, []server.Session, error)
 	// ResizeVolume grows a volume to size bytes.
 	ResizeVolume(ctx context.Context, name string, size uint64) (*server.Volume, error)
 	// CheckVolume compares every replica with the owner's; it takes as long as
@@ -78,6 +80,31 @@ type VolumeBackend interface {
 	UnmapVolume(ctx context.Context, volume string, hosts []string) (*server.Volume, error)
 	// SetVolumeHosts lets exactly these hosts, or any, see a volume.
 	SetVolumeHosts(ctx context.Context, volume string, hosts []string, any bool) (*server.Volume, error)
+}
+
+// SnapshotBackend manages snapshots. Changes are committed in the cluster on return.
+type SnapshotBackend interface {
+	// Snapshots lists those of a volume, or of all when it is empty, oldest first.
+	Snapshots(ctx context.Context, volume string) ([]server.Snapshot, error)
+	// CreateSnapshots takes one of each volume at one moment; it is idempotent by request.
+	CreateSnapshots(ctx context.Context, name string, volumes []string, request string) ([]server.Snapshot, error)
+	// DeleteSnapshot deletes one. With dryRun nothing changes.
+	DeleteSnapshot(ctx context.Context, volume, name string, dryRun bool) (*server.Snapshot, error)
+	// Changes calls send for the ranges in which two snapshots differ, in order; next
+	// is where to go on. The slice is valid until send returns.
+	Changes(ctx context.Context, spec server.ChangesSpec, send func(ranges []server.ChangedRange, next uint64) error) error
+	// CloneSnapshot makes a volume; it is idempotent by CloneSpec.RequestID.
+	CloneSnapshot(ctx context.Context, spec server.CloneSpec) (*server.Volume, error)
+	// RollBackVolume refuses a volume in use unless inUse. With dryRun nothing changes.
+	RollBackVolume(ctx context.Context, volume, snapshot string, dryRun, inUse bool) (*server.Volume, *server.Snapshot, []server.Session, error)
+	// Schedules lists all of them.
+	Schedules(ctx context.Context) ([]server.Schedule, error)
+	// SetSchedule replaces the schedule of a volume.
+	SetSchedule(ctx context.Context, volume string, every time.Duration, keep, keepDaily int) (*server.Schedule, error)
+	// RemoveSchedule leaves the snapshots.
+	RemoveSchedule(ctx context.Context, volume string) error
+	// SnapshotStep does one step on this node, the owner of the volume.
+	SnapshotStep(ctx context.Context, step server.SnapshotStep) (found bool, err error)
 }
 
 // HostBackend manages hosts. Changes are committed in the cluster on return.

@@ -40,6 +40,8 @@ type Client struct {
 	Volumes  v1.VolumesClient
 	Hosts    v1.HostsClient
 	Sessions v1.SessionsClient
+	// Snapshots manages the snapshots of volumes.
+	Snapshots v1.SnapshotsClient
 
 	conn *grpc.ClientConn
 }
@@ -81,7 +83,8 @@ func Dial(address, certificates string) (*Client, error) {
 	}
 	return &Client{
 		Cluster: v1.NewClusterClient(conn), Nodes: v1.NewNodesClient(conn), Devices: v1.NewDevicesClient(conn),
-		Volumes: v1.NewVolumesClient(conn), Hosts: v1.NewHostsClient(conn), Sessions: v1.NewSessionsClient(conn), conn: conn,
+		Volumes: v1.NewVolumesClient(conn), Hosts: v1.NewHostsClient(conn), Sessions: v1.NewSessionsClient(conn),
+		Snapshots: v1.NewSnapshotsClient(conn), conn: conn,
 	}, nil
 }
 

@@ -108,6 +108,7 @@ func (s *Server) start(c Config, l net.Listener, creds credentials.TransportCred
 	v1.RegisterNodesServer(g, &nodeService{backend: c.Backend})
 	v1.RegisterDevicesServer(g, &deviceService{backend: c.Backend})
 	v1.RegisterVolumesServer(g, &volumeService{backend: c.Backend})
+	v1.RegisterSnapshotsServer(g, &snapshotService{backend: c.Backend})
 	v1.RegisterHostsServer(g, &hostService{backend: c.Backend})
 	v1.RegisterSessionsServer(g, &sessionService{backend: c.Backend})
 	v1.RegisterPeersServer(g, &peerService{backend: c.Backend})

@@ -70,7 +70,7 @@ func (s *sessionService) ListSessions(ctx context.Context, _ *v1.ListSessionsReq
 
 type peerService struct {
 	v1.UnimplementedPeersServer
-	backend NodeBackend
+	backend Backend
 }
 
 func (s *peerService) Report(ctx context.Context, _ *v1.ReportRequest) (*v1.NodeReport, error) {

@@ -149,6 +149,7 @@ func volumeMessage(v *server.Volume) *v1.Volume {
 		MappedBytes: v.Mapped, Traffic: trafficMessage(&v.Traffic), ServedBy: v.ServedBy,
 		PhysicalBlockBytes: v.PhysicalBlock, ReadOnlyHosts: v.ReadOnly, RoomBytes: v.Room, Paths: each(v.Paths, pathMessage),
 		Counts: each(v.Counts, countMessage), Reservations: reservationsMessage(v.Reservations),
+		Snapshots: uint32(v.Snapshots), Origin: v.Origin, Restoring: v.Restoring,
 		Offloads: each(server.Offloads(v.Counts), func(o *server.Offload) *v1.Offload {
 			return &v1.Offload{Name: o.Name, Used: o.Used, Refused: o.Refused}
 		}),
@@ -211,10 +212,10 @@ func reportOf(m *v1.NodeReport) *server.Report {
 }
 
 func digestMessage(d *server.Digest) *v1.ReplicaDigest {
-	return &v1.ReplicaDigest{Node: d.Node, Digest: d.Sum, DifferentChunks: d.Different, Error: d.Error}
+	return &v1.ReplicaDigest{Node: d.Node, Digest: d.Sum, DifferentChunks: d.Different, Error: d.Error, DifferentSnapshots: d.Snapshots}
 }
 
 func digestOf(d **v1.ReplicaDigest) server.Digest {
 	m := *d
-	return server.Digest{Node: m.Node, Sum: m.Digest, Different: m.DifferentChunks, Error: m.Error}
+	return server.Digest{Node: m.Node, Sum: m.Digest, Different: m.DifferentChunks, Error: m.Error, Snapshots: m.DifferentSnapshots}
 }

@@ -53,7 +53,7 @@ func (s *volumeService) CreateVolume(ctx context.Context, r *v1.CreateVolumeRequ
 }
 
 func (s *volumeService) DeleteVolume(ctx context.Context, r *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error) {
-	v, sessions, err := s.backend.DeleteVolume(ctx, r.GetName(), r.GetDryRun(), r.GetInUse())
+	v, sessions, err := s.backend.DeleteVolume(ctx, r.GetName(), r.GetDryRun(), r.GetInUse(), r.GetWithSnapshots())
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,7 @@ const (
 	OpClone OpKind = 6
 	// OpSnapshot makes snapshot Snapshot of Volume as it is at this place of its
 	// stream. It costs one record and shares all pages, and takes a sequence number.
-	// Where the snapshot is already it changes nothing else.
+	// Where the snapshot is already it changes nothing else. Snapshot 0 makes none.
 	OpSnapshot OpKind = 7
 	// OpRollback makes the content and the size of Volume those of snapshot Snapshot;
 	// the annex stays. It takes a sequence number, which is from then on the least

@@ -121,7 +121,7 @@ func (s *Store) inspect(op *Op) {
 			return
 		}
 	case OpSnapshot, OpRollback:
-		if op.Snapshot == 0 {
+		if op.Snapshot == 0 && op.Kind == OpRollback {
 			fail("no snapshot")
 			return
 		}

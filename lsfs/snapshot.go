@@ -187,6 +187,9 @@ func (s *Store) stageSnapshot(v *Volume, op *Op) error {
 	if op.Kind == OpRollback {
 		return s.snapshotUsable(op.Snapshot)
 	}
+	if op.Snapshot == 0 {
+		return nil
+	}
 	if s.volumes[op.Snapshot] != nil {
 		return fmt.Errorf("snapshot %d of volume %d: %w", op.Snapshot, v.id, ErrExists)
 	}
@@ -378,7 +381,7 @@ func (s *Store) applySharing(r format.Record) error {
 			return fmt.Errorf("snapshot of volume %d: %w", h.Volume, ErrNoVolume)
 		}
 		at := OpID{Epoch(h.Epoch), Seq(h.Seq)}
-		if id := VolumeID(r.Snapshot()); s.find(id) == nil {
+		if id := VolumeID(r.Snapshot()); id != 0 && s.find(id) == nil {
 			n := s.beginSnapshot(id, v.id, v.size.Load(), v)
 			n.point = at
 		}

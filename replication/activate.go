@@ -53,6 +53,9 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 	if err != nil {
 		return err
 	}
+	if err := v.regrow(ctx, c); err != nil { // after a rollback that we took as a replica
+		return err
+	}
 	m := c.Meta()
 	if m.Promised < epoch {
 		m.Promised = epoch

@@ -58,7 +58,11 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 			return err
 		}
 		return v.takeMirror(l, h, pos)
-	case wire.SyncStart, wire.SyncCompare, wire.SyncApply, wire.SyncEnd, wire.Digests, wire.Changed, wire.StateSum:
+	case wire.SyncWhole:
+		v.takeWhole(l, h)
+		return nil
+	case wire.SyncStart, wire.SyncCompare, wire.SyncApply, wire.SyncEnd, wire.Digests, wire.Changed, wire.StateSum,
+		wire.SnapList, wire.SnapDrop, wire.SnapForge, wire.SnapCompare, wire.SnapApply, wire.SnapSeal, wire.SnapDigests:
 		n.spawn(func() {
 			if err := v.allows(epoch, method); err != nil {
 				l.replyError(h, err)
@@ -81,6 +85,8 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 				out, err = v.serveDigests(n.ctx, meta)
 			case wire.StateSum:
 				out, err = stateSum(v.copy())
+			default:
+				out, outData, err = v.serveSnapshots(n.ctx, method, meta, data)
 			}
 			if err != nil && !errors.Is(err, errAgain) {
 				v.log.Warn("request of the owner failed", "peer", l.peer, "method", int(method), "err", err)
@@ -106,7 +112,7 @@ func (v *Volume) allows(epoch lsfs.Epoch, m wire.Method) error {
 		return errStale
 	case v.copy() == nil || v.gone != nil:
 		return errAbsent
-	case m != wire.Digests && m != wire.Changed && m != wire.StateSum && (v.g.role == Active || v.g.role == Activating || v.g.role == Candidate):
+	case m != wire.Digests && m != wire.Changed && m != wire.StateSum && m != wire.SnapList && m != wire.SnapDigests && (v.g.role == Active || v.g.role == Activating || v.g.role == Candidate):
 		return fmt.Errorf("this node is %s itself", v.g.role)
 	}
 	return nil
@@ -148,7 +154,7 @@ func (v *Volume) syncStart(meta []byte) (out, list []byte, err error) {
 				return err
 			}
 			v.mu.Lock()
-			v.g.fit = false
+			v.g.fit, v.hollow = false, true
 			v.mu.Unlock()
 		}
 		list, err = changedList(v.node.ctx, c, from.Seq)
@@ -239,12 +245,17 @@ func (v *Volume) takeMirror(l *link, h wire.Header, pos wire.Position) error {
 // syncCompare says which blocks of a chunk this node can make neither from what
 // the chunk holds nor from any other block in its pool.
 func (v *Volume) syncCompare(ctx context.Context, meta []byte) ([]byte, error) {
+	c := v.copy()
+	return v.compareChunk(ctx, c, c.Blocks(), meta)
+}
+
+// compareChunk is syncCompare for what is not the copy itself, too.
+func (v *Volume) compareChunk(ctx context.Context, c fingerprinted, blocks uint64, meta []byte) ([]byte, error) {
 	sc, err := wire.DecodeSyncChunk(meta, nil)
 	if err != nil {
 		return nil, err
 	}
-	c := v.copy()
-	have, _, err := v.chunkFingerprints(ctx, c, sc.Chunk, len(sc.Fingerprints))
+	have, _, err := chunkFingerprints(ctx, c, blocks, sc.Chunk, len(sc.Fingerprints))
 	if err != nil {
 		return nil, err
 	}
@@ -264,10 +275,15 @@ func (v *Volume) syncCompare(ctx context.Context, meta []byte) ([]byte, error) {
 	return frame[wire.HeaderLen:], nil
 }
 
-func (v *Volume) chunkFingerprints(ctx context.Context, c Copy, chunk uint32, want int) ([]dedup.Fingerprint, lsfs.BlockNo, error) {
-	start, end := chunkRange(chunk, c.Blocks())
+// fingerprinted is what a chunk is compared in: a copy or a snapshot.
+type fingerprinted interface {
+	Fingerprints(ctx context.Context, start lsfs.BlockNo, dst []dedup.Fingerprint) error
+}
+
+func chunkFingerprints(ctx context.Context, c fingerprinted, blocks uint64, chunk uint32, want int) ([]dedup.Fingerprint, lsfs.BlockNo, error) {
+	start, end := chunkRange(chunk, blocks)
 	if end <= start || int(end-start) != want {
-		return nil, 0, fmt.Errorf("chunk %d has %d blocks at the owner, and here the volume has %d", chunk, want, c.Blocks())
+		return nil, 0, fmt.Errorf("chunk %d has %d blocks at the owner, and here the volume has %d", chunk, want, blocks)
 	}
 	have := make([]dedup.Fingerprint, want)
 	return have, start, c.Fingerprints(ctx, start, have)
@@ -276,13 +292,18 @@ func (v *Volume) chunkFingerprints(ctx context.Context, c Copy, chunk uint32, wa
 // syncApply makes a chunk equal to the owner's and answers with its digest as it
 // is stored now. The owner's lock keeps live operations out of the chunk.
 func (v *Volume) syncApply(ctx context.Context, meta, data []byte) ([]byte, error) {
+	c := v.copy()
+	return v.applyChunk(ctx, c, c.Blocks(), v.id, meta, data)
+}
+
+// applyChunk is syncApply for what is not the copy itself, too: target takes the operations.
+func (v *Volume) applyChunk(ctx context.Context, c fingerprinted, blocks uint64, target VolumeID, meta, data []byte) ([]byte, error) {
 	n := v.node
 	sc, err := wire.DecodeSyncChunk(meta, data)
 	if err != nil {
 		return nil, err
 	}
-	c := v.copy()
-	have, start, err := v.chunkFingerprints(ctx, c, sc.Chunk, len(sc.Fingerprints))
+	have, start, err := chunkFingerprints(ctx, c, blocks, sc.Chunk, len(sc.Fingerprints))
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +328,7 @@ func (v *Volume) syncApply(ctx context.Context, meta, data []byte) ([]byte, erro
 		}
 		w := &work{v: v, from: nil}
 		w.op.Ctx, w.op.Done = w, n.stored
-		w.op.Kind, w.op.Volume, w.op.ID = lsfs.OpCopy, v.id, lsfs.OpID{Epoch: lsfs.Epoch(0), Seq: sc.Version}
+		w.op.Kind, w.op.Volume, w.op.ID = lsfs.OpCopy, target, lsfs.OpID{Epoch: lsfs.Epoch(0), Seq: sc.Version}
 		w.op.Start, w.op.Count = start+lsfs.BlockNo(i), uint32(j-i)
 		for k := i; k < j; k++ {
 			b := dedup.Block{Fingerprint: sc.Fingerprints[k], Encoding: dedup.Raw}
@@ -372,7 +393,7 @@ func (v *Volume) syncEnd(meta []byte) error {
 			return err
 		}
 		v.mu.Lock()
-		v.g.fit = true
+		v.g.fit, v.hollow = true, false
 		if !full {
 			v.local = pos.Durable.Seq
 			v.next = v.local + 1
@@ -411,8 +432,13 @@ func (v *Volume) digests(ctx context.Context, first, count uint32) (out []byte, 
 	if c == nil {
 		return nil, errAbsent
 	}
+	return digestsOf(ctx, c, c.Blocks(), first, count)
+}
+
+// digestsOf are the digests of a run of chunks of a copy or a snapshot.
+func digestsOf(ctx context.Context, c fingerprinted, blocks uint64, first, count uint32) (out []byte, err error) {
 	for chunk := first; chunk < first+count; chunk++ {
-		start, end := chunkRange(chunk, c.Blocks())
+		start, end := chunkRange(chunk, blocks)
 		if end <= start {
 			break
 		}

@@ -28,8 +28,9 @@ type CheckResult struct {
 type CheckReplica struct {
 	Node      NodeID
 	Equal     bool
-	Different []uint32 // chunks, at most 64 of them
-	State     bool     // the ordered state (C2) differs
+	Different []uint32   // chunks, at most 64 of them
+	State     bool       // the ordered state (C2) differs
+	Snapshots []VolumeID // those that differ, or that only one of the two has
 	Err       error
 }
 
@@ -89,6 +90,9 @@ func (v *Volume) Check(ctx context.Context, progress func(done, total int)) (Che
 		if progress != nil {
 			progress(res.Chunks, res.Chunks+len(chunks))
 		}
+	}
+	if err := v.checkSnapshots(ctx, epoch, &res); err != nil {
+		return res, err
 	}
 	sum.Sum(res.Digest[:0])
 	return res, nil

@@ -40,6 +40,8 @@ type Record struct {
 	Compress  bool // policy: compress
 	Forced    bool // promoted by force (B3)
 	Deleted   bool // deletion is recorded; replicas free their copies
+	// Origin is the snapshot as which the volume began; 0: it began empty.
+	Origin lsfs.VolumeID
 }
 
 // Has says whether n is in the recorded in-sync set.

@@ -61,6 +61,8 @@ type Node struct {
 	volumes atomic.Pointer[map[lsfs.VolumeID]*Volume] // copy on write under mu
 	peers   atomic.Pointer[map[NodeID]*peer]
 
+	reconcile sync.Mutex // one ReconcileSnapshots at a time; taken first and held over I/O
+
 	mu      sync.Mutex
 	inbound atomic.Pointer[[]*link] // copy on write under mu
 
@@ -267,7 +269,8 @@ func (n *Node) removeInbound(l *link) {
 func (n *Node) stored(op *lsfs.Op, err error) {
 	w := op.Ctx.(*work)
 	v := w.v
-	if errors.Is(err, lsfs.ErrNoVolume) || errors.Is(err, lsfs.ErrClosed) {
+	missing := w.op.Kind == lsfs.OpRollback && errors.Is(err, lsfs.ErrNoVolume) && n.pool.Copy(v.id) != nil // the snapshot, not the volume
+	if !missing && (errors.Is(err, lsfs.ErrNoVolume) || errors.Is(err, lsfs.ErrClosed)) {
 		v.lost(w) // deleted or closing: its requests were ended before
 		return
 	}

@@ -70,6 +70,9 @@ func (v *Volume) stored(w *work) {
 		v.still.Broadcast()
 	}
 	v.mu.Unlock()
+	if w.from != nil && w.op.Kind == lsfs.OpRollback {
+		v.node.spawn(v.rolledBack)
+	}
 	if brought {
 		v.announce() // before the acknowledgement: what the owner answers is known at every door (C2)
 	}
@@ -94,10 +97,11 @@ func (v *Volume) lost(w *work) {
 
 // tripped says whether a replica's operation failed in a way that ends the stream to
 // this one replica and nothing more: its pool has no room although the owner's
-// has, or a block has too many references here. What stood behind it in the queue
+// has, a block has too many references here, or the snapshot of a rollback is not here. What stood behind it in the queue
 // fails with it.
 func (v *Volume) tripped(w *work, err error) bool {
-	full := errors.Is(err, lsfs.ErrNoSpace) || errors.Is(err, lsfs.ErrReferences)
+	full := errors.Is(err, lsfs.ErrNoSpace) || errors.Is(err, lsfs.ErrReferences) || errors.Is(err, lsfs.ErrSnapshots) ||
+		w.op.Kind == lsfs.OpRollback && errors.Is(err, lsfs.ErrNoVolume)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
@@ -111,6 +115,9 @@ func (v *Volume) tripped(w *work, err error) bool {
 		v.dropBlocked()
 		v.next = w.op.ID.Seq
 		v.refuse(w.from)
+		if w.op.Kind == lsfs.OpRollback {
+			v.frozen = false
+		}
 	default:
 		return false
 	}

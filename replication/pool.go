@@ -28,6 +28,8 @@ type Pool interface {
 	CreateCopy(ctx context.Context, id lsfs.VolumeID, blocks uint64, replica ReplicaID) (Copy, error)
 	DeleteCopy(ctx context.Context, id lsfs.VolumeID) error
 	Copies() []lsfs.VolumeID
+
+	SnapshotPool
 }
 
 // Copy is this node's replica of a volume in the pool.
@@ -58,8 +60,45 @@ type Copy interface {
 	// ChangedChunks lists chunks with a version above since; ChunkVersions reads versions from first on.
 	ChangedChunks(ctx context.Context, since lsfs.Seq) ([]uint32, error)
 	ChunkVersions(ctx context.Context, first uint32, dst []lsfs.Seq) error
+	// AdmitSnapshot and AdmitRollback say why the operation would be refused; no I/O.
+	AdmitSnapshot() error
+	AdmitRollback(snapshot lsfs.VolumeID) error
 	// Repair rewrites a damaged block by an intact copy from another replica.
 	Repair(ctx context.Context, block lsfs.BlockNo, intact dedup.Block) error
+}
+
+// SnapshotPool is the snapshots of a pool.
+type SnapshotPool interface {
+	// Snapshot finds a snapshot, nil when there is none; Snapshots lists those of a
+	// volume in the order of their points, or all for 0.
+	Snapshot(id lsfs.VolumeID) SnapshotCopy
+	Snapshots(of lsfs.VolumeID) []SnapshotCopy
+	// DeleteSnapshot is durable on return; lsfs.ErrNoVolume when there is none.
+	DeleteSnapshot(ctx context.Context, id lsfs.VolumeID) error
+	// CreateCopyFrom makes a copy that begins as a snapshot, at operation {0, 1};
+	// lsfs.ErrNoVolume when the snapshot is not here.
+	CreateCopyFrom(ctx context.Context, id lsfs.VolumeID, blocks uint64, replica ReplicaID, snapshot lsfs.VolumeID) (Copy, error)
+	// ForgeSnapshot begins a snapshot of volume of with the content of base; it takes
+	// OpCopy until SealSnapshot makes it one, or AbandonSnapshot deletes it. Forged finds it.
+	ForgeSnapshot(ctx context.Context, id, of, base lsfs.VolumeID, blocks uint64) error
+	Forged(id lsfs.VolumeID) SnapshotCopy
+	SealSnapshot(ctx context.Context, id lsfs.VolumeID, point lsfs.OpID) error
+	AbandonSnapshot(ctx context.Context, id lsfs.VolumeID) error
+}
+
+// SnapshotCopy is a snapshot in this node's pool. It never changes; when it has been
+// deleted its methods fail with lsfs.ErrNoVolume.
+type SnapshotCopy interface {
+	ID() lsfs.VolumeID
+	Volume() lsfs.VolumeID // whose it is
+	Point() lsfs.OpID      // the operation that took it
+	Blocks() uint64
+	// Fingerprints, ReadReduced, ChangedChunks and ChunkVersions are those of Copy, as
+	// of the snapshot.
+	Fingerprints(ctx context.Context, start lsfs.BlockNo, dst []dedup.Fingerprint) error
+	ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error
+	ChangedChunks(ctx context.Context, since lsfs.Seq) ([]uint32, error)
+	ChunkVersions(ctx context.Context, first uint32, dst []lsfs.Seq) error
 }
 
 // Local makes a node's store a Pool.
@@ -86,3 +125,34 @@ func (p localPool) DeleteCopy(ctx context.Context, id lsfs.VolumeID) error {
 	return p.DeleteVolume(ctx, id)
 }
 func (p localPool) Copies() []lsfs.VolumeID { return p.Volumes() }
+
+func (p localPool) Snapshot(id lsfs.VolumeID) SnapshotCopy {
+	if s := p.Store.Snapshot(id); s != nil {
+		return s
+	}
+	return nil
+}
+
+func (p localPool) Forged(id lsfs.VolumeID) SnapshotCopy {
+	if s := p.Store.Forged(id); s != nil {
+		return s
+	}
+	return nil
+}
+
+func (p localPool) Snapshots(of lsfs.VolumeID) []SnapshotCopy {
+	list := p.Store.Snapshots(of)
+	out := make([]SnapshotCopy, len(list))
+	for i, s := range list {
+		out[i] = s
+	}
+	return out
+}
+
+func (p localPool) CreateCopyFrom(ctx context.Context, id lsfs.VolumeID, blocks uint64, replica ReplicaID, snapshot lsfs.VolumeID) (Copy, error) {
+	v, err := p.CreateVolumeFrom(ctx, id, blocks, replica, snapshot)
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}

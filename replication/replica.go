@@ -88,6 +88,9 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 		v.refuseClone(l)
 		return nil
 	}
+	if w.op.Kind == lsfs.OpSnapshot && v.hollow {
+		w.op.Snapshot = 0 // it only takes its number: the content is not whole yet
+	}
 	if w.op.Kind == lsfs.OpEpoch {
 		v.g.promised = epoch // the record itself makes it durable (W2)
 	}
@@ -110,6 +113,9 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 
 func (v *Volume) appendReplica(w *work) {
 	v.open++
+	if w.op.Kind == lsfs.OpRollback {
+		v.frozen = true // until rolledBack
+	}
 	v.node.pool.Append(&w.op)
 }
 
@@ -174,13 +180,17 @@ func (v *Volume) unblock() {
 		return
 	}
 	i := 0
-	for ; i < len(v.blocked) && v.blocked[i].missing == 0; i++ {
+	for ; i < len(v.blocked) && v.blocked[i].missing == 0; i++ { // a rollback ends it
 		if w := v.blocked[i]; w.op.Kind == lsfs.OpClone && w.op.Source != v.id {
 			v.node.spawn(v.unblockClone) // its source has to be looked at as well
 			break
 		}
 		v.appendReplica(v.blocked[i])
 		v.blocked[i] = nil
+		if v.frozen {
+			i++
+			break
+		}
 	}
 	v.blocked = append(v.blocked[:0], v.blocked[i:]...)
 }

@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -116,6 +117,9 @@ func (s *resync) whole(r Replica) error {
 	if pos.Inconsistent && pos.SyncFrom.Seq < from.Seq {
 		from = pos.SyncFrom
 	}
+	if born := (lsfs.OpID{Seq: 1}); from == (lsfs.OpID{}) && pos.Durable == born && v.origin() != 0 {
+		from = born // both began as the same snapshot
+	}
 	theirs, err := s.start(from, syncFull)
 	if err != nil {
 		return err
@@ -131,6 +135,9 @@ func (s *resync) whole(r Replica) error {
 	v.log.Info("resync starts", "peer", s.peer, "from", from.Seq, "chunks", len(chunks))
 	v.node.cfg.Event(levelInfo, "resync-started", fmt.Sprintf("volume %d: node %d is filled from operation %d on: %d MiB to compare", v.id, s.peer, from.Seq, len(chunks)))
 	if err := s.copyChunks(c, chunks, true); err != nil {
+		return err
+	}
+	if err := s.snapshots(c, true); err != nil {
 		return err
 	}
 	if _, err := s.call(wire.SyncEnd, append(wire.AppendPosition(nil, &wire.Position{Volume: uint64(v.id)}), syncFull), nil); err != nil {
@@ -209,9 +216,19 @@ func (s *resync) level(pos wire.Position, m lsfs.Meta) error {
 	if err := s.copyChunks(c, chunks, false); err != nil {
 		return err
 	}
+	if err := s.snapshots(c, false); err != nil {
+		return err
+	}
 	end := wire.Position{Volume: uint64(s.v.id), Durable: m.Durable, EpochLog: m.EpochLog, State: m.State}
 	_, err = s.call(wire.SyncEnd, append(wire.AppendPosition(nil, &end), syncLevel), nil)
 	return err
+}
+
+// origin is the snapshot as which the volume began.
+func (v *Volume) origin() VolumeID {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.g.rec.Origin
 }
 
 func (s *resync) start(from lsfs.OpID, mode byte) ([]uint32, error) {
@@ -291,7 +308,7 @@ func union(a, b []uint32, blocks uint64) []uint32 {
 }
 
 func (s *resync) copyChunks(c Copy, chunks []uint32, locked bool) error {
-	s.total.Store(int64(len(chunks)))
+	s.total.Add(int64(len(chunks)))
 	g, ctx := errgroup.WithContext(s.ctx)
 	g.SetLimit(parallelChunks)
 	for _, chunk := range chunks {
@@ -332,6 +349,12 @@ func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
 		}
 		defer v.unlockRange(h)
 	}
+	return s.sendChunk(c, 0, chunk, start, end)
+}
+
+// sendChunk makes one chunk of the replica's copy, or of the snapshot that it is
+// forging, that of the source.
+func (s *resync) sendChunk(c chunkSource, snapshot uint64, chunk uint32, start, end lsfs.BlockNo) error {
 	var version [1]lsfs.Seq
 	if err := c.ChunkVersions(s.ctx, chunk, version[:]); err != nil {
 		return err
@@ -340,14 +363,18 @@ func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
 	if err := c.Fingerprints(s.ctx, start, sc.Fingerprints); err != nil {
 		return err
 	}
-	rep, err := s.call(wire.SyncCompare, wire.AppendSyncChunk(nil, &sc), nil)
+	compare, prefix := wire.SyncCompare, []byte(nil)
+	if snapshot != 0 {
+		compare, prefix = wire.SnapCompare, binary.LittleEndian.AppendUint64(nil, snapshot)
+	}
+	rep, err := s.call(compare, wire.AppendSyncChunk(slices.Clone(prefix), &sc), nil)
 	if err != nil {
 		return err
 	}
 	if sc.Index, err = wire.DecodeNeed(rep.meta); err != nil {
 		return err
 	}
-	rep, err = s.apply(c, start, &sc)
+	rep, err = s.apply(c, prefix, start, &sc)
 	if errors.Is(err, errAgain) {
 		sc.Index = sc.Index[:0]
 		for i := range sc.Fingerprints {
@@ -355,7 +382,7 @@ func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
 				sc.Index = append(sc.Index, uint32(i))
 			}
 		}
-		rep, err = s.apply(c, start, &sc)
+		rep, err = s.apply(c, prefix, start, &sc)
 	}
 	if err != nil {
 		return err
@@ -366,8 +393,9 @@ func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
 	return nil
 }
 
-// apply sends the contents that sc.Index names.
-func (s *resync) apply(c Copy, start lsfs.BlockNo, sc *wire.SyncChunk) (reply, error) {
+// apply sends the contents that sc.Index names. prefix is the id of the snapshot that
+// is being forged, if it is one.
+func (s *resync) apply(c chunkSource, prefix []byte, start lsfs.BlockNo, sc *wire.SyncChunk) (reply, error) {
 	buf := make([]byte, len(sc.Index)*blockSize)
 	sc.Blocks = make([]dedup.Block, len(sc.Index))
 	for k, i := range sc.Index {
@@ -379,7 +407,11 @@ func (s *resync) apply(c Copy, start lsfs.BlockNo, sc *wire.SyncChunk) (reply, e
 		}
 		s.sent.Add(int64(len(sc.Blocks[k].Data)))
 	}
-	return s.call(wire.SyncApply, wire.AppendSyncChunk(nil, sc), wire.AppendBlockData(nil, sc.Blocks))
+	method := wire.SyncApply
+	if prefix != nil {
+		method = wire.SnapApply
+	}
+	return s.call(method, wire.AppendSyncChunk(slices.Clone(prefix), sc), wire.AppendBlockData(nil, sc.Blocks))
 }
 
 // chunkDigest is the digest of a chunk's content: SHA-256 over its fingerprints.

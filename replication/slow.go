@@ -112,7 +112,11 @@ func (v *Volume) lockRange(h *hold) error { return v.lockFor(h, nil) }
 
 // lockFor is lockRange for a request that depends on the ordered state. While h
 // is held the state does not change, so the one look at it covers all that r does.
-func (v *Volume) lockFor(h *hold, r *Request) error {
+func (v *Volume) lockFor(h *hold, r *Request) error { return v.lockUntil(h, r, nil) }
+
+// lockUntil is lockFor for a caller who gives up: it fails with context.Canceled when
+// done is closed first.
+func (v *Volume) lockUntil(h *hold, r *Request, done <-chan struct{}) error {
 	v.mu.Lock()
 	if !v.serves() {
 		v.mu.Unlock()
@@ -126,6 +130,9 @@ func (v *Volume) lockFor(h *hold, r *Request) error {
 		v.node.Kick() // what we wait for may be queued by the same batch
 		select {
 		case <-h.ready:
+		case <-done:
+			v.unlockRange(h)
+			return context.Canceled
 		case <-v.node.ctx.Done():
 			v.unlockRange(h)
 			return ErrUnavailable

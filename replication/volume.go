@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -58,17 +59,19 @@ type Volume struct {
 	followers  []*follower
 	loans      []*loan // owner: ranges that are kept as they are for another node
 	held       []heldRequest
-	blocked    []*work // replica: received in order, waiting for content or for a change of state
-	frozen     bool    // replica: nothing is appended for now
-	deaf       *link   // replica: the stream on it was refused (C4)
-	newest     StateID // of the newest value that restate took
-	news       []news  // values that the watcher does not know yet
-	refused    []*work // within one hold of mu: locked and not to be sequenced
-	leaving    bool    // active, and about to be given away: nothing new is taken (M6)
-	term       uint64  // rises when everything in flight is forgotten
-	ackTo      *link   // replica: where the owner's operations come from
-	gone       error   // deleted or shut
-	retiredAt  Instant // newest retirement, or nothing was in flight
+	blocked    []*work             // replica: received in order, waiting for content or for a change of state
+	frozen     bool                // replica: nothing is appended for now
+	hollow     bool                // replica: it is being filled and takes no snapshots of the stream
+	deaf       *link               // replica: the stream on it was refused (C4)
+	newest     StateID             // of the newest value that restate took
+	news       []news              // values that the watcher does not know yet
+	refused    []*work             // within one hold of mu: locked and not to be sequenced
+	leaving    bool                // active, and about to be given away: nothing new is taken (M6)
+	term       uint64              // rises when everything in flight is forgotten
+	ackTo      *link               // replica: where the owner's operations come from
+	gone       error               // deleted or shut
+	retiredAt  Instant             // newest retirement, or nothing was in flight
+	frosts     map[VolumeID]*frost // owner: groups that hold the writes
 	activation context.CancelFunc
 	syncing    map[NodeID]*resync
 }
@@ -181,6 +184,10 @@ func (v *Volume) prepareCopy(rec Record) bool {
 			v.log.Error("cannot delete the old copy", "err", err)
 			return false
 		}
+		if err := v.dropSnapshots(v.node.ctx); err != nil {
+			v.log.Error("cannot delete the snapshots of the old copy", "err", err)
+			return false
+		}
 		c = nil
 	}
 	if c == nil {
@@ -190,7 +197,7 @@ func (v *Volume) prepareCopy(rec Record) bool {
 			return false
 		}
 		var err error
-		if c, err = v.node.pool.CreateCopy(v.node.ctx, v.id, blocks, id); err != nil {
+		if c, err = v.createCopy(rec, id, inSync); err != nil {
 			v.log.Error("cannot create the local copy", "err", err)
 			return false
 		}
@@ -206,6 +213,7 @@ func (v *Volume) prepareCopy(rec Record) bool {
 		v.mu.Lock()
 		v.local = meta.Durable.Seq
 		v.next = v.local + 1
+		v.hollow = meta.Inconsistent
 		v.g.promised = max(v.g.promised, meta.Promised)
 		v.restate(meta.State, false)
 		v.mu.Unlock()
@@ -213,6 +221,19 @@ func (v *Volume) prepareCopy(rec Record) bool {
 		v.announce()
 	}
 	return ReplicaID(meta.Replica) == id && !meta.Inconsistent
+}
+
+// createCopy makes the local copy: as the snapshot as which the volume began, or
+// empty. Without that snapshot only a replica that is filled anyway can be made.
+func (v *Volume) createCopy(rec Record, id ReplicaID, inSync bool) (Copy, error) {
+	blocks := rec.SizeBytes / blockSize
+	if rec.Origin != 0 {
+		c, err := v.node.pool.CreateCopyFrom(v.node.ctx, v.id, blocks, id, rec.Origin)
+		if inSync || !errors.Is(err, lsfs.ErrNoVolume) {
+			return c, err
+		}
+	}
+	return v.node.pool.CreateCopy(v.node.ctx, v.id, blocks, id)
 }
 
 // event feeds the membership machine and performs what it asks for.

@@ -85,7 +85,7 @@ func (p *workPool) put(w *work) {
 	p.used.Add(-w.cost)
 	clear(w.op.Blocks)
 	w.op.Blocks, w.op.Pinned, w.op.State = w.op.Blocks[:0], w.op.Pinned[:0], nil
-	w.op.Source, w.op.SourceStart = 0, 0
+	w.op.Source, w.op.SourceStart, w.op.Snapshot = 0, 0, 0
 	w.op.Done, w.op.Warm = nil, false
 	w.buf, w.index = w.buf[:0], w.index[:0]
 	w.v, w.req, w.then, w.from = nil, nil, nil, nil

@@ -196,7 +196,7 @@ func (n *Node) CreateVolume(ctx context.Context, spec VolumeSpec) (*Volume, erro
 }
 
 // DeleteVolume deletes a volume.
-func (n *Node) DeleteVolume(ctx context.Context, name string, dryRun, inUse bool) (*Volume, []Session, error) {
+func (n *Node) DeleteVolume(ctx context.Context, name string, dryRun, inUse, withSnapshots bool) (*Volume, []Session, error) {
 	state, v, err := n.volumeNamed(ctx, name)
 	if err != nil {
 		return nil, nil, err
@@ -212,10 +212,13 @@ func (n *Node) DeleteVolume(ctx context.Context, name string, dryRun, inUse bool
 	if len(using) > 0 && !inUse {
 		return nil, nil, fmt.Errorf("%w: volume %s is in use: %s is logged in to node %s\n  log its hosts out first, or delete it all the same: --in-use", ErrRefused, v.Name, using[0].Initiator, using[0].Node)
 	}
+	if out.Snapshots > 0 && !withSnapshots {
+		return nil, nil, fmt.Errorf("%w: volume %s has %d snapshots\n  delete them first, or with the volume: --with-snapshots", ErrRefused, v.Name, out.Snapshots)
+	}
 	if dryRun {
 		return out, using, nil
 	}
-	if err := n.cluster.DeleteVolume(ctx, v.ID); err != nil {
+	if err := n.cluster.DeleteVolume(ctx, v.ID, withSnapshots); err != nil {
 		return nil, nil, err
 	}
 	out.State = VolumeDeleting
@@ -285,6 +288,13 @@ func (n *Node) checkHere(ctx context.Context, parts *serving, state *cluster.Sta
 	digests, equal := []Digest{{Node: n.id.Name, Sum: r.Digest[:]}}, true
 	for _, x := range r.Replicas {
 		d := Digest{Node: state.NodeName(x.Node), Different: x.Different}
+		for _, id := range x.Snapshots {
+			name := fmt.Sprintf("snapshot %d, which no record names", id)
+			if s := state.Snapshot(id); s != nil {
+				name = s.Name
+			}
+			d.Snapshots = append(d.Snapshots, name)
+		}
 		switch {
 		case x.Err != nil:
 			d.Error, equal = x.Err.Error(), false

@@ -23,6 +23,7 @@ type export struct {
 	any        bool
 	initiators []string
 	readOnly   []string // those of initiators whose writes are refused
+	restored   uint64   // rollbacks so far
 
 	// told is paths as the device server sees them, of all exports of the unit. It
 	// follows the state of the cluster only when sessions that would find this node's
@@ -54,6 +55,7 @@ func (n *Node) onChange(s *cluster.State) {
 		}
 	}
 	parts.replication.Update(s.Records(), s.DataNodes())
+	n.reconcileSnapshots(parts, s)
 	n.freed.want(n.gone(s))
 	n.exportAll(parts, s)
 	if self := s.Node(n.cluster.Self()); self != nil && self.Draining {
@@ -67,6 +69,17 @@ func (n *Node) onChange(s *cluster.State) {
 		n.ready.Store(true)
 		n.log.Info("portals are open", "portals", n.config.ISCSI.Portals, "volumes", len(n.exports))
 	}
+}
+
+// reconcileSnapshots has replication drop the snapshots that no record names, when
+// the records have changed. The keeper does so now and then as well.
+func (n *Node) reconcileSnapshots(parts *serving, s *cluster.State) {
+	last := n.reconciled
+	n.reconciled = s
+	if last != nil && len(last.Snapshots) == len(s.Snapshots) && (len(s.Snapshots) == 0 || last.Snapshots[0] == s.Snapshots[0] && last.Snapshots[len(last.Snapshots)-1] == s.Snapshots[len(s.Snapshots)-1]) {
+		return
+	}
+	parts.replication.ReconcileSnapshots(s.KnownSnapshots())
 }
 
 // gone lists deleted volumes that have a replica recorded here and no copy any more.
@@ -109,7 +122,7 @@ func (n *Node) exportAll(parts *serving, s *cluster.State) {
 }
 
 func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error {
-	next := &export{volume: v.ID, size: v.Record.SizeBytes, paths: paths(s, &v.Record), any: v.AnyHost, initiators: initiators(s, v.Hosts), readOnly: initiators(s, v.ReadOnly)}
+	next := &export{volume: v.ID, size: v.Record.SizeBytes, paths: paths(s, &v.Record), any: v.AnyHost, initiators: initiators(s, v.Hosts), readOnly: initiators(s, v.ReadOnly), restored: v.Restored}
 	old := n.exports[v.LUN]
 	if old != nil {
 		next.told = old.told
@@ -145,6 +158,9 @@ func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error
 	}
 	if old != nil && old.size != next.size {
 		parts.scsi.CapacityChanged(v.LUN)
+	}
+	if old != nil && old.restored != next.restored {
+		parts.scsi.ContentChanged(v.LUN)
 	}
 	if old != nil && !slices.EqualFunc(old.paths, next.paths, samePath) {
 		self := uint16(n.cluster.Self())

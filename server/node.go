@@ -35,6 +35,10 @@ type Peers interface {
 	MoveVolume(ctx context.Context, node replication.NodeID, address, volume, to string) error
 	// ClearReservations drops the reservations of a volume that the asked node owns.
 	ClearReservations(ctx context.Context, node replication.NodeID, address, volume string) error
+	// SnapshotStep does one step of a snapshot on the asked node.
+	SnapshotStep(ctx context.Context, node replication.NodeID, address string, step SnapshotStep) (bool, error)
+	// Changes passes on what the asked node sends.
+	Changes(ctx context.Context, node replication.NodeID, address string, spec ChangesSpec, send func([]ChangedRange, uint64) error) error
 }
 
 // Node is one running node of a cluster.
@@ -53,6 +57,7 @@ type Node struct {
 	freed   *freer
 	watch   *worker // of the pool's fill; nil on a witness
 	drainer *worker // nil on a witness
+	keeper  *worker // of snapshots; nil on a witness
 	moves   *hostMoves
 	levels  atomic.Pointer[levels]
 	metrics *metricsServer
@@ -65,6 +70,8 @@ type Node struct {
 	mu      sync.Mutex // see doc.go
 	closing bool
 	exports map[uint16]*export // by LUN
+	// reconciled is the state by which snapshots were last held against the records.
+	reconciled *cluster.State
 }
 
 // serving are the parts that a data node makes when it has a quorum.
@@ -267,6 +274,7 @@ func (n *Node) Close() {
 		n.metrics.close()
 	}
 	n.drainer.close()
+	n.keeper.close()
 	n.watch.close()
 	if s := n.serving.Load(); s != nil {
 		n.moves.cancel() // commands that wait for one get their answer

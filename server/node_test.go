@@ -62,6 +62,20 @@ func (p labPeers) ClearReservations(ctx context.Context, node replication.NodeID
 	return errors.New("connection refused")
 }
 
+func (p labPeers) SnapshotStep(ctx context.Context, node replication.NodeID, _ string, step SnapshotStep) (bool, error) {
+	if n := p.nodes[node]; n != nil {
+		return n.SnapshotStep(ctx, step)
+	}
+	return false, fmt.Errorf("%w: connection refused", ErrNotReady)
+}
+
+func (p labPeers) Changes(ctx context.Context, node replication.NodeID, _ string, spec ChangesSpec, send func([]ChangedRange, uint64) error) error {
+	if n := p.nodes[node]; n != nil {
+		return n.Changes(ctx, spec, send)
+	}
+	return errors.New("connection refused")
+}
+
 func newLab(t *testing.T) *lab {
 	l := &lab{t: t, nodes: map[replication.NodeID]*Node{}}
 	t.Cleanup(func() {
@@ -235,13 +249,13 @@ func TestOneNode(t *testing.T) {
 	if digests, equal, err := n.CheckVolume(ctx, "vm", false); err != nil || !equal || len(digests) != 1 {
 		t.Errorf("check %+v, %v, %v", digests, equal, err)
 	}
-	if _, _, err := n.DeleteVolume(ctx, "nothing", false, false); !errors.Is(err, ErrNotFound) {
+	if _, _, err := n.DeleteVolume(ctx, "nothing", false, false, false); !errors.Is(err, ErrNotFound) {
 		t.Errorf("delete nothing: %v", err)
 	}
-	if v, _, err := n.DeleteVolume(ctx, "vm", true, false); err != nil || v.Name != "vm" {
+	if v, _, err := n.DeleteVolume(ctx, "vm", true, false, false); err != nil || v.Name != "vm" {
 		t.Errorf("dry run: %v", err)
 	}
-	if _, _, err := n.DeleteVolume(ctx, "vm", false, false); err != nil {
+	if _, _, err := n.DeleteVolume(ctx, "vm", false, false, false); err != nil {
 		t.Fatal(err)
 	}
 	// The replica is freed, the cluster is told, and the volume leaves the state.

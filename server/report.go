@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twinsan/twinsan/lsfs"
 	"github.com/twinsan/twinsan/replication"
 	"github.com/twinsan/twinsan/server/cluster"
 	"github.com/twinsan/twinsan/server/scsi"
@@ -196,8 +197,14 @@ func (n *Node) recorded(state *cluster.State) *Status {
 		}
 		s.Nodes = append(s.Nodes, m)
 	}
+	snapshots := map[lsfs.VolumeID]int{}
+	for _, x := range state.Snapshots {
+		snapshots[x.Volume]++
+	}
 	for _, v := range state.Volumes {
-		s.Volumes = append(s.Volumes, volumeOf(state, v))
+		x := volumeOf(state, v)
+		x.Snapshots = snapshots[v.ID]
+		s.Volumes = append(s.Volumes, x)
 	}
 	return s
 }
@@ -209,6 +216,10 @@ func volumeOf(state *cluster.State, v *cluster.Volume) Volume {
 		Size: v.Record.SizeBytes, LogicalBlock: v.BlockBytes, Dedup: v.Record.Dedup, Compress: v.Record.Compress, Thin: v.Thin,
 		Hosts: slices.Clone(v.Hosts), AnyHost: v.AnyHost, Created: v.Created, Epoch: uint64(v.Record.Epoch), State: VolumeStarting,
 		PhysicalBlock: v.PhysicalBytes, ReadOnly: slices.Clone(v.ReadOnly),
+	}
+	x.Restoring = v.Restoring != 0
+	if s := state.Snapshot(v.Record.Origin); s != nil {
+		x.Origin = state.Volume(s.Volume).Name + "@" + s.Name
 	}
 	if v.Record.Deleted {
 		x.State = VolumeDeleting

@@ -134,6 +134,8 @@ func (n *Node) startWorkers() {
 	w := &spaceWatch{room: map[replication.NodeID]uint64{}}
 	n.watch = newWorker(spaceEvery, func(context.Context) { n.look(w) })
 	n.moves = newHostMoves()
+	k := newKeeper()
+	n.keeper = newWorker(keeperEvery, func(ctx context.Context) { n.keep(ctx, k, time.Now()) })
 	d := &drainState{}
 	n.drainer = newWorker(time.Second, func(ctx context.Context) { n.drain(ctx, d) })
 }

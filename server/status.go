@@ -201,6 +201,9 @@ type Volume struct {
 	// Counts are the commands of all nodes since each of them started.
 	Counts       []ClassCount
 	Reservations *Reservations // nil: none
+	Snapshots    int
+	Origin       string // VOLUME@SNAPSHOT that it began as, while that exists
+	Restoring    bool   // it is being rolled back to a snapshot
 }
 
 // PathState is what initiators are told of a volume's path through a node.
@@ -281,6 +284,7 @@ type Digest struct {
 	Node      string
 	Sum       []byte   // SHA-256 over the content; equal replicas have equal ones
 	Different []uint32 // chunks of 1 MiB, the first 64
+	Snapshots []string // of its snapshots that differ: which, and in what
 	Error     string
 }
 

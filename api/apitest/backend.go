@@ -35,9 +35,12 @@ type Backend struct {
 	Members     map[replication.NodeID]server.Role
 	Join        string // address that tokens name
 	Discovery   server.DiscoverySpec
-	Fail        error // every call fails with it
-	Panic       bool  // every call panics
-	Calls       []string
+	// SnapshotList and ScheduleList are those of all volumes.
+	SnapshotList []server.Snapshot
+	ScheduleList []server.Schedule
+	Fail         error // every call fails with it
+	Panic        bool  // every call panics
+	Calls        []string
 
 	requests map[string]string
 	tokens   int
@@ -279,7 +282,7 @@ func (b *Backend) CreateVolume(_ context.Context, spec server.VolumeSpec) (*serv
 }
 
 // DeleteVolume refuses a volume of a host with sessions unless inUse.
-func (b *Backend) DeleteVolume(_ context.Context, name string, dryRun, inUse bool) (*server.Volume, []server.Session, error) {
+func (b *Backend) DeleteVolume(_ context.Context, name string, dryRun, inUse, withSnapshots bool) (*server.Volume, []server.Session, error) {
 	if err := b.begin(fmt.Sprintf("DeleteVolume %s dry=%v", name, dryRun)); err != nil {
 		return nil, nil, err
 	}
@@ -296,6 +299,9 @@ func (b *Backend) DeleteVolume(_ context.Context, name string, dryRun, inUse boo
 	}
 	if len(using) > 0 && !inUse {
 		return nil, nil, fmt.Errorf("%w: volume %s is in use by %s", server.ErrRefused, v.Name, using[0].Initiator)
+	}
+	if v.Snapshots > 0 && !withSnapshots {
+		return nil, nil, fmt.Errorf("%w: volume %s has %d snapshots: delete them first, or with the volume: --with-snapshots", server.ErrRefused, v.Name, v.Snapshots)
 	}
 	gone := *v
 	if !dryRun {

@@ -471,6 +471,56 @@ func (PathState) EnumDescriptor() ([]byte, []int) {
 	return file_twinsan_proto_rawDescGZIP(), []int{7}
 }
 
+type SnapshotState int32
+
+const (
+	SnapshotState_SNAPSHOT_STATE_UNSPECIFIED SnapshotState = 0
+	// Being taken.
+	SnapshotState_SNAPSHOT_STATE_PENDING SnapshotState = 1
+	SnapshotState_SNAPSHOT_STATE_READY   SnapshotState = 2
+)
+
+// Enum value maps for SnapshotState.
+var (
+	SnapshotState_name = map[int32]string{
+		0: "SNAPSHOT_STATE_UNSPECIFIED",
+		1: "SNAPSHOT_STATE_PENDING",
+		2: "SNAPSHOT_STATE_READY",
+	}
+	SnapshotState_value = map[string]int32{
+		"SNAPSHOT_STATE_UNSPECIFIED": 0,
+		"SNAPSHOT_STATE_PENDING":     1,
+		"SNAPSHOT_STATE_READY":       2,
+	}
+)
+
+func (x SnapshotState) Enum() *SnapshotState {
+	p := new(SnapshotState)
+	*p = x
+	return p
+}
+
+func (x SnapshotState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SnapshotState) Descriptor() protoreflect.EnumDescriptor {
+	return file_twinsan_proto_enumTypes[8].Descriptor()
+}
+
+func (SnapshotState) Type() protoreflect.EnumType {
+	return &file_twinsan_proto_enumTypes[8]
+}
+
+func (x SnapshotState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SnapshotState.Descriptor instead.
+func (SnapshotState) EnumDescriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{8}
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2291,7 +2341,12 @@ type Volume struct {
 	Counts   []*ClassCount `protobuf:"bytes,26,rep,name=counts,proto3" json:"counts,omitempty"`
 	Offloads []*Offload    `protobuf:"bytes,27,rep,name=offloads,proto3" json:"offloads,omitempty"`
 	// Absent: nobody has registered or reserved.
-	Reservations  *Reservations `protobuf:"bytes,28,opt,name=reservations,proto3" json:"reservations,omitempty"`
+	Reservations *Reservations `protobuf:"bytes,28,opt,name=reservations,proto3" json:"reservations,omitempty"`
+	Snapshots    uint32        `protobuf:"varint,50,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// VOLUME@SNAPSHOT that it began as, while that exists.
+	Origin string `protobuf:"bytes,51,opt,name=origin,proto3" json:"origin,omitempty"`
+	// It is being rolled back to a snapshot.
+	Restoring     bool `protobuf:"varint,52,opt,name=restoring,proto3" json:"restoring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2520,6 +2575,27 @@ func (x *Volume) GetReservations() *Reservations {
 		return x.Reservations
 	}
 	return nil
+}
+
+func (x *Volume) GetSnapshots() uint32 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *Volume) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Volume) GetRestoring() bool {
+	if x != nil {
+		return x.Restoring
+	}
+	return false
 }
 
 // Path is the way to a volume through one node.
@@ -3261,7 +3337,9 @@ type DeleteVolumeRequest struct {
 	// Only say what would happen.
 	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Delete although initiators are logged in that can see the volume.
-	InUse         bool `protobuf:"varint,3,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	InUse bool `protobuf:"varint,3,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	// Delete its snapshots as well; without, a volume that has some stays.
+	WithSnapshots bool `protobuf:"varint,50,opt,name=with_snapshots,json=withSnapshots,proto3" json:"with_snapshots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3313,6 +3391,13 @@ func (x *DeleteVolumeRequest) GetDryRun() bool {
 func (x *DeleteVolumeRequest) GetInUse() bool {
 	if x != nil {
 		return x.InUse
+	}
+	return false
+}
+
+func (x *DeleteVolumeRequest) GetWithSnapshots() bool {
+	if x != nil {
+		return x.WithSnapshots
 	}
 	return false
 }
@@ -3713,8 +3798,10 @@ type ReplicaDigest struct {
 	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	// It was compared, and differs in these chunks of 1 MiB (the first 64).
 	DifferentChunks []uint32 `protobuf:"varint,4,rep,packed,name=different_chunks,json=differentChunks,proto3" json:"different_chunks,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Its snapshots differ from the owner's: which, and in what.
+	DifferentSnapshots []string `protobuf:"bytes,50,rep,name=different_snapshots,json=differentSnapshots,proto3" json:"different_snapshots,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ReplicaDigest) Reset() {
@@ -3775,6 +3862,1228 @@ func (x *ReplicaDigest) GetDifferentChunks() []uint32 {
 	return nil
 }
 
+func (x *ReplicaDigest) GetDifferentSnapshots() []string {
+	if x != nil {
+		return x.DifferentSnapshots
+	}
+	return nil
+}
+
+type Snapshot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Name of its volume.
+	Volume    string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`
+	State     SnapshotState          `protobuf:"varint,4,opt,name=state,proto3,enum=twinsan.v1.SnapshotState" json:"state,omitempty"`
+	Created   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`
+	SizeBytes uint64                 `protobuf:"varint,6,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// What it maps, before deduplication and compression; 0 when the asked node does
+	// not hold it.
+	MappedBytes uint64 `protobuf:"varint,7,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
+	// Volumes with a snapshot of the same moment, this one among them.
+	Group []string `protobuf:"bytes,8,rep,name=group,proto3" json:"group,omitempty"`
+	// Taken, and some day deleted, by the schedule of the volume.
+	Scheduled bool `protobuf:"varint,9,opt,name=scheduled,proto3" json:"scheduled,omitempty"`
+	// Volumes that began as this snapshot.
+	Clones        []string `protobuf:"bytes,10,rep,name=clones,proto3" json:"clones,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_twinsan_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *Snapshot) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Snapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Snapshot) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Snapshot) GetState() SnapshotState {
+	if x != nil {
+		return x.State
+	}
+	return SnapshotState_SNAPSHOT_STATE_UNSPECIFIED
+}
+
+func (x *Snapshot) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Snapshot) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetMappedBytes() uint64 {
+	if x != nil {
+		return x.MappedBytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetGroup() []string {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+func (x *Snapshot) GetScheduled() bool {
+	if x != nil {
+		return x.Scheduled
+	}
+	return false
+}
+
+func (x *Snapshot) GetClones() []string {
+	if x != nil {
+		return x.Clones
+	}
+	return nil
+}
+
+type ListSnapshotsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: of all volumes.
+	Volume        string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_twinsan_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ListSnapshotsRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+type ListSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_twinsan_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type GetSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSnapshotRequest) Reset() {
+	*x = GetSnapshotRequest{}
+	mi := &file_twinsan_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSnapshotRequest) ProtoMessage() {}
+
+func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *GetSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *GetSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CreateSnapshotsRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Volumes []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// Makes a repeated call return the snapshots of the first.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotsRequest) Reset() {
+	*x = CreateSnapshotsRequest{}
+	mi := &file_twinsan_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotsRequest) ProtoMessage() {}
+
+func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *CreateSnapshotsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateSnapshotsRequest) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *CreateSnapshotsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type CreateSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotsResponse) Reset() {
+	*x = CreateSnapshotsResponse{}
+	mi := &file_twinsan_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotsResponse) ProtoMessage() {}
+
+func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *CreateSnapshotsResponse) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type DeleteSnapshotRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Only say what would happen.
+	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotRequest) Reset() {
+	*x = DeleteSnapshotRequest{}
+	mi := &file_twinsan_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotRequest) ProtoMessage() {}
+
+func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *DeleteSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *DeleteSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteSnapshotRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type DeleteSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotResponse) Reset() {
+	*x = DeleteSnapshotResponse{}
+	mi := &file_twinsan_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotResponse) ProtoMessage() {}
+
+func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *DeleteSnapshotResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+type ListChangesRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Name of the older snapshot; empty: everything that "to" holds.
+	From string `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To   string `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	// Where to begin: the end of the last range that was received.
+	Offset uint64 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Do not pass the request on when this node does not hold the snapshots.
+	OwnerOnly     bool `protobuf:"varint,5,opt,name=owner_only,json=ownerOnly,proto3" json:"owner_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChangesRequest) Reset() {
+	*x = ListChangesRequest{}
+	mi := &file_twinsan_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChangesRequest) ProtoMessage() {}
+
+func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
+func (*ListChangesRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ListChangesRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ListChangesRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *ListChangesRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *ListChangesRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ListChangesRequest) GetOwnerOnly() bool {
+	if x != nil {
+		return x.OwnerOnly
+	}
+	return false
+}
+
+// Changes are some ranges that follow each other.
+type Changes struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Ranges []*ChangedRange        `protobuf:"bytes,1,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	// All ranges before this offset have been sent; the size of the snapshot in the
+	// last message.
+	NextOffset    uint64 `protobuf:"varint,2,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Changes) Reset() {
+	*x = Changes{}
+	mi := &file_twinsan_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Changes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Changes) ProtoMessage() {}
+
+func (x *Changes) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Changes.ProtoReflect.Descriptor instead.
+func (*Changes) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *Changes) GetRanges() []*ChangedRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *Changes) GetNextOffset() uint64 {
+	if x != nil {
+		return x.NextOffset
+	}
+	return 0
+}
+
+type ChangedRange struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Offset uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
+	// It reads as zeros.
+	Hole          bool `protobuf:"varint,3,opt,name=hole,proto3" json:"hole,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangedRange) Reset() {
+	*x = ChangedRange{}
+	mi := &file_twinsan_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangedRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangedRange) ProtoMessage() {}
+
+func (x *ChangedRange) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangedRange.ProtoReflect.Descriptor instead.
+func (*ChangedRange) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *ChangedRange) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ChangedRange) GetLength() uint64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *ChangedRange) GetHole() bool {
+	if x != nil {
+		return x.Hole
+	}
+	return false
+}
+
+type CloneSnapshotRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Volume   string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Name of the new volume.
+	Name    string   `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Hosts   []string `protobuf:"bytes,4,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	AnyHost bool     `protobuf:"varint,5,opt,name=any_host,json=anyHost,proto3" json:"any_host,omitempty"`
+	// 0: that of the snapshot.
+	SizeBytes     uint64 `protobuf:"varint,6,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	RequestId     string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneSnapshotRequest) Reset() {
+	*x = CloneSnapshotRequest{}
+	mi := &file_twinsan_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneSnapshotRequest) ProtoMessage() {}
+
+func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CloneSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *CloneSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *CloneSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *CloneSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CloneSnapshotRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *CloneSnapshotRequest) GetAnyHost() bool {
+	if x != nil {
+		return x.AnyHost
+	}
+	return false
+}
+
+func (x *CloneSnapshotRequest) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *CloneSnapshotRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type RollBackVolumeRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Volume   string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	DryRun   bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Although hosts that see the volume are logged in: they must not use it.
+	InUse         bool `protobuf:"varint,4,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollBackVolumeRequest) Reset() {
+	*x = RollBackVolumeRequest{}
+	mi := &file_twinsan_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollBackVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollBackVolumeRequest) ProtoMessage() {}
+
+func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollBackVolumeRequest.ProtoReflect.Descriptor instead.
+func (*RollBackVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *RollBackVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *RollBackVolumeRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *RollBackVolumeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RollBackVolumeRequest) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
+type RollBackVolumeResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Volume   *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot *Snapshot              `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Sessions of hosts that see the volume.
+	Sessions      []*Session `protobuf:"bytes,3,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollBackVolumeResponse) Reset() {
+	*x = RollBackVolumeResponse{}
+	mi := &file_twinsan_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollBackVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollBackVolumeResponse) ProtoMessage() {}
+
+func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollBackVolumeResponse.ProtoReflect.Descriptor instead.
+func (*RollBackVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *RollBackVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *RollBackVolumeResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *RollBackVolumeResponse) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+type Schedule struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Every  *durationpb.Duration   `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	// Snapshots of the schedule that stay: the newest, and of the older ones the
+	// newest of each of this many days.
+	Keep      uint32                 `protobuf:"varint,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	KeepDaily uint32                 `protobuf:"varint,4,opt,name=keep_daily,json=keepDaily,proto3" json:"keep_daily,omitempty"`
+	Last      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last,proto3" json:"last,omitempty"`
+	Next      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=next,proto3" json:"next,omitempty"`
+	// Snapshots that it has taken and not deleted.
+	Snapshots     uint32 `protobuf:"varint,7,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Schedule) Reset() {
+	*x = Schedule{}
+	mi := &file_twinsan_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Schedule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Schedule) ProtoMessage() {}
+
+func (x *Schedule) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
+func (*Schedule) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *Schedule) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Schedule) GetEvery() *durationpb.Duration {
+	if x != nil {
+		return x.Every
+	}
+	return nil
+}
+
+func (x *Schedule) GetKeep() uint32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
+func (x *Schedule) GetKeepDaily() uint32 {
+	if x != nil {
+		return x.KeepDaily
+	}
+	return 0
+}
+
+func (x *Schedule) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *Schedule) GetNext() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *Schedule) GetSnapshots() uint32 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+type ListSchedulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSchedulesRequest) Reset() {
+	*x = ListSchedulesRequest{}
+	mi := &file_twinsan_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSchedulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSchedulesRequest) ProtoMessage() {}
+
+func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
+func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{60}
+}
+
+type ListSchedulesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedules     []*Schedule            `protobuf:"bytes,1,rep,name=schedules,proto3" json:"schedules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSchedulesResponse) Reset() {
+	*x = ListSchedulesResponse{}
+	mi := &file_twinsan_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSchedulesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSchedulesResponse) ProtoMessage() {}
+
+func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
+func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
+	if x != nil {
+		return x.Schedules
+	}
+	return nil
+}
+
+type SetScheduleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Every         *durationpb.Duration   `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	Keep          uint32                 `protobuf:"varint,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	KeepDaily     uint32                 `protobuf:"varint,4,opt,name=keep_daily,json=keepDaily,proto3" json:"keep_daily,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetScheduleRequest) Reset() {
+	*x = SetScheduleRequest{}
+	mi := &file_twinsan_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetScheduleRequest) ProtoMessage() {}
+
+func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
+func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *SetScheduleRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *SetScheduleRequest) GetEvery() *durationpb.Duration {
+	if x != nil {
+		return x.Every
+	}
+	return nil
+}
+
+func (x *SetScheduleRequest) GetKeep() uint32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
+func (x *SetScheduleRequest) GetKeepDaily() uint32 {
+	if x != nil {
+		return x.KeepDaily
+	}
+	return 0
+}
+
+type RemoveScheduleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveScheduleRequest) Reset() {
+	*x = RemoveScheduleRequest{}
+	mi := &file_twinsan_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveScheduleRequest) ProtoMessage() {}
+
+func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
+func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *RemoveScheduleRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+type RemoveScheduleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveScheduleResponse) Reset() {
+	*x = RemoveScheduleResponse{}
+	mi := &file_twinsan_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveScheduleResponse) ProtoMessage() {}
+
+func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
+func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{64}
+}
+
 type Host struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3791,7 +5100,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3803,7 +5112,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3816,7 +5125,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{45}
+	return file_twinsan_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Host) GetName() string {
@@ -3869,7 +5178,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3881,7 +5190,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3894,7 +5203,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{46}
+	return file_twinsan_proto_rawDescGZIP(), []int{66}
 }
 
 type ListHostsResponse struct {
@@ -3906,7 +5215,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3918,7 +5227,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3931,7 +5240,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{47}
+	return file_twinsan_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -3955,7 +5264,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3967,7 +5276,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3980,7 +5289,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{48}
+	return file_twinsan_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -4037,7 +5346,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4049,7 +5358,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4062,7 +5371,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{49}
+	return file_twinsan_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -4095,7 +5404,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4107,7 +5416,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4120,7 +5429,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{50}
+	return file_twinsan_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -4141,7 +5450,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4153,7 +5462,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4166,7 +5475,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{51}
+	return file_twinsan_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -4202,7 +5511,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4214,7 +5523,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4227,7 +5536,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{52}
+	return file_twinsan_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *MapVolumeRequest) GetVolume() string {
@@ -4261,7 +5570,7 @@ type UnmapVolumeRequest struct {
 
 func (x *UnmapVolumeRequest) Reset() {
 	*x = UnmapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4273,7 +5582,7 @@ func (x *UnmapVolumeRequest) String() string {
 func (*UnmapVolumeRequest) ProtoMessage() {}
 
 func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4286,7 +5595,7 @@ func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{53}
+	return file_twinsan_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *UnmapVolumeRequest) GetVolume() string {
@@ -4311,7 +5620,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4323,7 +5632,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4336,7 +5645,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{54}
+	return file_twinsan_proto_rawDescGZIP(), []int{74}
 }
 
 type ListSessionsResponse struct {
@@ -4349,7 +5658,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4361,7 +5670,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4374,7 +5683,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{55}
+	return file_twinsan_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -4413,7 +5722,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4425,7 +5734,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4438,7 +5747,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{56}
+	return file_twinsan_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Session) GetNode() string {
@@ -4539,6 +5848,120 @@ func (x *Session) GetTasks() uint32 {
 	return 0
 }
 
+type SnapshotStepRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "take", "freeze", "take_frozen", "thaw", "find", "roll_back"
+	Step          string `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
+	Volume        uint64 `protobuf:"varint,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot      uint64 `protobuf:"varint,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Group         uint64 `protobuf:"varint,4,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotStepRequest) Reset() {
+	*x = SnapshotStepRequest{}
+	mi := &file_twinsan_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotStepRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotStepRequest) ProtoMessage() {}
+
+func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotStepRequest.ProtoReflect.Descriptor instead.
+func (*SnapshotStepRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *SnapshotStepRequest) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *SnapshotStepRequest) GetVolume() uint64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+func (x *SnapshotStepRequest) GetSnapshot() uint64 {
+	if x != nil {
+		return x.Snapshot
+	}
+	return 0
+}
+
+func (x *SnapshotStepRequest) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+type SnapshotStepResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "find": the volume's owner has it, and so has every copy in sync.
+	Found         bool `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotStepResponse) Reset() {
+	*x = SnapshotStepResponse{}
+	mi := &file_twinsan_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotStepResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotStepResponse) ProtoMessage() {}
+
+func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotStepResponse.ProtoReflect.Descriptor instead.
+func (*SnapshotStepResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *SnapshotStepResponse) GetFound() bool {
+	if x != nil {
+		return x.Found
+	}
+	return false
+}
+
 type ReportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4547,7 +5970,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4559,7 +5982,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4572,7 +5995,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{57}
+	return file_twinsan_proto_rawDescGZIP(), []int{79}
 }
 
 type NodeReport struct {
@@ -4591,7 +6014,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4603,7 +6026,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4616,7 +6039,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{58}
+	return file_twinsan_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -4694,7 +6117,7 @@ type VolumeReport struct {
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4706,7 +6129,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4719,7 +6142,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{59}
+	return file_twinsan_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -4949,7 +6372,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\x0e2\x18.twinsan.v1.ReplicaStateR\x05state\x12\x14\n" +
 	"\x05owner\x18\x03 \x01(\bR\x05owner\x12*\n" +
 	"\x11resync_done_bytes\x18\x04 \x01(\x04R\x0fresyncDoneBytes\x12,\n" +
-	"\x12resync_total_bytes\x18\x05 \x01(\x04R\x10resyncTotalBytes\"\xb3\a\n" +
+	"\x12resync_total_bytes\x18\x05 \x01(\x04R\x10resyncTotalBytes\"\x87\b\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -4981,7 +6404,10 @@ const file_twinsan_proto_rawDesc = "" +
 	"room_bytes\x18\x19 \x01(\x04R\troomBytes\x12.\n" +
 	"\x06counts\x18\x1a \x03(\v2\x16.twinsan.v1.ClassCountR\x06counts\x12/\n" +
 	"\boffloads\x18\x1b \x03(\v2\x13.twinsan.v1.OffloadR\boffloads\x12<\n" +
-	"\freservations\x18\x1c \x01(\v2\x18.twinsan.v1.ReservationsR\freservations\"}\n" +
+	"\freservations\x18\x1c \x01(\v2\x18.twinsan.v1.ReservationsR\freservations\x12\x1c\n" +
+	"\tsnapshots\x182 \x01(\rR\tsnapshots\x12\x16\n" +
+	"\x06origin\x183 \x01(\tR\x06origin\x12\x1c\n" +
+	"\trestoring\x184 \x01(\bR\trestoring\"}\n" +
 	"\x04Path\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.twinsan.v1.PathStateR\x05state\x12\x18\n" +
@@ -5042,11 +6468,12 @@ const file_twinsan_proto_rawDesc = "" +
 	"request_id\x18\b \x01(\tR\trequestId\x120\n" +
 	"\x14physical_block_bytes\x18\t \x01(\rR\x12physicalBlockBytes\x12\x14\n" +
 	"\x05thick\x18\n" +
-	" \x01(\bR\x05thick\"Y\n" +
+	" \x01(\bR\x05thick\"\x80\x01\n" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x15\n" +
-	"\x06in_use\x18\x03 \x01(\bR\x05inUse\"s\n" +
+	"\x06in_use\x18\x03 \x01(\bR\x05inUse\x12%\n" +
+	"\x0ewith_snapshots\x182 \x01(\bR\rwithSnapshots\"s\n" +
 	"\x14DeleteVolumeResponse\x12*\n" +
 	"\x06volume\x18\x01 \x01(\v2\x12.twinsan.v1.VolumeR\x06volume\x12/\n" +
 	"\bsessions\x18\x02 \x03(\v2\x13.twinsan.v1.SessionR\bsessions\"H\n" +
@@ -5073,12 +6500,101 @@ const file_twinsan_proto_rawDesc = "" +
 	"owner_only\x18\x02 \x01(\bR\townerOnly\"`\n" +
 	"\x13CheckVolumeResponse\x123\n" +
 	"\adigests\x18\x01 \x03(\v2\x19.twinsan.v1.ReplicaDigestR\adigests\x12\x14\n" +
-	"\x05equal\x18\x02 \x01(\bR\x05equal\"|\n" +
+	"\x05equal\x18\x02 \x01(\bR\x05equal\"\xad\x01\n" +
 	"\rReplicaDigest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12)\n" +
-	"\x10different_chunks\x18\x04 \x03(\rR\x0fdifferentChunks\"\xa8\x01\n" +
+	"\x10different_chunks\x18\x04 \x03(\rR\x0fdifferentChunks\x12/\n" +
+	"\x13different_snapshots\x182 \x03(\tR\x12differentSnapshots\"\xbb\x02\n" +
+	"\bSnapshot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12/\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x19.twinsan.v1.SnapshotStateR\x05state\x124\n" +
+	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x06 \x01(\x04R\tsizeBytes\x12!\n" +
+	"\fmapped_bytes\x18\a \x01(\x04R\vmappedBytes\x12\x14\n" +
+	"\x05group\x18\b \x03(\tR\x05group\x12\x1c\n" +
+	"\tscheduled\x18\t \x01(\bR\tscheduled\x12\x16\n" +
+	"\x06clones\x18\n" +
+	" \x03(\tR\x06clones\".\n" +
+	"\x14ListSnapshotsRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"K\n" +
+	"\x15ListSnapshotsResponse\x122\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x14.twinsan.v1.SnapshotR\tsnapshots\"@\n" +
+	"\x12GetSnapshotRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"e\n" +
+	"\x16CreateSnapshotsRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\avolumes\x18\x02 \x03(\tR\avolumes\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"M\n" +
+	"\x17CreateSnapshotsResponse\x122\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x14.twinsan.v1.SnapshotR\tsnapshots\"\\\n" +
+	"\x15DeleteSnapshotRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"J\n" +
+	"\x16DeleteSnapshotResponse\x120\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x14.twinsan.v1.SnapshotR\bsnapshot\"\x87\x01\n" +
+	"\x12ListChangesRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
+	"\x06offset\x18\x04 \x01(\x04R\x06offset\x12\x1d\n" +
+	"\n" +
+	"owner_only\x18\x05 \x01(\bR\townerOnly\"\\\n" +
+	"\aChanges\x120\n" +
+	"\x06ranges\x18\x01 \x03(\v2\x18.twinsan.v1.ChangedRangeR\x06ranges\x12\x1f\n" +
+	"\vnext_offset\x18\x02 \x01(\x04R\n" +
+	"nextOffset\"R\n" +
+	"\fChangedRange\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x12\n" +
+	"\x04hole\x18\x03 \x01(\bR\x04hole\"\xcd\x01\n" +
+	"\x14CloneSnapshotRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05hosts\x18\x04 \x03(\tR\x05hosts\x12\x19\n" +
+	"\bany_host\x18\x05 \x01(\bR\aanyHost\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x06 \x01(\x04R\tsizeBytes\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\a \x01(\tR\trequestId\"{\n" +
+	"\x15RollBackVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x15\n" +
+	"\x06in_use\x18\x04 \x01(\bR\x05inUse\"\xa7\x01\n" +
+	"\x16RollBackVolumeResponse\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.twinsan.v1.VolumeR\x06volume\x120\n" +
+	"\bsnapshot\x18\x02 \x01(\v2\x14.twinsan.v1.SnapshotR\bsnapshot\x12/\n" +
+	"\bsessions\x18\x03 \x03(\v2\x13.twinsan.v1.SessionR\bsessions\"\x84\x02\n" +
+	"\bSchedule\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12/\n" +
+	"\x05every\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05every\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\rR\x04keep\x12\x1d\n" +
+	"\n" +
+	"keep_daily\x18\x04 \x01(\rR\tkeepDaily\x12.\n" +
+	"\x04last\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12.\n" +
+	"\x04next\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04next\x12\x1c\n" +
+	"\tsnapshots\x18\a \x01(\rR\tsnapshots\"\x16\n" +
+	"\x14ListSchedulesRequest\"K\n" +
+	"\x15ListSchedulesResponse\x122\n" +
+	"\tschedules\x18\x01 \x03(\v2\x14.twinsan.v1.ScheduleR\tschedules\"\x90\x01\n" +
+	"\x12SetScheduleRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12/\n" +
+	"\x05every\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05every\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\rR\x04keep\x12\x1d\n" +
+	"\n" +
+	"keep_daily\x18\x04 \x01(\rR\tkeepDaily\"/\n" +
+	"\x15RemoveScheduleRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\"\x18\n" +
+	"\x16RemoveScheduleResponse\"\xa8\x01\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -5139,7 +6655,14 @@ const file_twinsan_proto_rawDesc = "" +
 	"\bcommands\x18\v \x01(\x04R\bcommands\x12\x19\n" +
 	"\bbytes_in\x18\f \x01(\x04R\abytesIn\x12\x1b\n" +
 	"\tbytes_out\x18\r \x01(\x04R\bbytesOut\x12\x14\n" +
-	"\x05tasks\x18\x0e \x01(\rR\x05tasks\"\x0f\n" +
+	"\x05tasks\x18\x0e \x01(\rR\x05tasks\"s\n" +
+	"\x13SnapshotStepRequest\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\tR\x04step\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\x04R\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x03 \x01(\x04R\bsnapshot\x12\x14\n" +
+	"\x05group\x18\x04 \x01(\x04R\x05group\",\n" +
+	"\x14SnapshotStepResponse\x12\x14\n" +
+	"\x05found\x18\x01 \x01(\bR\x05found\"\x0f\n" +
 	"\rReportRequest\"\xbf\x02\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
@@ -5206,7 +6729,11 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x16PATH_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14PATH_STATE_OPTIMIZED\x10\x01\x12\x1c\n" +
 	"\x18PATH_STATE_NON_OPTIMIZED\x10\x02\x12\x1a\n" +
-	"\x16PATH_STATE_UNAVAILABLE\x10\x032\xae\x03\n" +
+	"\x16PATH_STATE_UNAVAILABLE\x10\x03*e\n" +
+	"\rSnapshotState\x12\x1e\n" +
+	"\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16SNAPSHOT_STATE_PENDING\x10\x01\x12\x18\n" +
+	"\x14SNAPSHOT_STATE_READY\x10\x022\xae\x03\n" +
 	"\aCluster\x12=\n" +
 	"\tGetStatus\x12\x1c.twinsan.v1.GetStatusRequest\x1a\x12.twinsan.v1.Status\x12D\n" +
 	"\n" +
@@ -5231,7 +6758,18 @@ const file_twinsan_proto_rawDesc = "" +
 	"\vCheckVolume\x12\x1e.twinsan.v1.CheckVolumeRequest\x1a\x1f.twinsan.v1.CheckVolumeResponse\x12?\n" +
 	"\n" +
 	"MoveVolume\x12\x1d.twinsan.v1.MoveVolumeRequest\x1a\x12.twinsan.v1.Volume\x12`\n" +
-	"\x11ClearReservations\x12$.twinsan.v1.ClearReservationsRequest\x1a%.twinsan.v1.ClearReservationsResponse2\xa2\x03\n" +
+	"\x11ClearReservations\x12$.twinsan.v1.ClearReservationsRequest\x1a%.twinsan.v1.ClearReservationsResponse2\xb5\x06\n" +
+	"\tSnapshots\x12T\n" +
+	"\rListSnapshots\x12 .twinsan.v1.ListSnapshotsRequest\x1a!.twinsan.v1.ListSnapshotsResponse\x12C\n" +
+	"\vGetSnapshot\x12\x1e.twinsan.v1.GetSnapshotRequest\x1a\x14.twinsan.v1.Snapshot\x12Z\n" +
+	"\x0fCreateSnapshots\x12\".twinsan.v1.CreateSnapshotsRequest\x1a#.twinsan.v1.CreateSnapshotsResponse\x12W\n" +
+	"\x0eDeleteSnapshot\x12!.twinsan.v1.DeleteSnapshotRequest\x1a\".twinsan.v1.DeleteSnapshotResponse\x12D\n" +
+	"\vListChanges\x12\x1e.twinsan.v1.ListChangesRequest\x1a\x13.twinsan.v1.Changes0\x01\x12E\n" +
+	"\rCloneSnapshot\x12 .twinsan.v1.CloneSnapshotRequest\x1a\x12.twinsan.v1.Volume\x12W\n" +
+	"\x0eRollBackVolume\x12!.twinsan.v1.RollBackVolumeRequest\x1a\".twinsan.v1.RollBackVolumeResponse\x12T\n" +
+	"\rListSchedules\x12 .twinsan.v1.ListSchedulesRequest\x1a!.twinsan.v1.ListSchedulesResponse\x12C\n" +
+	"\vSetSchedule\x12\x1e.twinsan.v1.SetScheduleRequest\x1a\x14.twinsan.v1.Schedule\x12W\n" +
+	"\x0eRemoveSchedule\x12!.twinsan.v1.RemoveScheduleRequest\x1a\".twinsan.v1.RemoveScheduleResponse2\xa2\x03\n" +
 	"\x05Hosts\x12H\n" +
 	"\tListHosts\x12\x1c.twinsan.v1.ListHostsRequest\x1a\x1d.twinsan.v1.ListHostsResponse\x127\n" +
 	"\aAddHost\x12\x1a.twinsan.v1.AddHostRequest\x1a\x10.twinsan.v1.Host\x12K\n" +
@@ -5241,9 +6779,10 @@ const file_twinsan_proto_rawDesc = "" +
 	"\tMapVolume\x12\x1c.twinsan.v1.MapVolumeRequest\x1a\x12.twinsan.v1.Volume\x12A\n" +
 	"\vUnmapVolume\x12\x1e.twinsan.v1.UnmapVolumeRequest\x1a\x12.twinsan.v1.Volume2]\n" +
 	"\bSessions\x12Q\n" +
-	"\fListSessions\x12\x1f.twinsan.v1.ListSessionsRequest\x1a .twinsan.v1.ListSessionsResponse2D\n" +
+	"\fListSessions\x12\x1f.twinsan.v1.ListSessionsRequest\x1a .twinsan.v1.ListSessionsResponse2\x97\x01\n" +
 	"\x05Peers\x12;\n" +
-	"\x06Report\x12\x19.twinsan.v1.ReportRequest\x1a\x16.twinsan.v1.NodeReportB-Z+github.com/twinsan/twinsan/api/v1;twinsanv1b\x06proto3"
+	"\x06Report\x12\x19.twinsan.v1.ReportRequest\x1a\x16.twinsan.v1.NodeReport\x12Q\n" +
+	"\fSnapshotStep\x12\x1f.twinsan.v1.SnapshotStepRequest\x1a .twinsan.v1.SnapshotStepResponseB-Z+github.com/twinsan/twinsan/api/v1;twinsanv1b\x06proto3"
 
 var (
 	file_twinsan_proto_rawDescOnce sync.Once
@@ -5257,8 +6796,8 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 	return file_twinsan_proto_rawDescData
 }
 
-var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
 	(DiscoveryMode)(0),                // 1: twinsan.v1.DiscoveryMode
@@ -5268,184 +6807,243 @@ var file_twinsan_proto_goTypes = []any{
 	(VolumeState)(0),                  // 5: twinsan.v1.VolumeState
 	(ReplicaState)(0),                 // 6: twinsan.v1.ReplicaState
 	(PathState)(0),                    // 7: twinsan.v1.PathState
-	(*GetStatusRequest)(nil),          // 8: twinsan.v1.GetStatusRequest
-	(*Status)(nil),                    // 9: twinsan.v1.Status
-	(*Problem)(nil),                   // 10: twinsan.v1.Problem
-	(*GetClusterRequest)(nil),         // 11: twinsan.v1.GetClusterRequest
-	(*ClusterInfo)(nil),               // 12: twinsan.v1.ClusterInfo
-	(*SetDiscoveryRequest)(nil),       // 13: twinsan.v1.SetDiscoveryRequest
-	(*Portal)(nil),                    // 14: twinsan.v1.Portal
-	(*CreateTokenRequest)(nil),        // 15: twinsan.v1.CreateTokenRequest
-	(*Token)(nil),                     // 16: twinsan.v1.Token
-	(*IssueCertificateRequest)(nil),   // 17: twinsan.v1.IssueCertificateRequest
-	(*Certificate)(nil),               // 18: twinsan.v1.Certificate
-	(*ListEventsRequest)(nil),         // 19: twinsan.v1.ListEventsRequest
-	(*Event)(nil),                     // 20: twinsan.v1.Event
-	(*ListNodesRequest)(nil),          // 21: twinsan.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 22: twinsan.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 23: twinsan.v1.GetNodeRequest
-	(*DrainNodeRequest)(nil),          // 24: twinsan.v1.DrainNodeRequest
-	(*Node)(nil),                      // 25: twinsan.v1.Node
-	(*Pool)(nil),                      // 26: twinsan.v1.Pool
-	(*Traffic)(nil),                   // 27: twinsan.v1.Traffic
-	(*ListDevicesRequest)(nil),        // 28: twinsan.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 29: twinsan.v1.ListDevicesResponse
-	(*Unreachable)(nil),               // 30: twinsan.v1.Unreachable
-	(*Device)(nil),                    // 31: twinsan.v1.Device
-	(*Replica)(nil),                   // 32: twinsan.v1.Replica
-	(*Volume)(nil),                    // 33: twinsan.v1.Volume
-	(*Path)(nil),                      // 34: twinsan.v1.Path
-	(*ClassCount)(nil),                // 35: twinsan.v1.ClassCount
-	(*Refusal)(nil),                   // 36: twinsan.v1.Refusal
-	(*Offload)(nil),                   // 37: twinsan.v1.Offload
-	(*Reservations)(nil),              // 38: twinsan.v1.Reservations
-	(*Registration)(nil),              // 39: twinsan.v1.Registration
-	(*ListVolumesRequest)(nil),        // 40: twinsan.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 41: twinsan.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 42: twinsan.v1.GetVolumeRequest
-	(*CreateVolumeRequest)(nil),       // 43: twinsan.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 44: twinsan.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 45: twinsan.v1.DeleteVolumeResponse
-	(*ResizeVolumeRequest)(nil),       // 46: twinsan.v1.ResizeVolumeRequest
-	(*MoveVolumeRequest)(nil),         // 47: twinsan.v1.MoveVolumeRequest
-	(*ClearReservationsRequest)(nil),  // 48: twinsan.v1.ClearReservationsRequest
-	(*ClearReservationsResponse)(nil), // 49: twinsan.v1.ClearReservationsResponse
-	(*CheckVolumeRequest)(nil),        // 50: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),       // 51: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),             // 52: twinsan.v1.ReplicaDigest
-	(*Host)(nil),                      // 53: twinsan.v1.Host
-	(*ListHostsRequest)(nil),          // 54: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 55: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),            // 56: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),         // 57: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 58: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),     // 59: twinsan.v1.SetVolumeHostsRequest
-	(*MapVolumeRequest)(nil),          // 60: twinsan.v1.MapVolumeRequest
-	(*UnmapVolumeRequest)(nil),        // 61: twinsan.v1.UnmapVolumeRequest
-	(*ListSessionsRequest)(nil),       // 62: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 63: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                   // 64: twinsan.v1.Session
-	(*ReportRequest)(nil),             // 65: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),                // 66: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),              // 67: twinsan.v1.VolumeReport
-	(*timestamppb.Timestamp)(nil),     // 68: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 69: google.protobuf.Duration
+	(SnapshotState)(0),                // 8: twinsan.v1.SnapshotState
+	(*GetStatusRequest)(nil),          // 9: twinsan.v1.GetStatusRequest
+	(*Status)(nil),                    // 10: twinsan.v1.Status
+	(*Problem)(nil),                   // 11: twinsan.v1.Problem
+	(*GetClusterRequest)(nil),         // 12: twinsan.v1.GetClusterRequest
+	(*ClusterInfo)(nil),               // 13: twinsan.v1.ClusterInfo
+	(*SetDiscoveryRequest)(nil),       // 14: twinsan.v1.SetDiscoveryRequest
+	(*Portal)(nil),                    // 15: twinsan.v1.Portal
+	(*CreateTokenRequest)(nil),        // 16: twinsan.v1.CreateTokenRequest
+	(*Token)(nil),                     // 17: twinsan.v1.Token
+	(*IssueCertificateRequest)(nil),   // 18: twinsan.v1.IssueCertificateRequest
+	(*Certificate)(nil),               // 19: twinsan.v1.Certificate
+	(*ListEventsRequest)(nil),         // 20: twinsan.v1.ListEventsRequest
+	(*Event)(nil),                     // 21: twinsan.v1.Event
+	(*ListNodesRequest)(nil),          // 22: twinsan.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 23: twinsan.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 24: twinsan.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),          // 25: twinsan.v1.DrainNodeRequest
+	(*Node)(nil),                      // 26: twinsan.v1.Node
+	(*Pool)(nil),                      // 27: twinsan.v1.Pool
+	(*Traffic)(nil),                   // 28: twinsan.v1.Traffic
+	(*ListDevicesRequest)(nil),        // 29: twinsan.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 30: twinsan.v1.ListDevicesResponse
+	(*Unreachable)(nil),               // 31: twinsan.v1.Unreachable
+	(*Device)(nil),                    // 32: twinsan.v1.Device
+	(*Replica)(nil),                   // 33: twinsan.v1.Replica
+	(*Volume)(nil),                    // 34: twinsan.v1.Volume
+	(*Path)(nil),                      // 35: twinsan.v1.Path
+	(*ClassCount)(nil),                // 36: twinsan.v1.ClassCount
+	(*Refusal)(nil),                   // 37: twinsan.v1.Refusal
+	(*Offload)(nil),                   // 38: twinsan.v1.Offload
+	(*Reservations)(nil),              // 39: twinsan.v1.Reservations
+	(*Registration)(nil),              // 40: twinsan.v1.Registration
+	(*ListVolumesRequest)(nil),        // 41: twinsan.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 42: twinsan.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 43: twinsan.v1.GetVolumeRequest
+	(*CreateVolumeRequest)(nil),       // 44: twinsan.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 45: twinsan.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 46: twinsan.v1.DeleteVolumeResponse
+	(*ResizeVolumeRequest)(nil),       // 47: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 48: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 49: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 50: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 51: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 52: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 53: twinsan.v1.ReplicaDigest
+	(*Snapshot)(nil),                  // 54: twinsan.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),      // 55: twinsan.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 56: twinsan.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 57: twinsan.v1.GetSnapshotRequest
+	(*CreateSnapshotsRequest)(nil),    // 58: twinsan.v1.CreateSnapshotsRequest
+	(*CreateSnapshotsResponse)(nil),   // 59: twinsan.v1.CreateSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),     // 60: twinsan.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 61: twinsan.v1.DeleteSnapshotResponse
+	(*ListChangesRequest)(nil),        // 62: twinsan.v1.ListChangesRequest
+	(*Changes)(nil),                   // 63: twinsan.v1.Changes
+	(*ChangedRange)(nil),              // 64: twinsan.v1.ChangedRange
+	(*CloneSnapshotRequest)(nil),      // 65: twinsan.v1.CloneSnapshotRequest
+	(*RollBackVolumeRequest)(nil),     // 66: twinsan.v1.RollBackVolumeRequest
+	(*RollBackVolumeResponse)(nil),    // 67: twinsan.v1.RollBackVolumeResponse
+	(*Schedule)(nil),                  // 68: twinsan.v1.Schedule
+	(*ListSchedulesRequest)(nil),      // 69: twinsan.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),     // 70: twinsan.v1.ListSchedulesResponse
+	(*SetScheduleRequest)(nil),        // 71: twinsan.v1.SetScheduleRequest
+	(*RemoveScheduleRequest)(nil),     // 72: twinsan.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),    // 73: twinsan.v1.RemoveScheduleResponse
+	(*Host)(nil),                      // 74: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 75: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 76: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 77: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 78: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 79: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 80: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 81: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 82: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 83: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 84: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 85: twinsan.v1.Session
+	(*SnapshotStepRequest)(nil),       // 86: twinsan.v1.SnapshotStepRequest
+	(*SnapshotStepResponse)(nil),      // 87: twinsan.v1.SnapshotStepResponse
+	(*ReportRequest)(nil),             // 88: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 89: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 90: twinsan.v1.VolumeReport
+	(*timestamppb.Timestamp)(nil),     // 91: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 92: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
-	0,  // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
-	10, // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
-	25, // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
-	33, // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
-	0,  // 4: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	68, // 5: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
-	14, // 6: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
-	1,  // 7: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
-	1,  // 8: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
-	2,  // 9: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	69, // 10: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	2,  // 11: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	68, // 12: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	68, // 13: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	68, // 14: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
-	3,  // 15: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
-	25, // 16: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	2,  // 17: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
-	4,  // 18: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	68, // 19: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
-	26, // 20: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
-	27, // 21: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
-	31, // 22: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
-	30, // 23: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	6,  // 24: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	68, // 25: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	5,  // 26: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
-	32, // 27: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
-	27, // 28: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
-	34, // 29: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
-	35, // 30: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
-	37, // 31: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
-	38, // 32: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
-	7,  // 33: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
-	36, // 34: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
-	39, // 35: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
-	39, // 36: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
-	33, // 37: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
-	33, // 38: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	64, // 39: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	33, // 40: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
-	38, // 41: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
-	52, // 42: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
-	53, // 43: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	53, // 44: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	64, // 45: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
-	30, // 46: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	68, // 47: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	68, // 48: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
-	26, // 49: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
-	31, // 50: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	64, // 51: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	67, // 52: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
-	27, // 53: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
-	32, // 54: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
-	35, // 55: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
-	38, // 56: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
-	8,  // 57: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
-	11, // 58: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
-	15, // 59: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
-	13, // 60: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
-	17, // 61: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
-	19, // 62: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
-	21, // 63: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
-	23, // 64: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
-	24, // 65: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
-	28, // 66: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
-	40, // 67: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
-	42, // 68: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
-	43, // 69: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
-	44, // 70: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	46, // 71: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	50, // 72: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	47, // 73: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
-	48, // 74: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
-	54, // 75: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	56, // 76: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	57, // 77: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	59, // 78: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	60, // 79: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
-	61, // 80: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
-	62, // 81: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	65, // 82: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	9,  // 83: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	12, // 84: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	16, // 85: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	12, // 86: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	18, // 87: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	20, // 88: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	22, // 89: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	25, // 90: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	25, // 91: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	29, // 92: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	41, // 93: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	33, // 94: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	33, // 95: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	45, // 96: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	33, // 97: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	51, // 98: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	33, // 99: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	49, // 100: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	55, // 101: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	53, // 102: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	58, // 103: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	33, // 104: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	33, // 105: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	33, // 106: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	63, // 107: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	66, // 108: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	83, // [83:109] is the sub-list for method output_type
-	57, // [57:83] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
+	11,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
+	26,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
+	34,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
+	0,   // 4: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
+	91,  // 5: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	15,  // 6: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
+	1,   // 7: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
+	1,   // 8: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
+	2,   // 9: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
+	92,  // 10: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	2,   // 11: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
+	91,  // 12: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	91,  // 13: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	91,  // 14: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	3,   // 15: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
+	26,  // 16: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
+	2,   // 17: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
+	4,   // 18: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
+	91,  // 19: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	27,  // 20: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
+	28,  // 21: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
+	32,  // 22: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
+	31,  // 23: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	6,   // 24: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
+	91,  // 25: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	5,   // 26: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
+	33,  // 27: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
+	28,  // 28: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
+	35,  // 29: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
+	36,  // 30: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
+	38,  // 31: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
+	39,  // 32: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
+	7,   // 33: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
+	37,  // 34: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
+	40,  // 35: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
+	40,  // 36: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
+	34,  // 37: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
+	34,  // 38: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	85,  // 39: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	34,  // 40: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
+	39,  // 41: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
+	53,  // 42: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	8,   // 43: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
+	91,  // 44: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	54,  // 45: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	54,  // 46: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	54,  // 47: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	64,  // 48: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
+	34,  // 49: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	54,  // 50: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	85,  // 51: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	92,  // 52: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	91,  // 53: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	91,  // 54: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	68,  // 55: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
+	92,  // 56: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	74,  // 57: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	74,  // 58: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	85,  // 59: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	31,  // 60: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	91,  // 61: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	91,  // 62: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	27,  // 63: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
+	32,  // 64: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
+	85,  // 65: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	90,  // 66: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	28,  // 67: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
+	33,  // 68: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
+	36,  // 69: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
+	39,  // 70: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
+	9,   // 71: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
+	12,  // 72: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
+	16,  // 73: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
+	14,  // 74: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
+	18,  // 75: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
+	20,  // 76: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
+	22,  // 77: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
+	24,  // 78: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
+	25,  // 79: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
+	29,  // 80: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
+	41,  // 81: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
+	43,  // 82: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
+	44,  // 83: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
+	45,  // 84: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
+	47,  // 85: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	51,  // 86: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	48,  // 87: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	49,  // 88: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	55,  // 89: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
+	57,  // 90: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
+	58,  // 91: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
+	60,  // 92: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
+	62,  // 93: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
+	65,  // 94: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
+	66,  // 95: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
+	69,  // 96: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
+	71,  // 97: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
+	72,  // 98: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
+	75,  // 99: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	77,  // 100: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	78,  // 101: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	80,  // 102: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	81,  // 103: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	82,  // 104: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	83,  // 105: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	88,  // 106: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	86,  // 107: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
+	10,  // 108: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	13,  // 109: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	17,  // 110: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	13,  // 111: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	19,  // 112: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	21,  // 113: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	23,  // 114: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	26,  // 115: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	26,  // 116: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	30,  // 117: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	42,  // 118: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	34,  // 119: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	34,  // 120: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	46,  // 121: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	34,  // 122: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	52,  // 123: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	34,  // 124: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	50,  // 125: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	56,  // 126: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	54,  // 127: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	59,  // 128: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	61,  // 129: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	63,  // 130: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	34,  // 131: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	67,  // 132: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	70,  // 133: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	68,  // 134: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	73,  // 135: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	76,  // 136: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	74,  // 137: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	79,  // 138: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	34,  // 139: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	34,  // 140: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	34,  // 141: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	84,  // 142: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	89,  // 143: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	87,  // 144: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	108, // [108:145] is the sub-list for method output_type
+	71,  // [71:108] is the sub-list for method input_type
+	71,  // [71:71] is the sub-list for extension type_name
+	71,  // [71:71] is the sub-list for extension extendee
+	0,   // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_twinsan_proto_init() }
@@ -5458,10 +7056,10 @@ func file_twinsan_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
-			NumEnums:      8,
-			NumMessages:   60,
+			NumEnums:      9,
+			NumMessages:   82,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   8,
 		},
 		GoTypes:           file_twinsan_proto_goTypes,
 		DependencyIndexes: file_twinsan_proto_depIdxs,

@@ -1013,6 +1013,482 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	Snapshots_ListSnapshots_FullMethodName   = "/twinsan.v1.Snapshots/ListSnapshots"
+	Snapshots_GetSnapshot_FullMethodName     = "/twinsan.v1.Snapshots/GetSnapshot"
+	Snapshots_CreateSnapshots_FullMethodName = "/twinsan.v1.Snapshots/CreateSnapshots"
+	Snapshots_DeleteSnapshot_FullMethodName  = "/twinsan.v1.Snapshots/DeleteSnapshot"
+	Snapshots_ListChanges_FullMethodName     = "/twinsan.v1.Snapshots/ListChanges"
+	Snapshots_CloneSnapshot_FullMethodName   = "/twinsan.v1.Snapshots/CloneSnapshot"
+	Snapshots_RollBackVolume_FullMethodName  = "/twinsan.v1.Snapshots/RollBackVolume"
+	Snapshots_ListSchedules_FullMethodName   = "/twinsan.v1.Snapshots/ListSchedules"
+	Snapshots_SetSchedule_FullMethodName     = "/twinsan.v1.Snapshots/SetSchedule"
+	Snapshots_RemoveSchedule_FullMethodName  = "/twinsan.v1.Snapshots/RemoveSchedule"
+)
+
+// SnapshotsClient is the client API for Snapshots service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Snapshots are the content of a volume at one moment, the same on every node.
+// They never change; they take the room of what was overwritten since.
+type SnapshotsClient interface {
+	// ListSnapshots lists those of one volume, or of all, oldest first.
+	ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error)
+	GetSnapshot(ctx context.Context, in *GetSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error)
+	// CreateSnapshots takes a snapshot of each volume at one moment: writes to all of
+	// them are held until each has its own, for two seconds at most.
+	CreateSnapshots(ctx context.Context, in *CreateSnapshotsRequest, opts ...grpc.CallOption) (*CreateSnapshotsResponse, error)
+	// DeleteSnapshot deletes one. Clones of it stay whole.
+	DeleteSnapshot(ctx context.Context, in *DeleteSnapshotRequest, opts ...grpc.CallOption) (*DeleteSnapshotResponse, error)
+	// ListChanges sends the ranges in which two snapshots of a volume differ, in the
+	// order of offsets, or all that one holds: what a backup has to read.
+	ListChanges(ctx context.Context, in *ListChangesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Changes], error)
+	// CloneSnapshot makes a writable volume that begins as a snapshot.
+	CloneSnapshot(ctx context.Context, in *CloneSnapshotRequest, opts ...grpc.CallOption) (*Volume, error)
+	// RollBackVolume makes a volume what a snapshot of it holds. What was written
+	// since is lost. Refused while hosts are logged in that see the volume.
+	RollBackVolume(ctx context.Context, in *RollBackVolumeRequest, opts ...grpc.CallOption) (*RollBackVolumeResponse, error)
+	ListSchedules(ctx context.Context, in *ListSchedulesRequest, opts ...grpc.CallOption) (*ListSchedulesResponse, error)
+	// SetSchedule gives a volume a schedule in the place of the one that it has.
+	SetSchedule(ctx context.Context, in *SetScheduleRequest, opts ...grpc.CallOption) (*Schedule, error)
+	// RemoveSchedule leaves the snapshots that were taken.
+	RemoveSchedule(ctx context.Context, in *RemoveScheduleRequest, opts ...grpc.CallOption) (*RemoveScheduleResponse, error)
+}
+
+type snapshotsClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewSnapshotsClient(cc grpc.ClientConnInterface) SnapshotsClient {
+	return &snapshotsClient{cc}
+}
+
+func (c *snapshotsClient) ListSnapshots(ctx context.Context, in *ListSnapshotsRequest, opts ...grpc.CallOption) (*ListSnapshotsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSnapshotsResponse)
+	err := c.cc.Invoke(ctx, Snapshots_ListSnapshots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) GetSnapshot(ctx context.Context, in *GetSnapshotRequest, opts ...grpc.CallOption) (*Snapshot, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Snapshot)
+	err := c.cc.Invoke(ctx, Snapshots_GetSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) CreateSnapshots(ctx context.Context, in *CreateSnapshotsRequest, opts ...grpc.CallOption) (*CreateSnapshotsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateSnapshotsResponse)
+	err := c.cc.Invoke(ctx, Snapshots_CreateSnapshots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) DeleteSnapshot(ctx context.Context, in *DeleteSnapshotRequest, opts ...grpc.CallOption) (*DeleteSnapshotResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteSnapshotResponse)
+	err := c.cc.Invoke(ctx, Snapshots_DeleteSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) ListChanges(ctx context.Context, in *ListChangesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Changes], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Snapshots_ServiceDesc.Streams[0], Snapshots_ListChanges_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListChangesRequest, Changes]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Snapshots_ListChangesClient = grpc.ServerStreamingClient[Changes]
+
+func (c *snapshotsClient) CloneSnapshot(ctx context.Context, in *CloneSnapshotRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, Snapshots_CloneSnapshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) RollBackVolume(ctx context.Context, in *RollBackVolumeRequest, opts ...grpc.CallOption) (*RollBackVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RollBackVolumeResponse)
+	err := c.cc.Invoke(ctx, Snapshots_RollBackVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) ListSchedules(ctx context.Context, in *ListSchedulesRequest, opts ...grpc.CallOption) (*ListSchedulesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSchedulesResponse)
+	err := c.cc.Invoke(ctx, Snapshots_ListSchedules_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) SetSchedule(ctx context.Context, in *SetScheduleRequest, opts ...grpc.CallOption) (*Schedule, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Schedule)
+	err := c.cc.Invoke(ctx, Snapshots_SetSchedule_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *snapshotsClient) RemoveSchedule(ctx context.Context, in *RemoveScheduleRequest, opts ...grpc.CallOption) (*RemoveScheduleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveScheduleResponse)
+	err := c.cc.Invoke(ctx, Snapshots_RemoveSchedule_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// SnapshotsServer is the server API for Snapshots service.
+// All implementations must embed UnimplementedSnapshotsServer
+// for forward compatibility.
+//
+// Snapshots are the content of a volume at one moment, the same on every node.
+// They never change; they take the room of what was overwritten since.
+type SnapshotsServer interface {
+	// ListSnapshots lists those of one volume, or of all, oldest first.
+	ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error)
+	GetSnapshot(context.Context, *GetSnapshotRequest) (*Snapshot, error)
+	// CreateSnapshots takes a snapshot of each volume at one moment: writes to all of
+	// them are held until each has its own, for two seconds at most.
+	CreateSnapshots(context.Context, *CreateSnapshotsRequest) (*CreateSnapshotsResponse, error)
+	// DeleteSnapshot deletes one. Clones of it stay whole.
+	DeleteSnapshot(context.Context, *DeleteSnapshotRequest) (*DeleteSnapshotResponse, error)
+	// ListChanges sends the ranges in which two snapshots of a volume differ, in the
+	// order of offsets, or all that one holds: what a backup has to read.
+	ListChanges(*ListChangesRequest, grpc.ServerStreamingServer[Changes]) error
+	// CloneSnapshot makes a writable volume that begins as a snapshot.
+	CloneSnapshot(context.Context, *CloneSnapshotRequest) (*Volume, error)
+	// RollBackVolume makes a volume what a snapshot of it holds. What was written
+	// since is lost. Refused while hosts are logged in that see the volume.
+	RollBackVolume(context.Context, *RollBackVolumeRequest) (*RollBackVolumeResponse, error)
+	ListSchedules(context.Context, *ListSchedulesRequest) (*ListSchedulesResponse, error)
+	// SetSchedule gives a volume a schedule in the place of the one that it has.
+	SetSchedule(context.Context, *SetScheduleRequest) (*Schedule, error)
+	// RemoveSchedule leaves the snapshots that were taken.
+	RemoveSchedule(context.Context, *RemoveScheduleRequest) (*RemoveScheduleResponse, error)
+	mustEmbedUnimplementedSnapshotsServer()
+}
+
+// UnimplementedSnapshotsServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedSnapshotsServer struct{}
+
+func (UnimplementedSnapshotsServer) ListSnapshots(context.Context, *ListSnapshotsRequest) (*ListSnapshotsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSnapshots not implemented")
+}
+func (UnimplementedSnapshotsServer) GetSnapshot(context.Context, *GetSnapshotRequest) (*Snapshot, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetSnapshot not implemented")
+}
+func (UnimplementedSnapshotsServer) CreateSnapshots(context.Context, *CreateSnapshotsRequest) (*CreateSnapshotsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateSnapshots not implemented")
+}
+func (UnimplementedSnapshotsServer) DeleteSnapshot(context.Context, *DeleteSnapshotRequest) (*DeleteSnapshotResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteSnapshot not implemented")
+}
+func (UnimplementedSnapshotsServer) ListChanges(*ListChangesRequest, grpc.ServerStreamingServer[Changes]) error {
+	return status.Error(codes.Unimplemented, "method ListChanges not implemented")
+}
+func (UnimplementedSnapshotsServer) CloneSnapshot(context.Context, *CloneSnapshotRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method CloneSnapshot not implemented")
+}
+func (UnimplementedSnapshotsServer) RollBackVolume(context.Context, *RollBackVolumeRequest) (*RollBackVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollBackVolume not implemented")
+}
+func (UnimplementedSnapshotsServer) ListSchedules(context.Context, *ListSchedulesRequest) (*ListSchedulesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSchedules not implemented")
+}
+func (UnimplementedSnapshotsServer) SetSchedule(context.Context, *SetScheduleRequest) (*Schedule, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetSchedule not implemented")
+}
+func (UnimplementedSnapshotsServer) RemoveSchedule(context.Context, *RemoveScheduleRequest) (*RemoveScheduleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveSchedule not implemented")
+}
+func (UnimplementedSnapshotsServer) mustEmbedUnimplementedSnapshotsServer() {}
+func (UnimplementedSnapshotsServer) testEmbeddedByValue()                   {}
+
+// UnsafeSnapshotsServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to SnapshotsServer will
+// result in compilation errors.
+type UnsafeSnapshotsServer interface {
+	mustEmbedUnimplementedSnapshotsServer()
+}
+
+func RegisterSnapshotsServer(s grpc.ServiceRegistrar, srv SnapshotsServer) {
+	// If the following call panics, it indicates UnimplementedSnapshotsServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Snapshots_ServiceDesc, srv)
+}
+
+func _Snapshots_ListSnapshots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSnapshotsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).ListSnapshots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_ListSnapshots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).ListSnapshots(ctx, req.(*ListSnapshotsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_GetSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).GetSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_GetSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).GetSnapshot(ctx, req.(*GetSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_CreateSnapshots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateSnapshotsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).CreateSnapshots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_CreateSnapshots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).CreateSnapshots(ctx, req.(*CreateSnapshotsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_DeleteSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).DeleteSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_DeleteSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).DeleteSnapshot(ctx, req.(*DeleteSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_ListChanges_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListChangesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SnapshotsServer).ListChanges(m, &grpc.GenericServerStream[ListChangesRequest, Changes]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Snapshots_ListChangesServer = grpc.ServerStreamingServer[Changes]
+
+func _Snapshots_CloneSnapshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CloneSnapshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).CloneSnapshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_CloneSnapshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).CloneSnapshot(ctx, req.(*CloneSnapshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_RollBackVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollBackVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).RollBackVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_RollBackVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).RollBackVolume(ctx, req.(*RollBackVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_ListSchedules_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSchedulesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).ListSchedules(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_ListSchedules_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).ListSchedules(ctx, req.(*ListSchedulesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_SetSchedule_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetScheduleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).SetSchedule(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_SetSchedule_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).SetSchedule(ctx, req.(*SetScheduleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Snapshots_RemoveSchedule_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveScheduleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SnapshotsServer).RemoveSchedule(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Snapshots_RemoveSchedule_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SnapshotsServer).RemoveSchedule(ctx, req.(*RemoveScheduleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Snapshots_ServiceDesc is the grpc.ServiceDesc for Snapshots service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Snapshots_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "twinsan.v1.Snapshots",
+	HandlerType: (*SnapshotsServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListSnapshots",
+			Handler:    _Snapshots_ListSnapshots_Handler,
+		},
+		{
+			MethodName: "GetSnapshot",
+			Handler:    _Snapshots_GetSnapshot_Handler,
+		},
+		{
+			MethodName: "CreateSnapshots",
+			Handler:    _Snapshots_CreateSnapshots_Handler,
+		},
+		{
+			MethodName: "DeleteSnapshot",
+			Handler:    _Snapshots_DeleteSnapshot_Handler,
+		},
+		{
+			MethodName: "CloneSnapshot",
+			Handler:    _Snapshots_CloneSnapshot_Handler,
+		},
+		{
+			MethodName: "RollBackVolume",
+			Handler:    _Snapshots_RollBackVolume_Handler,
+		},
+		{
+			MethodName: "ListSchedules",
+			Handler:    _Snapshots_ListSchedules_Handler,
+		},
+		{
+			MethodName: "SetSchedule",
+			Handler:    _Snapshots_SetSchedule_Handler,
+		},
+		{
+			MethodName: "RemoveSchedule",
+			Handler:    _Snapshots_RemoveSchedule_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ListChanges",
+			Handler:       _Snapshots_ListChanges_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "twinsan.proto",
+}
+
+const (
 	Hosts_ListHosts_FullMethodName      = "/twinsan.v1.Hosts/ListHosts"
 	Hosts_AddHost_FullMethodName        = "/twinsan.v1.Hosts/AddHost"
 	Hosts_RemoveHost_FullMethodName     = "/twinsan.v1.Hosts/RemoveHost"
@@ -1415,7 +1891,8 @@ var Sessions_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Peers_Report_FullMethodName = "/twinsan.v1.Peers/Report"
+	Peers_Report_FullMethodName       = "/twinsan.v1.Peers/Report"
+	Peers_SnapshotStep_FullMethodName = "/twinsan.v1.Peers/SnapshotStep"
 )
 
 // PeersClient is the client API for Peers service.
@@ -1426,6 +1903,8 @@ const (
 type PeersClient interface {
 	// Report returns what only this node knows.
 	Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*NodeReport, error)
+	// SnapshotStep does one step of a snapshot or a rollback on the owner of a volume.
+	SnapshotStep(ctx context.Context, in *SnapshotStepRequest, opts ...grpc.CallOption) (*SnapshotStepResponse, error)
 }
 
 type peersClient struct {
@@ -1446,6 +1925,16 @@ func (c *peersClient) Report(ctx context.Context, in *ReportRequest, opts ...grp
 	return out, nil
 }
 
+func (c *peersClient) SnapshotStep(ctx context.Context, in *SnapshotStepRequest, opts ...grpc.CallOption) (*SnapshotStepResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SnapshotStepResponse)
+	err := c.cc.Invoke(ctx, Peers_SnapshotStep_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeersServer is the server API for Peers service.
 // All implementations must embed UnimplementedPeersServer
 // for forward compatibility.
@@ -1454,6 +1943,8 @@ func (c *peersClient) Report(ctx context.Context, in *ReportRequest, opts ...grp
 type PeersServer interface {
 	// Report returns what only this node knows.
 	Report(context.Context, *ReportRequest) (*NodeReport, error)
+	// SnapshotStep does one step of a snapshot or a rollback on the owner of a volume.
+	SnapshotStep(context.Context, *SnapshotStepRequest) (*SnapshotStepResponse, error)
 	mustEmbedUnimplementedPeersServer()
 }
 
@@ -1466,6 +1957,9 @@ type UnimplementedPeersServer struct{}
 
 func (UnimplementedPeersServer) Report(context.Context, *ReportRequest) (*NodeReport, error) {
 	return nil, status.Error(codes.Unimplemented, "method Report not implemented")
+}
+func (UnimplementedPeersServer) SnapshotStep(context.Context, *SnapshotStepRequest) (*SnapshotStepResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SnapshotStep not implemented")
 }
 func (UnimplementedPeersServer) mustEmbedUnimplementedPeersServer() {}
 func (UnimplementedPeersServer) testEmbeddedByValue()               {}
@@ -1506,6 +2000,24 @@ func _Peers_Report_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Peers_SnapshotStep_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SnapshotStepRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeersServer).SnapshotStep(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peers_SnapshotStep_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeersServer).SnapshotStep(ctx, req.(*SnapshotStepRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Peers_ServiceDesc is the grpc.ServiceDesc for Peers service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1516,6 +2028,10 @@ var Peers_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Report",
 			Handler:    _Peers_Report_Handler,
+		},
+		{
+			MethodName: "SnapshotStep",
+			Handler:    _Peers_SnapshotStep_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

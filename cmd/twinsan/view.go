@@ -98,6 +98,9 @@ type volumeView struct {
 	Commands      []countView       `json:"commands"`
 	Offloads      []offloadView     `json:"offloads"`
 	Reservations  *reservationsView `json:"reservations,omitempty"`
+	Snapshots     uint32            `json:"snapshots"`
+	Origin        string            `json:"origin,omitempty"`
+	Restoring     bool              `json:"restoring,omitempty"`
 }
 
 type deviceView struct {
@@ -212,6 +215,7 @@ func viewVolume(v *v1.Volume) volumeView {
 		ServedBy: words(v.ServedBy), Mapped: v.MappedBytes, Traffic: viewTraffic(v.Traffic),
 		PhysicalBlock: v.PhysicalBlockBytes, ReadOnlyHosts: words(v.ReadOnlyHosts), Room: v.RoomBytes, Paths: views(v.Paths, viewPath),
 		Commands: views(v.Counts, viewCount), Offloads: views(v.Offloads, viewOffload), Reservations: viewReservations(v.Reservations),
+		Snapshots: v.Snapshots, Origin: v.Origin, Restoring: v.Restoring,
 	}
 }
 

@@ -62,10 +62,17 @@ func (v *volumePage) text(p *printer) {
 			policy = append(policy, w.word)
 		}
 	}
+	snapshots, restoring := "", ""
+	if x.Snapshots > 0 {
+		snapshots = fmt.Sprint(x.Snapshots)
+	}
+	if x.Restoring {
+		restoring = "it is being rolled back to a snapshot"
+	}
 	p.facts("volume", fmt.Sprintf("%s (LUN %d)", x.Name, x.LUN), "size", p.size(x.Size), "mapped", p.size(x.Mapped), "room", p.size(x.Room)+" in its pools", "state", x.State,
 		"policy", strings.Join(policy, ", "), "blocks", fmt.Sprintf("%d bytes, physical %d", x.LogicalBlock, x.PhysicalBlock), "hosts", hostWords(&x),
 		"owner", x.Owner, "served by", list(x.ServedBy), "epoch", fmt.Sprint(x.Epoch), "created", since(x.Created),
-		"uuid", x.UUID, "serial", x.Serial, "naa", x.NAA,
+		"clone of", x.Origin, "snapshots", snapshots, "rollback", restoring, "uuid", x.UUID, "serial", x.Serial, "naa", x.NAA,
 		"reads", fmt.Sprintf("%d, %s", x.Traffic.ReadOps, p.size(x.Traffic.ReadBytes)),
 		"writes", fmt.Sprintf("%d, %s", x.Traffic.WriteOps, p.size(x.Traffic.WriteBytes)))
 	p.line("")
@@ -126,7 +133,8 @@ func (d *deletedPage) text(p *printer) {
 func (a *app) volumeCommand() *cobra.Command {
 	return noun("volume", "Mirrored volumes that hosts see as disks", []string{"vol"},
 		a.volumeCreate(), a.volumeList(), a.volumeShow(), a.volumeResize(), a.volumeDelete(), a.volumeCheck(),
-		a.volumeHosts(), a.volumeMap(), a.volumeUnmap(), a.volumeMove(), a.volumeClearReservations())
+		a.volumeHosts(), a.volumeMap(), a.volumeUnmap(), a.volumeMove(), a.volumeClearReservations(),
+		a.volumeClone(), a.volumeRollback())
 }
 
 func (a *app) volumeCreate() *cobra.Command {
@@ -298,12 +306,12 @@ func (a *app) volumeResize() *cobra.Command {
 
 func (a *app) volumeDelete() *cobra.Command {
 	var k confirmation
-	var inUse bool
+	var inUse, snapshots bool
 	c := &cobra.Command{
 		Use: "delete NAME", Short: "Delete a volume and its data on every node", Args: arguments("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.call(c, func(ctx context.Context, client *api.Client) error {
-				r, err := client.Volumes.DeleteVolume(ctx, &v1.DeleteVolumeRequest{Name: args[0], DryRun: true, InUse: inUse})
+				r, err := client.Volumes.DeleteVolume(ctx, &v1.DeleteVolumeRequest{Name: args[0], DryRun: true, InUse: inUse, WithSnapshots: snapshots})
 				if err != nil {
 					return err
 				}
@@ -311,6 +319,9 @@ func (a *app) volumeDelete() *cobra.Command {
 				p := &printer{bytes: a.bytes}
 				effect := fmt.Sprintf("Volume %s (LUN %d, %s, %s of data) is destroyed on %s; this cannot be undone.",
 					v.Name, v.LUN, p.size(v.Size), p.size(v.Mapped), replicaWords(v.Replicas))
+				if v.Snapshots > 0 {
+					effect += fmt.Sprintf("\n  its %d snapshots are destroyed as well", v.Snapshots)
+				}
 				for _, s := range r.Sessions {
 					effect += fmt.Sprintf("\n  in use: %s is logged in to node %s", s.Initiator, s.Node)
 				}
@@ -324,7 +335,7 @@ func (a *app) volumeDelete() *cobra.Command {
 				// The person may have taken longer than the deadline of the first call.
 				again, cancel := context.WithTimeout(c.Context(), a.timeout)
 				defer cancel()
-				if r, err = client.Volumes.DeleteVolume(again, &v1.DeleteVolumeRequest{Name: v.UUID, InUse: inUse}); err != nil {
+				if r, err = client.Volumes.DeleteVolume(again, &v1.DeleteVolumeRequest{Name: v.UUID, InUse: inUse, WithSnapshots: snapshots}); err != nil {
 					return err
 				}
 				a.next("twinsan volume list")
@@ -333,6 +344,7 @@ func (a *app) volumeDelete() *cobra.Command {
 		},
 	}
 	k.flags(c)
+	c.Flags().BoolVar(&snapshots, "with-snapshots", false, "delete its snapshots as well")
 	c.Flags().BoolVar(&inUse, "in-use", false, "delete although hosts that see the volume are logged in")
 	return c
 }

@@ -24,6 +24,7 @@ type digestView struct {
 	Digest    string   `json:"digest"`
 	Different []uint32 `json:"different_chunks,omitempty"`
 	Error     string   `json:"error,omitempty"`
+	Snapshots []string `json:"different_snapshots,omitempty"`
 }
 
 func (c *checkPage) text(p *printer) {
@@ -33,11 +34,14 @@ func (c *checkPage) text(p *printer) {
 		if len(d.Different) > 0 {
 			problem = fmt.Sprintf("differs, first in MiB %d", d.Different[0])
 		}
+		if len(d.Snapshots) > 0 {
+			problem = "snapshots differ: " + d.Snapshots[0]
+		}
 		rows = append(rows, []string{d.Node, d.Digest, problem})
 	}
 	p.table("REPLICA DIGEST PROBLEM", rows)
 	if c.Equal {
-		p.line("volume %s: all replicas hold the same content", c.Volume)
+		p.line("volume %s: all replicas hold the same content and the same snapshots", c.Volume)
 	} else {
 		p.line("volume %s: the replicas are NOT proved equal", c.Volume)
 	}
@@ -46,7 +50,7 @@ func (c *checkPage) text(p *printer) {
 func (a *app) volumeCheck() *cobra.Command {
 	var limit time.Duration
 	c := &cobra.Command{
-		Use: "check NAME", Short: "Compare the content of all replicas by digest",
+		Use: "check NAME", Short: "Compare the content of all replicas by digest, snapshots too",
 		Long: "Compare the content of all replicas by digest. Exit code 0: equal; 1: not equal; 3: some replica could not be asked.",
 		Args: arguments("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -58,7 +62,7 @@ func (a *app) volumeCheck() *cobra.Command {
 					return err
 				}
 				page := &checkPage{v1Header, args[0], r.Equal, views(r.Digests, func(d *v1.ReplicaDigest) digestView {
-					return digestView{d.Node, hex.EncodeToString(d.Digest), d.DifferentChunks, d.Error}
+					return digestView{d.Node, hex.EncodeToString(d.Digest), d.DifferentChunks, d.Error, d.DifferentSnapshots}
 				})}
 				if err := a.print(page); err != nil {
 					return err
@@ -68,7 +72,7 @@ func (a *app) volumeCheck() *cobra.Command {
 				}
 				a.next("twinsan status")
 				for _, d := range r.Digests {
-					if len(d.DifferentChunks) > 0 {
+					if len(d.DifferentChunks)+len(d.DifferentSnapshots) > 0 {
 						return &failure{exitFailed, nil}
 					}
 				}

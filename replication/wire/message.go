@@ -42,6 +42,23 @@ const (
 	Lend Method = 11
 	// Return ends what Lend began; meta: Loan.
 	Return Method = 12
+	// SyncWhole, handled in stream order with Prepares: all contents have been copied,
+	// so what follows finds the volume as the owner had it. Since version 3, as all below.
+	SyncWhole Method = 13
+	// SnapList asks for the snapshots of the volume. Reply: data part, SnapshotLen bytes each.
+	SnapList Method = 14
+	// SnapDrop deletes snapshots that the owner does not have; data: ids, a u64 each.
+	SnapDrop Method = 15
+	// SnapForge begins a snapshot that the replica missed; meta: ForgeBody.
+	SnapForge Method = 16
+	// SnapCompare and SnapApply are SyncCompare and SyncApply for a snapshot that is
+	// being forged: meta: its id, u64, then as theirs.
+	SnapCompare Method = 17
+	SnapApply   Method = 18
+	// SnapSeal ends the forging of a snapshot; meta: its id, u64, and its point, OpID.
+	SnapSeal Method = 19
+	// SnapDigests is Digests for a snapshot: meta: its id, u64, then as theirs.
+	SnapDigests Method = 20
 )
 
 // Status of a Reply, in the frame's Flags.
@@ -459,4 +476,64 @@ func DecodeLoan(meta []byte) (b Loan, err error) {
 	return Loan{
 		ID: binary.LittleEndian.Uint64(meta), Start: binary.LittleEndian.Uint64(meta[8:]), Count: binary.LittleEndian.Uint32(meta[16:]),
 	}, nil
+}
+
+// SnapshotBody is one snapshot in the answer to SnapList.
+type SnapshotBody struct {
+	ID     uint64
+	Point  lsfs.OpID
+	Blocks uint64
+}
+
+// SnapshotLen is the length of a SnapshotBody.
+const SnapshotLen = 32
+
+// AppendSnapshot appends b.
+func AppendSnapshot(dst []byte, b *SnapshotBody) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, b.ID)
+	dst = appendOpID(dst, b.Point)
+	return binary.LittleEndian.AppendUint64(dst, b.Blocks)
+}
+
+// DecodeSnapshots reads a list of them.
+func DecodeSnapshots(b []byte) ([]SnapshotBody, error) {
+	if len(b)%SnapshotLen != 0 {
+		return nil, fmt.Errorf("%w: list of snapshots of %d bytes", ErrFrame, len(b))
+	}
+	list := make([]SnapshotBody, len(b)/SnapshotLen)
+	r := reader{b: b}
+	for i := range list {
+		list[i] = SnapshotBody{ID: r.u64(), Point: r.opID(), Blocks: r.u64()}
+	}
+	return list, r.end()
+}
+
+// ForgeBody is the meta part of SnapForge: a snapshot of Blocks blocks begins with
+// the content of Base, a snapshot or the volume itself; 0: with none.
+type ForgeBody struct{ ID, Base, Blocks uint64 }
+
+// AppendForge appends b.
+func AppendForge(dst []byte, b *ForgeBody) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, b.ID)
+	dst = binary.LittleEndian.AppendUint64(dst, b.Base)
+	return binary.LittleEndian.AppendUint64(dst, b.Blocks)
+}
+
+// DecodeForge is the inverse of AppendForge.
+func DecodeForge(meta []byte) (ForgeBody, error) {
+	r := reader{b: meta}
+	b := ForgeBody{ID: r.u64(), Base: r.u64(), Blocks: r.u64()}
+	return b, r.end()
+}
+
+// AppendSeal appends the meta part of SnapSeal.
+func AppendSeal(dst []byte, id uint64, point lsfs.OpID) []byte {
+	return appendOpID(binary.LittleEndian.AppendUint64(dst, id), point)
+}
+
+// DecodeSeal is the inverse of AppendSeal.
+func DecodeSeal(meta []byte) (id uint64, point lsfs.OpID, err error) {
+	r := reader{b: meta}
+	id, point = r.u64(), r.opID()
+	return id, point, r.end()
 }

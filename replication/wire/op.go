@@ -18,7 +18,7 @@ import (
 //	24  descriptors of 40 bytes: fingerprint 32, sum u32, stored length u16,
 //	    encoding u8, flags u8 (1: by reference, no data follows)
 //	    then the state, or the source of a clone: volume u64, first block u64,
-//	    epoch u64, seq u64
+//	    epoch u64, seq u64; or the id of a snapshot: u64
 //
 // The data part is the stored blocks, one after the other. Part of the wire
 // format, do not change.
@@ -26,6 +26,7 @@ const (
 	opLen      = 24
 	blockLen   = 40
 	sourceLen  = 32
+	takenLen   = 8
 	flagRef    = 1
 	maxBlocks  = 4096     // 16 MiB: twice the longest client request
 	maxUnmap   = 1 << 28  // blocks of one unmap: 1 TiB
@@ -45,17 +46,23 @@ func AppendPrepare(dst []byte, op *lsfs.Op, source lsfs.OpID) []byte {
 	binary.LittleEndian.PutUint64(m[8:], uint64(op.Start))
 	binary.LittleEndian.PutUint32(m[16:], uint32(len(op.Blocks)))
 	tail := len(op.State)
-	if op.Kind == lsfs.OpClone {
+	switch op.Kind {
+	case lsfs.OpClone:
 		tail = sourceLen
+	case lsfs.OpSnapshot, lsfs.OpRollback:
+		tail = takenLen
 	}
 	binary.LittleEndian.PutUint32(m[20:], uint32(tail))
 	dst = append(dst, m[:]...)
 	dst = appendBlocks(dst, op.Blocks)
-	if op.Kind == lsfs.OpClone {
+	switch op.Kind {
+	case lsfs.OpClone:
 		dst = binary.LittleEndian.AppendUint64(dst, uint64(op.Source))
 		dst = binary.LittleEndian.AppendUint64(dst, uint64(op.SourceStart))
 		dst = appendOpID(dst, source)
-	} else {
+	case lsfs.OpSnapshot, lsfs.OpRollback:
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(op.Snapshot))
+	default:
 		dst = append(dst, op.State...)
 	}
 	metaLen := len(dst) - at - HeaderLen
@@ -99,7 +106,7 @@ func DecodePrepare(h Header, meta, data []byte, op *lsfs.Op) (source lsfs.OpID, 
 	op.ID = lsfs.OpID{Epoch: lsfs.Epoch(h.Epoch), Seq: lsfs.Seq(h.Seq)}
 	op.Count = binary.LittleEndian.Uint32(meta[4:])
 	op.Start = lsfs.BlockNo(binary.LittleEndian.Uint64(meta[8:]))
-	op.Blocks, op.State, op.Source, op.SourceStart = op.Blocks[:0], nil, 0, 0
+	op.Blocks, op.State, op.Source, op.SourceStart, op.Snapshot = op.Blocks[:0], nil, 0, 0, 0
 	switch op.Kind {
 	case lsfs.OpWrite:
 		if n != op.Count || n == 0 || n > maxBlocks || tailLen != 0 {
@@ -121,6 +128,10 @@ func DecodePrepare(h Header, meta, data []byte, op *lsfs.Op) (source lsfs.OpID, 
 		if n != 0 || tailLen != sourceLen || op.Count == 0 || op.Count > lsfs.ClonedBlocksMax {
 			return source, fmt.Errorf("%w: clone of %d blocks with %d descriptors", ErrFrame, op.Count, n)
 		}
+	case lsfs.OpSnapshot, lsfs.OpRollback:
+		if n != 0 || tailLen != takenLen || op.Count != 0 {
+			return source, fmt.Errorf("%w: snapshot with %d descriptors", ErrFrame, n)
+		}
 	default:
 		return source, fmt.Errorf("%w: operation kind %d", ErrFrame, op.Kind)
 	}
@@ -139,6 +150,10 @@ func DecodePrepare(h Header, meta, data []byte, op *lsfs.Op) (source lsfs.OpID, 
 		source.Seq = lsfs.Seq(binary.LittleEndian.Uint64(tail[24:]))
 		if op.SourceStart > maxBlockNo {
 			return source, fmt.Errorf("%w: first block %d of the source", ErrFrame, op.SourceStart)
+		}
+	case op.Kind == lsfs.OpSnapshot || op.Kind == lsfs.OpRollback:
+		if op.Snapshot = lsfs.VolumeID(binary.LittleEndian.Uint64(tail)); op.Snapshot == 0 {
+			return source, fmt.Errorf("%w: no snapshot", ErrFrame)
 		}
 	case tailLen > 0:
 		op.State = tail

@@ -44,6 +44,8 @@ func TestPrepareRoundTrip(t *testing.T) {
 		{Kind: lsfs.OpState, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 8}, State: []byte("reservations")},
 		{Kind: lsfs.OpState, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 9}},
 		{Kind: lsfs.OpClone, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 10}, Start: 1 << 35, Count: lsfs.ClonedBlocksMax, Source: 8, SourceStart: 9},
+		{Kind: lsfs.OpSnapshot, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 11}, Snapshot: 77},
+		{Kind: lsfs.OpRollback, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 12}, Snapshot: 77},
 	} {
 		at := lsfs.OpID{}
 		if op.Kind == lsfs.OpClone {

@@ -78,10 +78,11 @@ func (c *Cluster) volume(id lsfs.VolumeID) (*Volume, error) {
 
 // DeleteVolume records that a volume is deleted. Its name and LUN are free at
 // once; its replicas are freed by their nodes, which then call VolumeFreed.
-func (c *Cluster) DeleteVolume(ctx context.Context, id lsfs.VolumeID) error {
+// With snapshots its snapshots go with it; without, it is refused while it has some.
+func (c *Cluster) DeleteVolume(ctx context.Context, id lsfs.VolumeID, snapshots bool) error {
 	ctx, cancel := adminContext(ctx)
 	defer cancel()
-	_, err := c.proposeSync(ctx, &cmdDeleteVolume{id})
+	_, err := c.proposeSync(ctx, &cmdDeleteVolume{id, snapshots})
 	return err
 }
 

@@ -299,6 +299,11 @@ func (e *edit) dropReplica(v *Volume, n replication.NodeID) {
 }
 
 func (x *cmdCreateVolume) apply(e *edit) result {
+	return x.create(e, func() replication.Record { return place(e.s, x.UUID) })
+}
+
+// create makes a volume; where says on which nodes.
+func (x *cmdCreateVolume) create(e *edit, where func() replication.Record) result {
 	s := e.s
 	switch {
 	case !validName(x.Name):
@@ -329,7 +334,7 @@ func (x *cmdCreateVolume) apply(e *edit) result {
 	if r.Code != codeOK {
 		return r
 	}
-	rec := place(s, x.UUID)
+	rec := where()
 	rec.Volume = s.nextVolume
 	rec.SizeBytes = x.SizeBytes
 	rec.Epoch = 1
@@ -414,8 +419,11 @@ func (x *cmdDeleteVolume) apply(e *edit) result {
 	if v == nil {
 		return r
 	}
+	if r := e.dropVolumeSnapshots(v, x.Snapshots); r.Code != codeOK {
+		return r
+	}
 	w := *v
-	w.Hosts, w.ReadOnly, w.AnyHost = nil, nil, false
+	w.Hosts, w.ReadOnly, w.AnyHost, w.Restoring = nil, nil, false, 0
 	w.Record.Deleted = true
 	w.Record.Owner, w.Record.InSync = 0, nil
 	// A change of owner or in-sync set that is still on its way must fail.

@@ -140,6 +140,7 @@ func checkState(t testing.TB, s *State) {
 			}
 		}
 	}
+	checkSnapshots(t, s)
 	initiators := map[string]bool{}
 	for _, h := range s.Hosts {
 		for _, i := range h.Initiators {
@@ -202,7 +203,7 @@ func TestApplyRefusals(t *testing.T) {
 		{"volume without UUID", vol(func(x *cmdCreateVolume) { x.UUID = uuid.Nil }), codeInvalid},
 		{"volume UUID taken", vol(func(x *cmdCreateVolume) { x.UUID = volumeCommand("vm1").UUID }), codeExists},
 		{"volume for a stranger", vol(func(x *cmdCreateVolume) { x.Hosts = []string{"nobody"} }), codeNotFound},
-		{"delete nothing", &cmdDeleteVolume{9}, codeNotFound},
+		{"delete nothing", &cmdDeleteVolume{Volume: 9}, codeNotFound},
 		{"free what is not deleted", &cmdVolumeFreed{1, 1}, codeRefused},
 		{"shrink", &cmdResizeVolume{1, 4096}, codeRefused},
 		{"resize to odd size", &cmdResizeVolume{1, 1<<20 + 1}, codeInvalid},
@@ -291,7 +292,7 @@ func TestVolumeLife(t *testing.T) {
 	if v := b.m.state.Volume(id); len(v.Hosts) != 0 {
 		t.Errorf("hosts %v", v.Hosts)
 	}
-	b.ok(&cmdDeleteVolume{id})
+	b.ok(&cmdDeleteVolume{Volume: id})
 	// A change that was on its way when the volume was deleted is decided against.
 	if r := b.do(&cmdChange{replication.Change{Volume: id, Expect: 1, Owner: 1, InSync: []replication.NodeID{1}}}); r.Code != codeConflict || !r.Record.Deleted {
 		t.Errorf("%+v", r)
@@ -317,7 +318,7 @@ func TestRemoveNode(t *testing.T) {
 	b := newBench(t)
 	id := lsfs.VolumeID(b.ok(volumeCommand("vm1")).ID)
 	gone := lsfs.VolumeID(b.ok(volumeCommand("vm2")).ID)
-	b.ok(&cmdDeleteVolume{gone})
+	b.ok(&cmdDeleteVolume{Volume: gone})
 	b.ok(&cmdVolumeFreed{gone, 1})
 	b.ok(&cmdChange{replication.Change{Volume: id, Expect: 1, Owner: 1, InSync: []replication.NodeID{1}, By: 1}})
 	b.ok(&cmdRemoveNode{2})
@@ -380,6 +381,9 @@ func randomCommand(r *rand.Rand, s *State) command {
 		return s.Volumes[r.IntN(len(s.Volumes))].ID
 	}
 	name := func() string { return fmt.Sprintf("n%d", r.IntN(12)) }
+	if r.IntN(3) == 0 {
+		return randomSnapshotCommand(r, s)
+	}
 	switch r.IntN(20) {
 	case 0:
 		return &cmdCreateToken{token{Hash: [32]byte{byte(r.IntN(9)), 1}, Role: Role(1 + r.IntN(2)), Expires: day.Add(time.Duration(r.IntN(10000)) * time.Second)}}
@@ -396,7 +400,7 @@ func randomCommand(r *rand.Rand, s *State) command {
 		x.AnyHost = r.IntN(2) == 0
 		return x
 	case 6:
-		return &cmdDeleteVolume{vol()}
+		return &cmdDeleteVolume{Volume: vol()}
 	case 7:
 		return &cmdVolumeFreed{vol(), node()}
 	case 8:
@@ -619,7 +623,7 @@ func FuzzState(f *testing.F) {
 		}
 		// Whatever state it is, no command makes it panic.
 		m := newMachine(s)
-		for i, x := range []command{volumeCommand("vm9"), joinCommand(2), &cmdDrainNode{1, true}, &cmdMapVolume{1, []string{"esx"}, mapReadOnly}, &cmdRemoveHost{"esx"}, &cmdRemoveNode{1}, &cmdDeleteVolume{1}, &cmdChange{replication.Change{Volume: 1, Expect: 1, Owner: 1, InSync: []replication.NodeID{1}}}} {
+		for i, x := range []command{volumeCommand("vm9"), joinCommand(2), &cmdDrainNode{1, true}, &cmdMapVolume{1, []string{"esx"}, mapReadOnly}, &cmdRemoveHost{"esx"}, &cmdRemoveNode{1}, &cmdDeleteVolume{Volume: 1}, &cmdChange{replication.Change{Volume: 1, Expect: 1, Owner: 1, InSync: []replication.NodeID{1}}}} {
 			if _, err := m.apply(uint64(i), must(encodeCommand(envelope{Request: [16]byte{byte(i), 77}}, x))(t)); err != nil {
 				t.Fatal(err)
 			}

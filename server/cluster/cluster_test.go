@@ -581,7 +581,7 @@ func TestThreeNodes(t *testing.T) {
 	must(w.Sync(ctx))(t)
 
 	// Deletion: freed by both, then gone.
-	if err := l.members["a"].DeleteVolume(ctx, v.ID); err != nil {
+	if err := l.members["a"].DeleteVolume(ctx, v.ID, false); err != nil {
 		t.Fatal(err)
 	}
 	if l.members["a"].State().VolumeNamed("vm1") != nil || l.members["a"].State().Volume(v.ID) == nil {

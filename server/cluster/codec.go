@@ -19,11 +19,12 @@ import (
 //	1  the first
 //	2  a volume's physical block and read-only hosts, a node that is drained, the
 //	   credentials of discovery
+//	3  snapshots, their schedules, a volume's origin and rollbacks
 //
 // A walk that meets an older version leaves out what that version did not have,
 // and fills in what it meant. The version of a message between nodes is the
 // newest: nodes that talk run the same one, or versions that agree on messages.
-const codecVersion = 2
+const codecVersion = 3
 
 // Limits of the encoding. What exceeds them is refused by the encoder as well as
 // by the decoder.

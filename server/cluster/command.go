@@ -34,8 +34,16 @@ func oldestVersion(x command) byte {
 			return 1
 		}
 		return 2
+	case *cmdDeleteVolume:
+		if x.Snapshots {
+			return 3
+		}
+		return 1
 	case *cmdMapVolume, *cmdDrainNode, *cmdDiscovery:
 		return 2
+	}
+	if newSnapshotCommand(x.kind()) != nil {
+		return 3
 	}
 	return 1
 }
@@ -116,7 +124,7 @@ func newCommand(k kind) command {
 	case kindDiscovery:
 		return new(cmdDiscovery)
 	}
-	return nil
+	return newSnapshotCommand(k)
 }
 
 func (v *envelope) walk(c *codec) {
@@ -262,10 +270,18 @@ func (x *cmdCreateVolume) walk(c *codec) {
 }
 
 // cmdDeleteVolume records the deletion of a volume.
-type cmdDeleteVolume struct{ Volume lsfs.VolumeID }
+type cmdDeleteVolume struct {
+	Volume    lsfs.VolumeID
+	Snapshots bool // its snapshots go with it; without, it is refused while there are some
+}
 
-func (*cmdDeleteVolume) kind() kind      { return kindDeleteVolume }
-func (x *cmdDeleteVolume) walk(c *codec) { u64(c, &x.Volume) }
+func (*cmdDeleteVolume) kind() kind { return kindDeleteVolume }
+func (x *cmdDeleteVolume) walk(c *codec) {
+	u64(c, &x.Volume)
+	if c.version >= 3 {
+		c.flag(&x.Snapshots)
+	}
+}
 
 // cmdResizeVolume grows a volume.
 type cmdResizeVolume struct {

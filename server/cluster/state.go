@@ -171,6 +171,10 @@ type Volume struct {
 	PhysicalBytes uint32
 	// ReadOnly are those of Hosts whose writes are refused, sorted.
 	ReadOnly []string
+	// Restoring is the snapshot to which the volume is being rolled back; 0: none.
+	Restoring lsfs.VolumeID
+	// Restored counts the rollbacks: hosts are told when it rises.
+	Restored uint64
 }
 
 // defaultPhysicalBytes is the block in which the store writes: what is smaller or
@@ -208,6 +212,9 @@ func (v *Volume) walk(c *codec) {
 	if c.version >= 2 {
 		list(c, &v.ReadOnly, text[string])
 	}
+	if c.version >= 3 {
+		v.walkSnapshots(c)
+	}
 }
 
 func walkRecord(c *codec, r *replication.Record) {
@@ -224,6 +231,9 @@ func walkRecord(c *codec, r *replication.Record) {
 	c.flag(&r.Compress)
 	c.flag(&r.Forced)
 	c.flag(&r.Deleted)
+	if c.version >= 3 {
+		u64(c, &r.Origin)
+	}
 }
 
 // Host is a named set of initiators with their CHAP credentials.
@@ -345,6 +355,8 @@ type State struct {
 	// Events, oldest first; numbers without gaps.
 	Events    []Event
 	Discovery Discovery
+	Snapshots []*Snapshot // in the order of ids
+	Schedules []*Schedule // in the order of volumes
 
 	tokens     []token
 	nextNode   replication.NodeID
@@ -369,6 +381,9 @@ func (s *State) walk(c *codec) {
 	list(c, &s.requests, func(c *codec, r *request) { r.walk(c) })
 	if c.version >= 2 {
 		s.Discovery.walk(c)
+	}
+	if c.version >= 3 {
+		s.walkSnapshots(c)
 	}
 }
 

@@ -10,6 +10,7 @@ const maxAttentions = 32
 type attention struct{ asc, ascq byte }
 
 var (
+	attentionMedium    = attention{0x28, 0x00} // NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED
 	attentionPowerOn   = attention{0x29, 0x00} // POWER ON, RESET, OR BUS DEVICE RESET OCCURRED
 	attentionReset     = attention{0x29, 0x03} // BUS DEVICE RESET FUNCTION OCCURRED
 	attentionLoss      = attention{0x29, 0x07} // I_T NEXUS LOSS OCCURRED

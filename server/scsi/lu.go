@@ -320,6 +320,15 @@ func (lu *logicalUnit) resizedLocked() {
 	}
 }
 
+// ContentChanged tells every nexus of a LUN that its content is another one than
+// the initiators know: they look at the capacity, and with it at the partitions, again.
+func (s *Server) ContentChanged(lun uint16) {
+	if lu := s.unit(lun); lu != nil {
+		lu.raise(attentionMedium)
+		lu.raise(attentionCapacity)
+	}
+}
+
 // PathsChanged reads the paths of a LUN again and tells every nexus of it.
 func (s *Server) PathsChanged(lun uint16) {
 	if lu := s.unit(lun); lu != nil {
