@@ -17,6 +17,8 @@ type Backend interface {
 	VolumeBackend
 	SnapshotBackend
 	HostBackend
+	ReplicaBackend
+	MaintenanceBackend
 }
 
 // ClusterBackend answers for the cluster as a whole.
@@ -115,4 +117,39 @@ type HostBackend interface {
 	AddHost(ctx context.Context, spec server.HostSpec) (*server.Host, error)
 	// RemoveHost refuses a host that is logged in unless inUse. With dryRun nothing changes.
 	RemoveHost(ctx context.Context, name string, dryRun, inUse bool) (*server.Host, error)
+}
+
+// ReplicaBackend manages the copies of volumes. Changes are recorded on return; what
+// takes its time goes on as an operation.
+type ReplicaBackend interface {
+	// AddReplica gives a volume a copy on a node; replaces names the node whose copy
+	// goes then, or is empty.
+	AddReplica(ctx context.Context, volume, node, replaces string) (*server.Operation, error)
+	// RemoveReplica never takes the last good copy; force allows that one is left.
+	RemoveReplica(ctx context.Context, volume, node string, force, dryRun bool) (*server.Volume, error)
+	// Promote makes a copy the only good one.
+	Promote(ctx context.Context, spec server.PromoteSpec) (*server.Promotion, error)
+	// Operations lists those that run and the last ones that have ended.
+	Operations(ctx context.Context) ([]server.Operation, error)
+	// CancelOperation takes back what the operation has made.
+	CancelOperation(ctx context.Context, id uint64) (*server.Operation, error)
+}
+
+// MaintenanceBackend looks after nodes and the cluster as a whole. Changes are
+// recorded on return.
+type MaintenanceBackend interface {
+	// SetMaintenance also returns who is hurt when the node stops.
+	SetMaintenance(ctx context.Context, node string, enter, force, dryRun bool) (*server.Member, []string, error)
+	// EvacuateNode begins, or with stop ends, that replicas leave a node.
+	EvacuateNode(ctx context.Context, node, to string, stop bool) (*server.Member, error)
+	// RemoveNode returns what goes with the node.
+	RemoveNode(ctx context.Context, node string, lost, dryRun bool) ([]string, error)
+	// SetBalance says whether and after what time volumes go back to their nodes.
+	SetBalance(ctx context.Context, on bool, after time.Duration) error
+	// SetQuorum says which nodes vote.
+	SetQuorum(ctx context.Context, mode server.QuorumMode, preferred string) error
+	// UpgradePlan asks all nodes what they know.
+	UpgradePlan(ctx context.Context) (*server.UpgradePlan, error)
+	// RaiseLevel raises the feature level for good.
+	RaiseLevel(ctx context.Context, level int) error
 }

@@ -43,6 +43,10 @@ type Client struct {
 	// Snapshots manages the snapshots of volumes.
 	Snapshots v1.SnapshotsClient
 
+	Replicas    v1.ReplicasClient
+	Operations  v1.OperationsClient
+	Maintenance v1.MaintenanceClient
+
 	conn *grpc.ClientConn
 }
 
@@ -83,8 +87,9 @@ func Dial(address, certificates string) (*Client, error) {
 	}
 	return &Client{
 		Cluster: v1.NewClusterClient(conn), Nodes: v1.NewNodesClient(conn), Devices: v1.NewDevicesClient(conn),
-		Volumes: v1.NewVolumesClient(conn), Hosts: v1.NewHostsClient(conn), Sessions: v1.NewSessionsClient(conn),
-		Snapshots: v1.NewSnapshotsClient(conn), conn: conn,
+		Volumes: v1.NewVolumesClient(conn), Hosts: v1.NewHostsClient(conn), Sessions: v1.NewSessionsClient(conn), conn: conn,
+		Replicas: v1.NewReplicasClient(conn), Operations: v1.NewOperationsClient(conn), Maintenance: v1.NewMaintenanceClient(conn),
+		Snapshots: v1.NewSnapshotsClient(conn),
 	}, nil
 }
 

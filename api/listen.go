@@ -111,6 +111,9 @@ func (s *Server) start(c Config, l net.Listener, creds credentials.TransportCred
 	v1.RegisterSnapshotsServer(g, &snapshotService{backend: c.Backend})
 	v1.RegisterHostsServer(g, &hostService{backend: c.Backend})
 	v1.RegisterSessionsServer(g, &sessionService{backend: c.Backend})
+	v1.RegisterReplicasServer(g, &replicaService{backend: c.Backend})
+	v1.RegisterOperationsServer(g, &operationService{backend: c.Backend})
+	v1.RegisterMaintenanceServer(g, &maintenanceService{backend: c.Backend})
 	v1.RegisterPeersServer(g, &peerService{backend: c.Backend})
 	s.servers = append(s.servers, g)
 	s.running.Go(func() {

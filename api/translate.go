@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/twinsan/twinsan/api/v1"
@@ -64,8 +65,12 @@ func statusMessage(s *server.Status) *v1.Status {
 		Problems: each(s.Problems, func(p *server.Problem) *v1.Problem {
 			return &v1.Problem{Severity: health(p.Severity), Code: p.Code, Cause: p.Cause, Risk: p.Risk, Remedy: p.Remedy}
 		}),
-		Nodes:   each(s.Nodes, nodeMessage),
-		Volumes: each(s.Volumes, volumeMessage),
+		Nodes:      each(s.Nodes, nodeMessage),
+		Volumes:    each(s.Volumes, volumeMessage),
+		Operations: each(s.Operations, operationMessage),
+		Risk: &v1.Risk{Survives: s.Risk.Survives, Text: s.Risk.Text, Stops: each(s.Risk.Stops, func(x *server.Stop) *v1.Stop {
+			return &v1.Stop{Node: x.Node, Volumes: x.Volumes, Quorum: x.Quorum}
+		})},
 	}
 }
 
@@ -75,6 +80,8 @@ func infoMessage(i *server.Info) *v1.ClusterInfo {
 		Leader: i.Leader, Quorum: i.Quorum, Voters: uint32(i.Voters),
 		Discovery:     enum[v1.DiscoveryMode](v1.DiscoveryMode_value, "DISCOVERY_MODE_", string(i.Discovery)),
 		DiscoveryUser: i.DiscoveryUser, DiscoveryMutualUser: i.DiscoveryMutual,
+		LevelKnown: uint32(i.LevelKnown), QuorumMode: enum[v1.QuorumMode](v1.QuorumMode_value, "QUORUM_MODE_", string(i.QuorumMode)),
+		PreferredNode: i.Preferred, Balance: i.Balance, BalanceAfter: durationpb.New(i.BalanceAfter),
 		Portals: each(i.Portals, func(p *server.Portal) *v1.Portal {
 			return &v1.Portal{Address: p.Address, Node: p.Node, Group: uint32(p.Group)}
 		}),
@@ -89,7 +96,7 @@ func nodeMessage(n *server.Member) *v1.Node {
 		Leader: n.Leader, Voter: n.Voter, Incarnation: n.Incarnation, Version: n.Version, Started: stamp(n.Started),
 		Owns: uint32(n.Owns), InSync: uint32(n.InSync), Replicas: uint32(n.Replicas),
 		Pool: poolMessage(n.Pool), Traffic: trafficMessage(&n.Traffic), Sessions: uint32(n.Sessions), Error: n.Error,
-		Draining: n.Draining,
+		Draining: n.Draining, Mode: enum[v1.NodeMode](v1.NodeMode_value, "NODE_MODE_", string(n.Mode)), EvacuateTo: n.EvacuateTo, ModeSince: stamp(n.ModeSince),
 	}
 }
 
@@ -130,13 +137,14 @@ func replicaMessage(r *server.Replica) *v1.Replica {
 	return &v1.Replica{
 		Node: r.Node, State: enum[v1.ReplicaState](v1.ReplicaState_value, "REPLICA_STATE_", string(r.State)),
 		Owner: r.Owner, ResyncDoneBytes: r.ResyncDone, ResyncTotalBytes: r.ResyncTotal,
+		ResyncSentBytes: r.ResyncSent, ResyncLeft: span(r.ResyncLeft), OutOfSyncSince: stamp(r.Since),
 	}
 }
 
 func replicaOf(r **v1.Replica) server.Replica {
 	m := *r
 	return server.Replica{Node: m.Node, State: server.ReplicaState(Word(m.State, "REPLICA_STATE_")), Owner: m.Owner,
-		ResyncDone: m.ResyncDoneBytes, ResyncTotal: m.ResyncTotalBytes}
+		ResyncDone: m.ResyncDoneBytes, ResyncTotal: m.ResyncTotalBytes, ResyncSent: m.ResyncSentBytes, ResyncLeft: m.ResyncLeft.AsDuration(), Since: Time(m.OutOfSyncSince)}
 }
 
 func volumeMessage(v *server.Volume) *v1.Volume {
@@ -150,6 +158,7 @@ func volumeMessage(v *server.Volume) *v1.Volume {
 		PhysicalBlockBytes: v.PhysicalBlock, ReadOnlyHosts: v.ReadOnly, RoomBytes: v.Room, Paths: each(v.Paths, pathMessage),
 		Counts: each(v.Counts, countMessage), Reservations: reservationsMessage(v.Reservations),
 		Snapshots: uint32(v.Snapshots), Origin: v.Origin, Restoring: v.Restoring,
+		PreferredNode: v.Preferred, Lineage: v.Lineage,
 		Offloads: each(server.Offloads(v.Counts), func(o *server.Offload) *v1.Offload {
 			return &v1.Offload{Name: o.Name, Used: o.Used, Refused: o.Refused}
 		}),
@@ -193,7 +202,7 @@ func reportMessage(r *server.Report) *v1.NodeReport {
 		Volumes: each(r.Volumes, func(v *server.VolumeReport) *v1.VolumeReport {
 			return &v1.VolumeReport{Id: uint64(v.ID), Role: v.Role, Owner: v.Owner, Epoch: uint64(v.Epoch), Served: v.Served, MappedBytes: v.Mapped,
 				Traffic: trafficMessage(&v.Traffic), Replicas: each(v.Replicas, replicaMessage),
-				RoomBytes: v.Room, Counts: each(v.Counts, countMessage), Reservations: reservationsMessage(v.Reservations)}
+				RoomBytes: v.Room, Counts: each(v.Counts, countMessage), Reservations: reservationsMessage(v.Reservations), Standing: standingMessage(v.Standing)}
 		}),
 	}
 }
@@ -206,7 +215,7 @@ func reportOf(m *v1.NodeReport) *server.Report {
 			r := *v
 			return server.VolumeReport{ID: lsfs.VolumeID(r.Id), Role: r.Role, Owner: r.Owner, Epoch: lsfs.Epoch(r.Epoch), Served: r.Served, Mapped: r.MappedBytes,
 				Traffic: trafficOf(r.Traffic), Replicas: each(r.Replicas, replicaOf),
-				Room: r.RoomBytes, Counts: each(r.Counts, countOf), Reservations: reservationsOf(r.Reservations)}
+				Room: r.RoomBytes, Counts: each(r.Counts, countOf), Reservations: reservationsOf(r.Reservations), Standing: standingOf(r.Standing)}
 		}),
 	}
 }

@@ -450,8 +450,8 @@ func (k *checker) directory(ctx context.Context) error {
 			if p.parents > 1 {
 				shared++
 			}
-			if e.Addr != 0 && p.flags&(pageDirty|pageRecount) == 0 && e.Refs != p.parents {
-				k.r.add("page %d counts %d parents, its directory entry %d", id, p.parents, e.Refs)
+			if e.Addr != 0 && p.flags&(pageDirty|pageRecount) == 0 && e.Parents() != p.parents {
+				k.r.add("page %d counts %d parents, its directory entry %d", id, p.parents, e.Parents())
 			}
 			if e.Addr == 0 && p.flags&pageDirty == 0 {
 				k.r.add("page %d is clean but stands nowhere", id)

@@ -280,7 +280,7 @@ func (s *Store) writeCheckpoint() error {
 		s.setDir(id, format.DirEntry{})
 	}
 	for _, m := range c.moved {
-		s.pg.entry(m.id).Refs = m.parents
+		s.pg.entry(m.id).SetParents(m.parents)
 		s.dirChanged(m.id)
 	}
 	dirs := int((c.pages + format.DirEntriesPerPage - 1) / format.DirEntriesPerPage)
@@ -405,7 +405,9 @@ func (s *Store) writePages() error {
 			p := pg.page(id)
 			p.flags &^= pageStaged
 			to := c.buf[(i+1)*format.PageSize : (i+2)*format.PageSize]
-			s.setDir(id, format.DirEntry{Addr: base + format.Addr(i*format.PageSize), Sum: format.Checksum(to), Refs: c.parents[at+i], Kind: p.kind})
+			e := format.DirEntry{Addr: base + format.Addr(i*format.PageSize), Sum: format.Checksum(to), Kind: p.kind}
+			e.SetParents(c.parents[at+i])
+			s.setDir(id, e)
 			s.segs.addPages(base.Segment(), format.PageSize)
 		}
 		s.mu.Unlock()

@@ -369,14 +369,14 @@ func (s *Store) loadDirectory(root *format.Root) error {
 			pg.ids = append(pg.ids, id)
 			continue
 		}
-		if !t.valid(e.Addr, format.PageSize) || e.Kind != format.WordPage && e.Kind != format.EntryPage || e.Refs == 0 {
-			return fmt.Errorf("page directory: page %d at %x of kind %d with %d parents: %w", id, uint64(e.Addr), e.Kind, e.Refs, format.ErrInvalid)
+		if !t.valid(e.Addr, format.PageSize) || e.Kind != format.WordPage && e.Kind != format.EntryPage || e.Parents() == 0 {
+			return fmt.Errorf("page directory: page %d at %x of kind %d with %d parents: %w", id, uint64(e.Addr), e.Kind, e.Parents(), format.ErrInvalid)
 		}
 		p := pg.page(id)
-		p.kind, p.flags, p.parents = e.Kind, pageAlive, e.Refs
-		if e.Refs > 1 {
+		p.kind, p.flags, p.parents = e.Kind, pageAlive, e.Parents()
+		if p.parents > 1 {
 			pg.shared.Add(1)
-			pg.crowd.Store(max(pg.crowd.Load(), e.Refs))
+			pg.crowd.Store(max(pg.crowd.Load(), p.parents))
 		}
 		pg.nAlive.Add(1)
 		t.addPages(e.Addr.Segment(), format.PageSize)

@@ -419,6 +419,57 @@ func TestRollbackIsCheap(t *testing.T) {
 	mustClose(t, s)
 }
 
+// TestRollbackUnderTrim: a step of the trimmer that looked at a volume before its rollback
+// does nothing to the tail that came with it.
+func TestRollbackUnderTrim(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t, 1, 16<<20)
+	s, err := open(ctx, r.cfg) // no trimmer
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := mustCreate(t, s, 1, 6000)
+	c := newClient(t, s)
+	for i, at := range []BlockNo{0, 3000, 5500} {
+		c.must(c.write(1, Seq(i+1), at, small(uint64(i+1))))
+	}
+	if err := v.Resize(ctx, 1000); err != nil {
+		t.Fatal(err)
+	}
+	c.must(&Op{Kind: OpSnapshot, Volume: 1, ID: OpID{1, 4}, Snapshot: 5})
+	run := func(k *task) {
+		t.Helper()
+		if err := s.do(ctx, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(&task{kind: taskTrim, volume: 1, start: 4096, end: 6000})
+	start, end, floor, err := s.nextTail(v)
+	if err != nil || v.tailEnd != 4096 || start != 1000 || end != 4096 {
+		t.Fatal(start, end, v.tailEnd, err)
+	}
+	c.must(&Op{Kind: OpRollback, Volume: 1, ID: OpID{1, 5}, Snapshot: 5})
+	run(&task{kind: taskTrim, volume: 1, start: start, end: end, floor: floor})
+	if v.tailEnd != 6000 || v.mapped != 3 {
+		t.Fatalf("the tail ends at %d, %d mapped", v.tailEnd, v.mapped)
+	}
+	for {
+		start, end, floor, err = s.nextTail(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if start == end {
+			break
+		}
+		run(&task{kind: taskTrim, volume: 1, start: start, end: end, floor: floor})
+	}
+	if v.tailEnd != 1000 || v.mapped != 1 || s.Snapshot(5).MappedBlocks() != 3 {
+		t.Fatalf("the tail ends at %d, %d mapped", v.tailEnd, v.mapped)
+	}
+	mustCheck(t, s)
+	s.free()
+}
+
 // TestSnapshotNoAllocation: a write into a volume with snapshots allocates nothing, and
 // neither does a list of changes.
 func TestSnapshotNoAllocation(t *testing.T) {

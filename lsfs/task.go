@@ -34,6 +34,7 @@ type task struct {
 	change  func(*Meta)
 	start   uint64 // trim: [start, end)
 	end     uint64
+	floor   Seq // trim: the volume's, when it was looked at
 	moves   []move
 	// Of snapshots: whose they are, what they begin with, where they were taken.
 	of, base VolumeID
@@ -102,7 +103,8 @@ func (s *Store) runTask(t *task) error {
 		}
 		buf = format.AppendMetaRecord(buf, uint64(t.volume), &f)
 	case taskTrim:
-		if v == nil || t.start < size || tail < t.end {
+		// A rollback since then has brought another map, with a tail of its own.
+		if v == nil || t.start < size || tail < t.end || v.floor != t.floor {
 			return nil
 		}
 		buf = format.AppendVolume(buf, format.RecordTrim, uint64(t.volume), t.start, t.end)

@@ -142,14 +142,14 @@ func (s *Store) trim(v *Volume) error {
 		case gone:
 			return s.post(&task{kind: taskGone, volume: v.id})
 		}
-		start, end, err := s.nextTail(v)
+		start, end, floor, err := s.nextTail(v)
 		if err != nil {
 			return err
 		}
 		if start == end {
 			return nil
 		}
-		if err := s.post(&task{kind: taskTrim, volume: v.id, start: start, end: end}); err != nil {
+		if err := s.post(&task{kind: taskTrim, volume: v.id, start: start, end: end, floor: floor}); err != nil {
 			return err
 		}
 	}
@@ -157,13 +157,13 @@ func (s *Store) trim(v *Volume) error {
 
 // nextTail finds the last slice of the tail that holds anything. When nothing is
 // left but the tail itself it is an empty slice at the new end.
-func (s *Store) nextTail(v *Volume) (start, end uint64, err error) {
+func (s *Store) nextTail(v *Volume) (start, end uint64, floor Seq, err error) {
 	s.mu.RLock()
 	size := v.size.Load()
-	end = v.tailEnd
+	end, floor = v.tailEnd, v.floor
 	s.mu.RUnlock()
 	if end <= size {
-		return size, size, nil
+		return size, size, floor, nil
 	}
 	for at := end; size < at; {
 		s.mu.RLock()
@@ -179,7 +179,7 @@ func (s *Store) nextTail(v *Volume) (start, end uint64, err error) {
 		s.mu.RUnlock()
 		if missing != 0 {
 			if err := s.fault(missing, false); err != nil {
-				return 0, 0, err
+				return 0, 0, floor, err
 			}
 			continue
 		}
@@ -193,10 +193,10 @@ func (s *Store) nextTail(v *Volume) (start, end uint64, err error) {
 			at = max(low, mlow)
 			continue
 		}
-		return slice, at, nil
+		return slice, at, floor, nil
 	}
 	// An empty trim at the new end records that the tail is gone.
-	return size, size + 1, nil
+	return size, size + 1, floor, nil
 }
 
 // versionsIn says whether a leaf of versions has one for a chunk that begins in [from, to).

@@ -71,13 +71,13 @@ func TestOpenRoot1(t *testing.T) {
 	mustClose(t, s)
 }
 
-// TestOpenRoot2 opens a pool as it was written when roots had version 2, with leaves that
+// TestOpenRoot2Deleting opens a pool as it was written when roots had version 2, with leaves that
 // volumes 1 and 2 and an annex share, and behind the checkpoint a log in which volume 3 was
 // deleted, trimmed and ended, and volume 4, of 24576 mapped blocks, deleted and trimmed in
 // part. Snapshots then share what is above the leaves, and the next root is read again.
-func TestOpenRoot2(t *testing.T) {
+func TestOpenRoot2Deleting(t *testing.T) {
 	ctx := context.Background()
-	start := openSample(t, "testdata/pool-root2.gz")
+	start := openSample(t, "testdata/pool-root2-deleting.gz")
 	one := &plane{seq: 2, main: make([]uint64, 2000), annex: make([]uint64, 600)}
 	two := &plane{seq: 3, main: make([]uint64, 3000), annex: make([]uint64, 600)}
 	for i := range 700 {

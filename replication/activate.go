@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -57,11 +58,18 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 		return err
 	}
 	m := c.Meta()
-	if m.Promised < epoch {
-		m.Promised = epoch
+	if m.Promised < epoch || m.Inconsistent {
+		m.Promised = max(m.Promised, epoch)
+		if m.Inconsistent {
+			// Only a promotion by force makes an owner of such a copy: what it holds is
+			// the volume's content from now on (B3).
+			v.log.Warn("this copy was promoted in the middle of a resync", "from", m.SyncFrom.Seq)
+			m.Inconsistent, m.SyncFrom = false, lsfs.OpID{}
+		}
 		if err := c.SetMeta(ctx, m); err != nil {
 			return err
 		}
+		v.event(func(g *reign) { g.fit = true })
 	}
 	v.mu.Lock()
 	v.restate(m.State, false)
@@ -72,16 +80,21 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 		if !ok {
 			return nil // the record moved on; its event starts another activation
 		}
-		equal := 0
-		for _, peer := range others {
-			if err := v.equalize(ctx, peer, epoch, m); err == nil {
-				equal++
-			} else {
-				v.log.Info("replica is not equal yet", "peer", peer, "err", err)
+		stands := v.promises(ctx, others, epoch)
+		if ahead := longest(stands, m.Durable); ahead != 0 && len(stands) == len(others) {
+			v.yield(ahead, epoch)
+		} else if len(stands) == len(others) {
+			equal := 0
+			for _, peer := range others {
+				if err := v.equalize(ctx, peer, stands[peer], epoch, m); err == nil {
+					equal++
+				} else {
+					v.log.Info("replica is not equal yet", "peer", peer, "err", err)
+				}
 			}
-		}
-		if equal == len(others) {
-			break
+			if equal == len(others) {
+				break
+			}
 		}
 		if !pause(ctx, 100*time.Millisecond) {
 			return ctx.Err()
@@ -142,28 +155,74 @@ func (v *Volume) inSyncOthers(epoch lsfs.Epoch) ([]NodeID, bool) {
 	return slices.DeleteFunc(slices.Clone(v.g.rec.InSync), func(n NodeID) bool { return n == v.node.self }), true
 }
 
-// equalize gets a replica's promise and makes its content equal to ours.
-func (v *Volume) equalize(ctx context.Context, peer NodeID, epoch lsfs.Epoch, m lsfs.Meta) error {
+// promises asks the other members of the in-sync set for their promise, and where
+// they stand. Those that did not give it are missing in the answer.
+func (v *Volume) promises(ctx context.Context, others []NodeID, epoch lsfs.Epoch) map[NodeID]wire.Position {
+	stands := make(map[NodeID]wire.Position, len(others))
+	for _, peer := range others {
+		pos, err := v.promiseOf(ctx, peer, epoch)
+		if err != nil {
+			v.log.Info("replica does not promise yet", "peer", peer, "err", err)
+			continue
+		}
+		stands[peer] = pos
+	}
+	return stands
+}
+
+func (v *Volume) promiseOf(ctx context.Context, peer NodeID, epoch lsfs.Epoch) (pos wire.Position, err error) {
 	l := v.node.linkTo(peer)
 	if l == nil {
-		return errors.New("no link")
+		return pos, errors.New("no link")
 	}
-	h := wire.Header{Volume: uint64(v.id), Epoch: uint64(epoch)}
-	r, err := l.call(h, wire.Promise, nil, nil, ctx.Done())
+	r, err := l.call(wire.Header{Volume: uint64(v.id), Epoch: uint64(epoch)}, wire.Promise, nil, nil, ctx.Done())
 	if err != nil {
 		if errors.Is(err, errStale) {
 			v.node.spawn(v.reread)
 		}
-		return err
+		return pos, err
 	}
-	pos, err := wire.DecodePosition(r.meta)
-	if err != nil {
-		return err
+	if pos, err = wire.DecodePosition(r.meta); err != nil {
+		return pos, err
 	}
 	if pos.Inconsistent {
 		now := v.node.now()
 		v.event(func(g *reign) { g.broken(now, peer) })
-		return errors.New("the replica is inconsistent")
+		return pos, errors.New("the replica is inconsistent")
+	}
+	return pos, nil
+}
+
+// longest is the replica whose log is longer than ours, and than all others'; 0: ours is the longest.
+func longest(stands map[NodeID]wire.Position, ours lsfs.OpID) (ahead NodeID) {
+	best := ours
+	for _, peer := range slices.Sorted(maps.Keys(stands)) {
+		if d := stands[peer].Durable; d.Epoch > best.Epoch || d.Epoch == best.Epoch && d.Seq > best.Seq {
+			best, ahead = d, peer
+		}
+	}
+	return ahead
+}
+
+// yield lets the replica with the longest log own the volume instead, before anybody
+// is served (M3). What it has more was mostly never acknowledged, and it does no
+// harm to keep it. But when our own copy came back older than it was (a disk that
+// was restored, B4), it is what hosts were promised: levelling it down would lose
+// that.
+func (v *Volume) yield(to NodeID, epoch lsfs.Epoch) {
+	now := v.node.now()
+	v.event(func(g *reign) {
+		if g.rec.Epoch == epoch && g.yield(now, to) {
+			v.log.Info("another copy is ahead of ours and owns the volume", "peer", to, "epoch", epoch)
+		}
+	})
+}
+
+// equalize makes the content of a replica, which has promised, equal to ours.
+func (v *Volume) equalize(ctx context.Context, peer NodeID, pos wire.Position, epoch lsfs.Epoch, m lsfs.Meta) error {
+	l := v.node.linkTo(peer)
+	if l == nil {
+		return errors.New("no link")
 	}
 	if pos.Durable == m.Durable && lastEpoch(pos.EpochLog) == lastEpoch(m.EpochLog) {
 		return nil

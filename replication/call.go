@@ -163,33 +163,6 @@ func (v *Volume) syncStart(meta []byte) (out, list []byte, err error) {
 	return nil, list, err
 }
 
-// changedList is the list of chunks with a version above since, as it is sent.
-func changedList(ctx context.Context, c Copy, since lsfs.Seq) (list []byte, err error) {
-	chunks, err := c.ChangedChunks(ctx, since)
-	if err != nil {
-		return nil, err
-	}
-	if len(chunks)*4 > wire.MaxData {
-		return nil, fmt.Errorf("%d changed chunks do not fit a frame", len(chunks))
-	}
-	for _, chunk := range chunks {
-		list = binary.LittleEndian.AppendUint32(list, chunk)
-	}
-	return list, nil
-}
-
-// parseChunks is the inverse of changedList.
-func parseChunks(list []byte) ([]uint32, error) {
-	if len(list)%4 != 0 {
-		return nil, fmt.Errorf("%w: list of chunks", wire.ErrFrame)
-	}
-	chunks := make([]uint32, len(list)/4)
-	for i := range chunks {
-		chunks[i] = binary.LittleEndian.Uint32(list[i*4:])
-	}
-	return chunks, nil
-}
-
 // takeMirror sets the position from which the live stream goes on.
 func (v *Volume) takeMirror(l *link, h wire.Header, pos wire.Position) error {
 	v.mu.Lock()

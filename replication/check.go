@@ -63,7 +63,7 @@ func (v *Volume) Check(ctx context.Context, progress func(done, total int)) (Che
 			r.Equal = false
 			continue
 		}
-		theirs, err := parseChunks(rep.data)
+		theirs, err := parseChunks(rep.data, c.Blocks())
 		if err != nil {
 			return res, err
 		}

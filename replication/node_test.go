@@ -86,6 +86,8 @@ type bench struct {
 	key    dedup.Key
 	inc    Incarnation
 	timing Timing
+	// members are the nodes of the cluster, whether they run or not.
+	members []NodeID
 }
 
 type testNode struct {
@@ -105,7 +107,7 @@ var quick = Timing{
 }
 
 func newBench(t *testing.T) *bench {
-	return &bench{t: t, timing: quick, addrs: map[NodeID]string{}, nodes: map[NodeID]*testNode{},
+	return &bench{t: t, timing: quick, members: []NodeID{1, 2}, addrs: map[NodeID]string{}, nodes: map[NodeID]*testNode{},
 		court: &court{records: map[lsfs.VolumeID]Record{}, notify: map[NodeID]chan struct{}{}, cut: map[NodeID]bool{}}}
 }
 
@@ -209,7 +211,7 @@ func (b *bench) startOn(id NodeID, path string, format bool) *testNode {
 				recs = append(recs, r)
 			}
 			b.court.mu.Unlock()
-			n.Update(recs, []NodeID{1, 2})
+			n.Update(recs, b.members)
 		}
 	})
 	b.mu.Lock()

@@ -128,7 +128,7 @@ type action struct {
 	kind   actionKind
 	change Change
 	at     Instant
-	given  bool // actActivate: the old owner gave the volume up (M6)
+	given  bool // actActivate, actRole: the old owner gave the volume up, and lives (M6)
 	reason string
 }
 
@@ -254,9 +254,10 @@ func (g *reign) settle(now Instant, before Record) {
 		return // still waiting for our proposal
 	}
 	was := g.role
+	given := before.Owner != 0 && before.Owner != g.rec.Owner && before.Epoch+1 == g.rec.Epoch && g.rec.Has(before.Owner)
 	if was == role {
 		if before.Epoch != g.rec.Epoch {
-			g.do(action{kind: actRole})
+			g.do(action{kind: actRole, given: given})
 		}
 		return
 	}
@@ -408,6 +409,16 @@ func (g *reign) cede(now Instant, to NodeID) bool {
 		return false
 	}
 	g.propose(now, Change{Owner: to, InSync: g.rec.InSync, Reason: "planned move"})
+	return true
+}
+
+// yield proposes another member of the in-sync set as owner while this node activates
+// and has not served: it has more in its log (M3, B4).
+func (g *reign) yield(now Instant, to NodeID) bool {
+	if g.role != Activating || g.proposal.open || to == g.self || !g.rec.Has(to) {
+		return false
+	}
+	g.propose(now, Change{Owner: to, InSync: g.rec.InSync, Reason: "its log is longer"})
 	return true
 }
 

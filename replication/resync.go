@@ -236,7 +236,7 @@ func (s *resync) start(from lsfs.OpID, mode byte) ([]uint32, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseChunks(rep.data)
+	return parseChunks(rep.data, s.v.copy().Blocks())
 }
 
 // mirror opens the live stream to the replica at the present number (Y3) and

@@ -46,6 +46,7 @@ type Volume struct {
 	locks    rangeLock                 // its filter is read without mu
 	stated   atomic.Pointer[stated]    // the ordered state that the watcher knows (C2)
 	watch    watcher
+	placing  placing
 
 	touched bool // the committing goroutine's
 
@@ -155,6 +156,13 @@ func (v *Volume) copy() Copy {
 
 // update takes the recorded state and makes the local copy follow it.
 func (v *Volume) update(rec Record) {
+	v.placing.mu.Lock()
+	defer v.placing.mu.Unlock()
+	v.follow(rec)
+}
+
+// follow is update. Called with placing.mu.
+func (v *Volume) follow(rec Record) {
 	v.dup.Store(rec.Dedup)
 	v.compress.Store(rec.Compress)
 	v.replicas.Store(&rec.Replicas)
@@ -171,6 +179,7 @@ func (v *Volume) update(rec Record) {
 func (v *Volume) prepareCopy(rec Record) bool {
 	i := slices.IndexFunc(rec.Replicas, func(r Replica) bool { return r.Node == v.node.self })
 	if i < 0 {
+		v.forgetCopy() // Update deletes it
 		return false
 	}
 	id := rec.Replicas[i].ID
@@ -179,7 +188,7 @@ func (v *Volume) prepareCopy(rec Record) bool {
 	inSync := rec.Has(v.node.self)
 	if c != nil && ReplicaID(c.Meta().Replica) != id && !inSync {
 		// Another life of this replica: its content means nothing any more.
-		v.replica.Store(nil)
+		v.forgetCopy()
 		if err := v.node.pool.DeleteCopy(v.node.ctx, v.id); err != nil {
 			v.log.Error("cannot delete the old copy", "err", err)
 			return false
@@ -198,10 +207,11 @@ func (v *Volume) prepareCopy(rec Record) bool {
 		}
 		var err error
 		if c, err = v.createCopy(rec, id, inSync); err != nil {
-			v.log.Error("cannot create the local copy", "err", err)
+			v.log.Log(v.node.ctx, v.placing.failed(v.node.now()), "cannot create the local copy yet", "err", err)
 			return false
 		}
 	}
+	v.placing.done()
 	if c.Blocks() < blocks {
 		if err := c.Resize(v.node.ctx, blocks); err != nil {
 			v.log.Error("cannot grow the local copy", "err", err)
@@ -291,8 +301,10 @@ func (v *Volume) perform(a action, after []func()) []func() {
 		after = append(after, v.retryHeld)
 	case actRole:
 		v.log.Info("role changed", "role", v.g.role.String(), "epoch", v.g.rec.Epoch, "owner", v.g.rec.Owner)
-		owner := v.g.rec.Owner
-		after = append(after, func() { v.forwardsMoved(owner) }, v.retryHeld)
+		if owner := v.g.rec.Owner; !a.given { // else the old owner answers what it was sent
+			after = append(after, func() { v.forwardsMoved(owner) })
+		}
+		after = append(after, v.retryHeld)
 		after = v.askAgain(after)
 	}
 	return after
@@ -362,6 +374,7 @@ func (v *Volume) tick(now Instant) {
 		v.mirrorsStuck(now)
 		v.startResyncs()
 	})
+	v.placeAgain(now)
 	v.retire()
 	for _, r := range expired {
 		v.end(r, ErrUnavailable)

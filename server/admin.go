@@ -18,9 +18,16 @@ import (
 func (n *Node) Info(context.Context) (*Info, error) {
 	state := n.known()
 	i := &Info{
-		Name: n.id.Cluster, UUID: n.id.UUID.String(), Created: n.id.Created, Target: n.id.Target, FeatureLevel: cluster.FeatureLevel,
+		Name: n.id.Cluster, UUID: n.id.UUID.String(), Created: n.id.Created, Target: n.id.Target, FeatureLevel: int(max(state.Cluster.FeatureLevel, 1)), LevelKnown: cluster.FeatureLevel,
 		Quorum: n.cluster.Quorum(), Voters: len(n.cluster.Voters()),
 		Discovery: discoveryModes[state.Discovery.Mode], DiscoveryUser: state.Discovery.User, DiscoveryMutual: state.Discovery.MutualUser,
+	}
+	i.QuorumMode, i.Balance = quorumModes[state.Settings.Quorum], !state.Settings.BalanceOff
+	if i.BalanceAfter = balanceAfter; state.Settings.BalanceAfter != 0 {
+		i.BalanceAfter = time.Duration(state.Settings.BalanceAfter) * time.Second
+	}
+	if state.Settings.Preferred != 0 {
+		i.Preferred = state.NodeName(state.Settings.Preferred)
 	}
 	if leader := n.cluster.Leader(); leader != 0 {
 		i.Leader = state.NodeName(leader)

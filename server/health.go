@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/twinsan/twinsan/replication"
 )
@@ -50,6 +51,8 @@ func merge(s *Status, replies map[replication.NodeID]reply) {
 	for i := range s.Volumes {
 		mergeVolume(&s.Volumes[i], s.Nodes, byName, replies)
 	}
+	mergeOperations(s)
+	s.Risk = riskOf(s)
 	s.Problems = problems(s)
 	s.Health = Healthy
 	for _, p := range s.Problems {
@@ -115,7 +118,8 @@ func mergeVolume(v *Volume, nodes []Member, byName map[string]*Member, replies m
 		if owner != nil {
 			if at := slices.IndexFunc(owner.Replicas, func(o Replica) bool { return o.Node == r.Node }); at >= 0 && owner.Replicas[at].State == ReplicaSyncing {
 				r.State = ReplicaSyncing
-				r.ResyncDone, r.ResyncTotal = owner.Replicas[at].ResyncDone, owner.Replicas[at].ResyncTotal
+				o := &owner.Replicas[at]
+				r.ResyncDone, r.ResyncTotal, r.ResyncSent, r.ResyncLeft = o.ResyncDone, o.ResyncTotal, o.ResyncSent, o.ResyncLeft
 			}
 		}
 	}
@@ -189,6 +193,9 @@ func problems(s *Status) []Problem {
 	}
 	for _, n := range s.Nodes {
 		switch {
+		case n.Mode == ModeMaintenance:
+			add(Healthy, "node-maintenance", fmt.Sprintf("node %s is in maintenance, and %s", n.Name, n.State),
+				"until it is back, "+s.Risk.Text, "twinsan node maintenance "+n.Name+" leave")
 		case n.State == NodeDown && n.Role == Witness:
 			add(Degraded, "witness-down", fmt.Sprintf("witness %s does not answer", n.Name),
 				"the next node failure stops I/O", "twinsan node show "+n.Name)
@@ -199,7 +206,15 @@ func problems(s *Status) []Problem {
 			add(Degraded, "node-starting", fmt.Sprintf("node %s is starting", n.Name),
 				"it does not serve yet", "twinsan node show "+n.Name)
 		}
-		if n.Draining {
+		if n.Mode == ModeEvacuating {
+			do := "twinsan op list"
+			if n.Replicas == 0 {
+				do = "twinsan node remove " + n.Name
+			}
+			add(Healthy, "node-evacuating", fmt.Sprintf("node %s is evacuated: %d replicas are left", n.Name, n.Replicas),
+				"none", do)
+		}
+		if n.Draining && n.Mode != ModeMaintenance {
 			add(Healthy, "node-draining", fmt.Sprintf("node %s is drained, and owns %d volumes", n.Name, n.Owns),
 				"the failure of the other node stops I/O until this one takes over", "twinsan node resume "+n.Name)
 		}
@@ -216,14 +231,22 @@ func problems(s *Status) []Problem {
 	}
 	for _, v := range s.Volumes {
 		var missing []string
+		expected := true // what is missing is missing on purpose
 		for _, r := range v.Replicas {
+			if m := memberNamed(s, r.Node); r.State != ReplicaInSync && (m == nil || m.Mode != ModeMaintenance) && !coming(s, &v, r.Node) {
+				expected = false
+			}
 			switch r.State {
 			case ReplicaDown:
 				missing = append(missing, r.Node+" is down")
 			case ReplicaStale:
 				missing = append(missing, r.Node+" is stale")
 			case ReplicaSyncing:
-				missing = append(missing, fmt.Sprintf("%s is resyncing, %s left", r.Node, Size(r.ResyncTotal-min(r.ResyncDone, r.ResyncTotal))))
+				text := fmt.Sprintf("%s is resyncing, %s left", r.Node, Size(r.ResyncTotal-min(r.ResyncDone, r.ResyncTotal)))
+				if r.ResyncLeft > 0 {
+					text += ", about " + r.ResyncLeft.Round(time.Second).String()
+				}
+				missing = append(missing, text)
 			}
 		}
 		switch v.State {
@@ -234,8 +257,12 @@ func problems(s *Status) []Problem {
 			add(Unavailable, "volume-starting", fmt.Sprintf("volume %s is changing its owner", v.Name),
 				"its hosts wait a moment", "twinsan volume show "+v.Name)
 		case VolumeDegraded:
-			add(Degraded, "replica-out-of-sync", fmt.Sprintf("volume %s: %s", v.Name, orNone(missing)),
-				"one more failure stops its I/O", "twinsan volume show "+v.Name)
+			severity := Degraded
+			if expected {
+				severity = Healthy
+			}
+			add(severity, "replica-out-of-sync", fmt.Sprintf("volume %s: %s", v.Name, orNone(missing)),
+				riskOfVolume(s, &v), "twinsan volume show "+v.Name)
 		}
 	}
 	switch {

@@ -75,6 +75,7 @@ var (
 	descReplica     = description("volume_replica_in_sync", "1 for replicas that are recorded in sync, 0 for others.", "volume", "node")
 	descProvisioned = description("volume_provisioned_bytes", "Size of the volume.", "volume")
 	descMapped      = description("volume_mapped_bytes", "Bytes that the local replica maps, before reduction.", "volume")
+	descSnapshots   = description("volume_snapshots", "Snapshots of the volume.", "volume")
 	descServed      = description("volume_served", "1 while initiators reach the volume through this node.", "volume")
 	descEpoch       = description("volume_epoch", "Epoch of the volume: rises with every change of owner or in-sync set.", "volume")
 	descLag         = description("replication_lag_ops", "Operations that the replica has not acknowledged; on the owner.", "volume", "node")
@@ -155,11 +156,13 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 func (c collector) volumes(m metricSink, state *cluster.State) {
 	n := c.node
 	parts := n.serving.Load()
+	snapshots := state.SnapshotCounts()
 	for _, v := range state.Volumes {
 		if v.Record.Deleted {
 			continue
 		}
 		m.gauge(descProvisioned, float64(v.Record.SizeBytes), v.Name)
+		m.gauge(descSnapshots, float64(snapshots[v.ID]), v.Name)
 		m.gauge(descEpoch, float64(v.Record.Epoch), v.Name)
 		if v.Record.Owner != 0 {
 			m.gauge(descOwner, 1, v.Name, state.NodeName(v.Record.Owner))

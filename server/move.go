@@ -28,6 +28,11 @@ func (n *Node) MoveVolume(ctx context.Context, name, to string, ownerOnly bool) 
 	if err := n.move(ctx, state, v, target, ownerOnly); err != nil {
 		return nil, err
 	}
+	if !ownerOnly {
+		if err := n.prefer(ctx, v.ID, target.ID); err != nil {
+			return nil, err
+		}
+	}
 	return n.described(ctx, v.ID)
 }
 
@@ -107,7 +112,10 @@ func (n *Node) moveToGroup(ctx context.Context, id lsfs.VolumeID, group uint16) 
 	if err := mayMove(state, v, to, fmt.Sprintf("of port group %d", group)); err != nil {
 		return err
 	}
-	return n.move(ctx, state, v, to, false)
+	if err := n.move(ctx, state, v, to, false); err != nil {
+		return err
+	}
+	return n.prefer(ctx, v.ID, to.ID)
 }
 
 // mayMove says why a volume cannot be owned by a node.
@@ -117,6 +125,8 @@ func mayMove(state *cluster.State, v *cluster.Volume, to *cluster.Node, name str
 		return fmt.Errorf("node %q: %w", name, ErrNotFound)
 	case to.Role != cluster.RoleData:
 		return fmt.Errorf("%w: node %s is a witness and stores nothing", ErrInvalid, to.Name)
+	case to.Mode == cluster.ModeMaintenance && v.Record.Owner != to.ID:
+		return fmt.Errorf("%w: node %s is in maintenance\n  let it serve again first: twinsan node maintenance %s leave", ErrRefused, to.Name, to.Name)
 	case to.Draining && v.Record.Owner != to.ID:
 		return fmt.Errorf("%w: node %s is drained\n  let it serve again first: twinsan node resume %s", ErrRefused, to.Name, to.Name)
 	case !slices.ContainsFunc(v.Record.Replicas, func(r replication.Replica) bool { return r.Node == to.ID }):
@@ -183,6 +193,14 @@ func (n *Node) DrainNode(ctx context.Context, name string, drain bool) (*Member,
 
 // stuck says which volume could not leave a node, by what the nodes report; empty: none.
 func stuck(s *Status, name string) string {
+	if all := stuckVolumes(s, name); len(all) > 0 {
+		return all[0] + "\n  wait until it is healthy: twinsan status --wait healthy"
+	}
+	return ""
+}
+
+// stuckVolumes says of each volume that could not leave a node why.
+func stuckVolumes(s *Status, name string) (all []string) {
 	takes := func(r Replica) bool {
 		at := slices.IndexFunc(s.Nodes, func(m Member) bool { return m.Name == r.Node })
 		return r.Node != name && r.State == ReplicaInSync && at >= 0 && s.Nodes[at].State == NodeUp && !s.Nodes[at].Draining
@@ -206,9 +224,9 @@ func stuck(s *Status, name string) string {
 				why = "the copy on node " + r.Node + " is not in sync"
 			}
 		}
-		return fmt.Sprintf("volume %s would have nowhere to go: %s\n  wait until it is healthy: twinsan status --wait healthy", v.Name, why)
+		all = append(all, fmt.Sprintf("volume %s would have nowhere to go: %s", v.Name, why))
 	}
-	return ""
+	return all
 }
 
 // moveMax is how long the drainer waits for one volume to move.
@@ -287,7 +305,7 @@ const logoutWithin = 10 * time.Second
 func (n *Node) destination(state *cluster.State, parts *serving, v *cluster.Volume) *cluster.Node {
 	for _, id := range v.Record.InSync {
 		node := state.Node(id)
-		if id == n.cluster.Self() || node == nil || node.Draining {
+		if id == n.cluster.Self() || node == nil || !node.Stays() {
 			continue
 		}
 		if linked, _, _ := parts.replication.Peer(id); linked {

@@ -58,14 +58,17 @@ type Node struct {
 	watch   *worker // of the pool's fill; nil on a witness
 	drainer *worker // nil on a witness
 	keeper  *worker // of snapshots; nil on a witness
+	steward *worker // nil on a witness
 	moves   *hostMoves
 	levels  atomic.Pointer[levels]
 	metrics *metricsServer
 	peers   atomic.Pointer[Peers]
 	serving atomic.Pointer[serving] // set once by the first state
 	ready   atomic.Bool             // portals are open
-	failed  chan error
-	opened  chan struct{} // closed when Open has filled the fields above
+	// retiring: this node is about to stop and takes nothing over.
+	retiring atomic.Bool
+	failed   chan error
+	opened   chan struct{} // closed when Open has filled the fields above
 
 	mu      sync.Mutex // see doc.go
 	closing bool
@@ -273,6 +276,7 @@ func (n *Node) Close() {
 	if n.metrics != nil {
 		n.metrics.close()
 	}
+	n.steward.close()
 	n.drainer.close()
 	n.keeper.close()
 	n.watch.close()

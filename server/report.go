@@ -8,7 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/twinsan/twinsan/lsfs"
+	"github.com/google/uuid"
+
 	"github.com/twinsan/twinsan/replication"
 	"github.com/twinsan/twinsan/server/cluster"
 	"github.com/twinsan/twinsan/server/scsi"
@@ -60,6 +61,9 @@ func (n *Node) Report(context.Context) (*Report, error) {
 	for _, v := range state.Volumes {
 		if volume := parts.replication.Volume(v.ID); volume != nil && !v.Record.Deleted {
 			x := n.volumeReport(state, v, volume.Status())
+			if at, here := volume.Standing(); here {
+				x.Standing = &at
+			}
 			if u := units[v.UUID]; u != nil {
 				x.Traffic, x.Counts = unitTraffic(u), classCounts(u)
 			}
@@ -124,6 +128,10 @@ func (n *Node) volumeReport(state *cluster.State, v *cluster.Volume, s replicati
 			replica.State = ReplicaInSync
 		case r.Syncing:
 			replica.State, replica.ResyncDone, replica.ResyncTotal = ReplicaSyncing, bytesOf(r.Done)*chunkBytes, bytesOf(r.Total)*chunkBytes
+			replica.ResyncSent = bytesOf(r.SentBytes)
+			if r.Done > 0 && r.Total > r.Done {
+				replica.ResyncLeft = time.Duration(float64(r.SyncedFor) * float64(r.Total-r.Done) / float64(r.Done))
+			}
 		}
 		x.Replicas = append(x.Replicas, replica)
 	}
@@ -190,21 +198,24 @@ func (n *Node) recorded(state *cluster.State) *Status {
 		m := Member{
 			ID: x.ID, Name: x.Name, Role: Data, Sync: x.Sync, Portals: slices.Clone(x.Portals), API: x.API, Metrics: x.Metrics,
 			Leader: x.ID == leader, Voter: slices.Contains(voters, x.ID), Incarnation: uint64(x.Incarnation), Version: x.Version, Started: x.Started,
-			Draining: x.Draining,
+			Draining: x.Draining, Mode: modes[x.Mode], ModeSince: x.ModeSince,
+		}
+		if x.EvacuateTo != 0 {
+			m.EvacuateTo = state.NodeName(x.EvacuateTo)
 		}
 		if x.Role == cluster.RoleWitness {
 			m.Role = Witness
 		}
 		s.Nodes = append(s.Nodes, m)
 	}
-	snapshots := map[lsfs.VolumeID]int{}
-	for _, x := range state.Snapshots {
-		snapshots[x.Volume]++
-	}
+	snapshots := state.SnapshotCounts()
 	for _, v := range state.Volumes {
 		x := volumeOf(state, v)
 		x.Snapshots = snapshots[v.ID]
 		s.Volumes = append(s.Volumes, x)
+	}
+	for _, o := range state.Operations {
+		s.Operations = append(s.Operations, operationOf(state, o))
 	}
 	return s
 }
@@ -224,6 +235,12 @@ func volumeOf(state *cluster.State, v *cluster.Volume) Volume {
 	if v.Record.Deleted {
 		x.State = VolumeDeleting
 	}
+	if v.Preferred != 0 {
+		x.Preferred = state.NodeName(v.Preferred)
+	}
+	if v.Lineage != (uuid.UUID{}) {
+		x.Lineage = v.Lineage.String()
+	}
 	if v.Record.Owner != 0 {
 		x.Owner = state.NodeName(v.Record.Owner)
 	}
@@ -231,6 +248,9 @@ func volumeOf(state *cluster.State, v *cluster.Volume) Volume {
 		replica := Replica{Node: state.NodeName(r.Node), State: ReplicaStale, Owner: r.Node == v.Record.Owner}
 		if v.Record.Has(r.Node) {
 			replica.State = ReplicaInSync
+		}
+		if at := slices.IndexFunc(v.Left, func(l cluster.Left) bool { return l.Node == r.Node }); at >= 0 {
+			replica.Since = v.Left[at].Time
 		}
 		x.Replicas = append(x.Replicas, replica)
 	}

@@ -138,6 +138,8 @@ func (n *Node) startWorkers() {
 	n.keeper = newWorker(keeperEvery, func(ctx context.Context) { n.keep(ctx, k, time.Now()) })
 	d := &drainState{}
 	n.drainer = newWorker(time.Second, func(ctx context.Context) { n.drain(ctx, d) })
+	st := &stewardState{}
+	n.steward = newWorker(stewardEvery, func(ctx context.Context) { n.stewardship(ctx, st) })
 }
 
 // redirect is where a login goes while this node is drained: a portal of a node
@@ -148,7 +150,7 @@ func (n *Node) redirect(state *cluster.State, parts *serving) (string, bool) {
 		return "", false
 	}
 	for _, node := range state.Nodes {
-		if node.Role != cluster.RoleData || node.Draining || node.ID == self.ID || len(node.Portals) == 0 {
+		if node.Role != cluster.RoleData || !node.Stays() || node.ID == self.ID || len(node.Portals) == 0 {
 			continue
 		}
 		if linked, _, _ := parts.replication.Peer(node.ID); linked {

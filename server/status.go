@@ -28,6 +28,9 @@ type Status struct {
 	VotersUp   int
 	Nodes      []Member
 	Volumes    []Volume
+	Operations []Operation // those that run, and the last that ended
+	// Risk says in a sentence what the next failure of a node does.
+	Risk Risk
 }
 
 // Problem is one thing that is wrong, or (severity Healthy) an advice.
@@ -46,7 +49,12 @@ type Info struct {
 	Created      time.Time
 	Target       string // iSCSI qualified name
 	Portals      []Portal
-	FeatureLevel int
+	FeatureLevel int // of the cluster
+	LevelKnown   int // the highest that this node's program knows
+	QuorumMode   QuorumMode
+	Preferred    string // QuorumPreferred: the node that decides alone
+	Balance      bool   // volumes go back to their nodes
+	BalanceAfter time.Duration
 	Leader       string
 	Quorum       bool
 	Voters       int
@@ -101,8 +109,11 @@ type Member struct {
 	Pool        *Pool // nil: a witness, or no answer
 	Traffic     Traffic
 	Sessions    int
-	Draining    bool   // volumes and initiators leave it
-	Error       string // why it is not up, when known
+	Draining    bool // volumes and initiators leave it
+	Mode        Mode
+	EvacuateTo  string    // empty: any node
+	ModeSince   time.Time // when it was set to Mode
+	Error       string    // why it is not up, when known
 }
 
 // Pool is the fill of one node's store, in bytes.
@@ -168,6 +179,9 @@ type Replica struct {
 	Owner       bool
 	ResyncDone  uint64 // bytes
 	ResyncTotal uint64 // bytes
+	ResyncSent  uint64 // bytes of contents that had to be sent
+	ResyncLeft  time.Duration
+	Since       time.Time // when it fell out of sync; zero: it was never in, or is
 }
 
 // Volume is a mirrored disk that initiators see as a logical unit.
@@ -204,6 +218,9 @@ type Volume struct {
 	Snapshots    int
 	Origin       string // VOLUME@SNAPSHOT that it began as, while that exists
 	Restoring    bool   // it is being rolled back to a snapshot
+
+	Preferred string // the node that ought to own it; empty: none
+	Lineage   string // UUID, since it was promoted by force; empty: it never was
 }
 
 // PathState is what initiators are told of a volume's path through a node.
@@ -309,9 +326,10 @@ type Report struct {
 // VolumeReport is a node's view of one volume of which it has a replica.
 type VolumeReport struct {
 	ID       lsfs.VolumeID
-	Role     string // in replication's words
-	Owner    bool   // it serves as owner
-	Served   bool   // initiators reach the volume through this node
+	Standing *replication.Standing // of the copy there; nil: none
+	Role     string                // in replication's words
+	Owner    bool                  // it serves as owner
+	Served   bool                  // initiators reach the volume through this node
 	Epoch    lsfs.Epoch
 	Mapped   uint64
 	Traffic  Traffic

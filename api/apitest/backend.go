@@ -38,6 +38,10 @@ type Backend struct {
 	// SnapshotList and ScheduleList are those of all volumes.
 	SnapshotList []server.Snapshot
 	ScheduleList []server.Schedule
+	Balance      bool
+	Quorum       server.QuorumMode
+	Preferred    string
+	Level        int
 	Fail         error // every call fails with it
 	Panic        bool  // every call panics
 	Calls        []string
@@ -55,7 +59,7 @@ func New() *Backend {
 	}
 	node := func(id replication.NodeID, name string, role server.Role) server.Member {
 		n := server.Member{ID: id, Name: name, Role: role, State: server.NodeUp, Sync: fmt.Sprintf("10.0.1.1%d:7400", id), API: fmt.Sprintf("10.0.1.1%d:7443", id),
-			Voter: true, Incarnation: 4, Version: "1.0.0", Started: Epoch, Leader: id == 1}
+			Voter: true, Mode: server.ModeServing, Incarnation: 4, Version: "1.0.0", Started: Epoch, Leader: id == 1}
 		if role == server.Data {
 			n.Portals, n.Pool = []string{fmt.Sprintf("10.0.2.1%d:3260", id)}, pool(10*gib)
 			n.Replicas, n.InSync = 1, 1
@@ -84,6 +88,9 @@ func New() *Backend {
 		Join:    "10.0.1.11:7400",
 
 		Discovery: server.DiscoverySpec{Mode: server.DiscoveryHost},
+		Balance:   true,
+		Quorum:    server.QuorumAuto,
+		Level:     2,
 
 		requests: map[string]string{},
 		changed:  make(chan struct{}),
@@ -151,7 +158,7 @@ func (b *Backend) Info(context.Context) (*server.Info, error) {
 		return nil, err
 	}
 	defer b.Mu.Unlock()
-	i := &server.Info{Name: b.State.Cluster, UUID: "22222222-0000-4000-8000-000000000000", Created: Epoch, Target: b.Target, FeatureLevel: 1, Leader: b.State.Leader, Quorum: b.State.Quorum, Voters: b.State.Voters,
+	i := &server.Info{Name: b.State.Cluster, UUID: "22222222-0000-4000-8000-000000000000", Created: Epoch, Target: b.Target, FeatureLevel: b.Level, LevelKnown: 2, QuorumMode: b.Quorum, Preferred: b.Preferred, Balance: b.Balance, BalanceAfter: time.Minute, Leader: b.State.Leader, Quorum: b.State.Quorum, Voters: b.State.Voters,
 		Discovery: b.Discovery.Mode, DiscoveryUser: b.Discovery.User, DiscoveryMutual: b.Discovery.MutualUser}
 	for _, n := range b.State.Nodes {
 		for _, p := range n.Portals {

@@ -90,6 +90,66 @@ func (Health) EnumDescriptor() ([]byte, []int) {
 	return file_twinsan_proto_rawDescGZIP(), []int{0}
 }
 
+type QuorumMode int32
+
+const (
+	QuorumMode_QUORUM_MODE_UNSPECIFIED QuorumMode = 0
+	// All data nodes, with the witness when their number is even; of two without a
+	// witness one.
+	QuorumMode_QUORUM_MODE_AUTO QuorumMode = 1
+	// The same, and there has to be a witness.
+	QuorumMode_QUORUM_MODE_WITNESS QuorumMode = 2
+	// One data node alone.
+	QuorumMode_QUORUM_MODE_PREFERRED_NODE QuorumMode = 3
+	// The data nodes, three or more.
+	QuorumMode_QUORUM_MODE_MAJORITY QuorumMode = 4
+)
+
+// Enum value maps for QuorumMode.
+var (
+	QuorumMode_name = map[int32]string{
+		0: "QUORUM_MODE_UNSPECIFIED",
+		1: "QUORUM_MODE_AUTO",
+		2: "QUORUM_MODE_WITNESS",
+		3: "QUORUM_MODE_PREFERRED_NODE",
+		4: "QUORUM_MODE_MAJORITY",
+	}
+	QuorumMode_value = map[string]int32{
+		"QUORUM_MODE_UNSPECIFIED":    0,
+		"QUORUM_MODE_AUTO":           1,
+		"QUORUM_MODE_WITNESS":        2,
+		"QUORUM_MODE_PREFERRED_NODE": 3,
+		"QUORUM_MODE_MAJORITY":       4,
+	}
+)
+
+func (x QuorumMode) Enum() *QuorumMode {
+	p := new(QuorumMode)
+	*p = x
+	return p
+}
+
+func (x QuorumMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (QuorumMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_twinsan_proto_enumTypes[1].Descriptor()
+}
+
+func (QuorumMode) Type() protoreflect.EnumType {
+	return &file_twinsan_proto_enumTypes[1]
+}
+
+func (x QuorumMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use QuorumMode.Descriptor instead.
+func (QuorumMode) EnumDescriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{1}
+}
+
 type DiscoveryMode int32
 
 const (
@@ -129,11 +189,11 @@ func (x DiscoveryMode) String() string {
 }
 
 func (DiscoveryMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[1].Descriptor()
+	return file_twinsan_proto_enumTypes[2].Descriptor()
 }
 
 func (DiscoveryMode) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[1]
+	return &file_twinsan_proto_enumTypes[2]
 }
 
 func (x DiscoveryMode) Number() protoreflect.EnumNumber {
@@ -142,7 +202,7 @@ func (x DiscoveryMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DiscoveryMode.Descriptor instead.
 func (DiscoveryMode) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{1}
+	return file_twinsan_proto_rawDescGZIP(), []int{2}
 }
 
 type Role int32
@@ -178,11 +238,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[2].Descriptor()
+	return file_twinsan_proto_enumTypes[3].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[2]
+	return &file_twinsan_proto_enumTypes[3]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -191,7 +251,7 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{2}
+	return file_twinsan_proto_rawDescGZIP(), []int{3}
 }
 
 type Severity int32
@@ -230,11 +290,11 @@ func (x Severity) String() string {
 }
 
 func (Severity) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[3].Descriptor()
+	return file_twinsan_proto_enumTypes[4].Descriptor()
 }
 
 func (Severity) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[3]
+	return &file_twinsan_proto_enumTypes[4]
 }
 
 func (x Severity) Number() protoreflect.EnumNumber {
@@ -243,7 +303,7 @@ func (x Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Severity.Descriptor instead.
 func (Severity) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{3}
+	return file_twinsan_proto_rawDescGZIP(), []int{4}
 }
 
 type NodeState int32
@@ -284,11 +344,11 @@ func (x NodeState) String() string {
 }
 
 func (NodeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[4].Descriptor()
+	return file_twinsan_proto_enumTypes[5].Descriptor()
 }
 
 func (NodeState) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[4]
+	return &file_twinsan_proto_enumTypes[5]
 }
 
 func (x NodeState) Number() protoreflect.EnumNumber {
@@ -297,7 +357,61 @@ func (x NodeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState.Descriptor instead.
 func (NodeState) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{4}
+	return file_twinsan_proto_rawDescGZIP(), []int{5}
+}
+
+type NodeMode int32
+
+const (
+	NodeMode_NODE_MODE_UNSPECIFIED NodeMode = 0
+	NodeMode_NODE_MODE_SERVING     NodeMode = 1
+	// Drained, and its absence is no alarm.
+	NodeMode_NODE_MODE_MAINTENANCE NodeMode = 2
+	// Its replicas move to other nodes.
+	NodeMode_NODE_MODE_EVACUATING NodeMode = 3
+)
+
+// Enum value maps for NodeMode.
+var (
+	NodeMode_name = map[int32]string{
+		0: "NODE_MODE_UNSPECIFIED",
+		1: "NODE_MODE_SERVING",
+		2: "NODE_MODE_MAINTENANCE",
+		3: "NODE_MODE_EVACUATING",
+	}
+	NodeMode_value = map[string]int32{
+		"NODE_MODE_UNSPECIFIED": 0,
+		"NODE_MODE_SERVING":     1,
+		"NODE_MODE_MAINTENANCE": 2,
+		"NODE_MODE_EVACUATING":  3,
+	}
+)
+
+func (x NodeMode) Enum() *NodeMode {
+	p := new(NodeMode)
+	*p = x
+	return p
+}
+
+func (x NodeMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NodeMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_twinsan_proto_enumTypes[6].Descriptor()
+}
+
+func (NodeMode) Type() protoreflect.EnumType {
+	return &file_twinsan_proto_enumTypes[6]
+}
+
+func (x NodeMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NodeMode.Descriptor instead.
+func (NodeMode) EnumDescriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{6}
 }
 
 type VolumeState int32
@@ -346,11 +460,11 @@ func (x VolumeState) String() string {
 }
 
 func (VolumeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[5].Descriptor()
+	return file_twinsan_proto_enumTypes[7].Descriptor()
 }
 
 func (VolumeState) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[5]
+	return &file_twinsan_proto_enumTypes[7]
 }
 
 func (x VolumeState) Number() protoreflect.EnumNumber {
@@ -359,7 +473,7 @@ func (x VolumeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VolumeState.Descriptor instead.
 func (VolumeState) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{5}
+	return file_twinsan_proto_rawDescGZIP(), []int{7}
 }
 
 type ReplicaState int32
@@ -401,11 +515,11 @@ func (x ReplicaState) String() string {
 }
 
 func (ReplicaState) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[6].Descriptor()
+	return file_twinsan_proto_enumTypes[8].Descriptor()
 }
 
 func (ReplicaState) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[6]
+	return &file_twinsan_proto_enumTypes[8]
 }
 
 func (x ReplicaState) Number() protoreflect.EnumNumber {
@@ -414,7 +528,7 @@ func (x ReplicaState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicaState.Descriptor instead.
 func (ReplicaState) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{6}
+	return file_twinsan_proto_rawDescGZIP(), []int{8}
 }
 
 type PathState int32
@@ -455,11 +569,11 @@ func (x PathState) String() string {
 }
 
 func (PathState) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[7].Descriptor()
+	return file_twinsan_proto_enumTypes[9].Descriptor()
 }
 
 func (PathState) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[7]
+	return &file_twinsan_proto_enumTypes[9]
 }
 
 func (x PathState) Number() protoreflect.EnumNumber {
@@ -468,7 +582,7 @@ func (x PathState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PathState.Descriptor instead.
 func (PathState) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{7}
+	return file_twinsan_proto_rawDescGZIP(), []int{9}
 }
 
 type SnapshotState int32
@@ -505,11 +619,11 @@ func (x SnapshotState) String() string {
 }
 
 func (SnapshotState) Descriptor() protoreflect.EnumDescriptor {
-	return file_twinsan_proto_enumTypes[8].Descriptor()
+	return file_twinsan_proto_enumTypes[10].Descriptor()
 }
 
 func (SnapshotState) Type() protoreflect.EnumType {
-	return &file_twinsan_proto_enumTypes[8]
+	return &file_twinsan_proto_enumTypes[10]
 }
 
 func (x SnapshotState) Number() protoreflect.EnumNumber {
@@ -518,7 +632,111 @@ func (x SnapshotState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SnapshotState.Descriptor instead.
 func (SnapshotState) EnumDescriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{8}
+	return file_twinsan_proto_rawDescGZIP(), []int{10}
+}
+
+type OperationState int32
+
+const (
+	OperationState_OPERATION_STATE_UNSPECIFIED OperationState = 0
+	OperationState_OPERATION_STATE_RUNNING     OperationState = 1
+	OperationState_OPERATION_STATE_DONE        OperationState = 2
+	OperationState_OPERATION_STATE_CANCELLED   OperationState = 3
+	OperationState_OPERATION_STATE_FAILED      OperationState = 4
+)
+
+// Enum value maps for OperationState.
+var (
+	OperationState_name = map[int32]string{
+		0: "OPERATION_STATE_UNSPECIFIED",
+		1: "OPERATION_STATE_RUNNING",
+		2: "OPERATION_STATE_DONE",
+		3: "OPERATION_STATE_CANCELLED",
+		4: "OPERATION_STATE_FAILED",
+	}
+	OperationState_value = map[string]int32{
+		"OPERATION_STATE_UNSPECIFIED": 0,
+		"OPERATION_STATE_RUNNING":     1,
+		"OPERATION_STATE_DONE":        2,
+		"OPERATION_STATE_CANCELLED":   3,
+		"OPERATION_STATE_FAILED":      4,
+	}
+)
+
+func (x OperationState) Enum() *OperationState {
+	p := new(OperationState)
+	*p = x
+	return p
+}
+
+func (x OperationState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OperationState) Descriptor() protoreflect.EnumDescriptor {
+	return file_twinsan_proto_enumTypes[11].Descriptor()
+}
+
+func (OperationState) Type() protoreflect.EnumType {
+	return &file_twinsan_proto_enumTypes[11]
+}
+
+func (x OperationState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OperationState.Descriptor instead.
+func (OperationState) EnumDescriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{11}
+}
+
+type OperationKind int32
+
+const (
+	OperationKind_OPERATION_KIND_UNSPECIFIED  OperationKind = 0
+	OperationKind_OPERATION_KIND_REPLICA_ADD  OperationKind = 1
+	OperationKind_OPERATION_KIND_REPLICA_MOVE OperationKind = 2
+)
+
+// Enum value maps for OperationKind.
+var (
+	OperationKind_name = map[int32]string{
+		0: "OPERATION_KIND_UNSPECIFIED",
+		1: "OPERATION_KIND_REPLICA_ADD",
+		2: "OPERATION_KIND_REPLICA_MOVE",
+	}
+	OperationKind_value = map[string]int32{
+		"OPERATION_KIND_UNSPECIFIED":  0,
+		"OPERATION_KIND_REPLICA_ADD":  1,
+		"OPERATION_KIND_REPLICA_MOVE": 2,
+	}
+)
+
+func (x OperationKind) Enum() *OperationKind {
+	p := new(OperationKind)
+	*p = x
+	return p
+}
+
+func (x OperationKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OperationKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_twinsan_proto_enumTypes[12].Descriptor()
+}
+
+func (OperationKind) Type() protoreflect.EnumType {
+	return &file_twinsan_proto_enumTypes[12]
+}
+
+func (x OperationKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OperationKind.Descriptor instead.
+func (OperationKind) EnumDescriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{12}
 }
 
 type GetStatusRequest struct {
@@ -563,13 +781,16 @@ type Status struct {
 	Health   Health                 `protobuf:"varint,2,opt,name=health,proto3,enum=twinsan.v1.Health" json:"health,omitempty"`
 	Problems []*Problem             `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
 	// The node that answered.
-	AnsweredBy    string    `protobuf:"bytes,4,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
-	Quorum        bool      `protobuf:"varint,5,opt,name=quorum,proto3" json:"quorum,omitempty"`
-	Leader        string    `protobuf:"bytes,6,opt,name=leader,proto3" json:"leader,omitempty"`
-	Voters        uint32    `protobuf:"varint,7,opt,name=voters,proto3" json:"voters,omitempty"`
-	VotersUp      uint32    `protobuf:"varint,8,opt,name=voters_up,json=votersUp,proto3" json:"voters_up,omitempty"`
-	Nodes         []*Node   `protobuf:"bytes,9,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Volumes       []*Volume `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	AnsweredBy string    `protobuf:"bytes,4,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
+	Quorum     bool      `protobuf:"varint,5,opt,name=quorum,proto3" json:"quorum,omitempty"`
+	Leader     string    `protobuf:"bytes,6,opt,name=leader,proto3" json:"leader,omitempty"`
+	Voters     uint32    `protobuf:"varint,7,opt,name=voters,proto3" json:"voters,omitempty"`
+	VotersUp   uint32    `protobuf:"varint,8,opt,name=voters_up,json=votersUp,proto3" json:"voters_up,omitempty"`
+	Nodes      []*Node   `protobuf:"bytes,9,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Volumes    []*Volume `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// Those that run, and the last ones that have ended.
+	Operations    []*Operation `protobuf:"bytes,40,rep,name=operations,proto3" json:"operations,omitempty"`
+	Risk          *Risk        `protobuf:"bytes,41,opt,name=risk,proto3" json:"risk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -674,6 +895,143 @@ func (x *Status) GetVolumes() []*Volume {
 	return nil
 }
 
+func (x *Status) GetOperations() []*Operation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+func (x *Status) GetRisk() *Risk {
+	if x != nil {
+		return x.Risk
+	}
+	return nil
+}
+
+// Risk is what the next failure of a single node does.
+type Risk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Survives      bool                   `protobuf:"varint,1,opt,name=survives,proto3" json:"survives,omitempty"`
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Stops         []*Stop                `protobuf:"bytes,3,rep,name=stops,proto3" json:"stops,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Risk) Reset() {
+	*x = Risk{}
+	mi := &file_twinsan_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Risk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Risk) ProtoMessage() {}
+
+func (x *Risk) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Risk.ProtoReflect.Descriptor instead.
+func (*Risk) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Risk) GetSurvives() bool {
+	if x != nil {
+		return x.Survives
+	}
+	return false
+}
+
+func (x *Risk) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Risk) GetStops() []*Stop {
+	if x != nil {
+		return x.Stops
+	}
+	return nil
+}
+
+// Stop is what the failure of one node stops.
+type Stop struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Volumes []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// No quorum is left.
+	Quorum        bool `protobuf:"varint,3,opt,name=quorum,proto3" json:"quorum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Stop) Reset() {
+	*x = Stop{}
+	mi := &file_twinsan_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Stop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Stop) ProtoMessage() {}
+
+func (x *Stop) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Stop.ProtoReflect.Descriptor instead.
+func (*Stop) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Stop) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Stop) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *Stop) GetQuorum() bool {
+	if x != nil {
+		return x.Quorum
+	}
+	return false
+}
+
 // Problem is one thing that is wrong.
 type Problem struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -690,7 +1048,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_twinsan_proto_msgTypes[2]
+	mi := &file_twinsan_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +1060,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[2]
+	mi := &file_twinsan_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +1073,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{2}
+	return file_twinsan_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Problem) GetSeverity() Health {
@@ -761,7 +1119,7 @@ type GetClusterRequest struct {
 
 func (x *GetClusterRequest) Reset() {
 	*x = GetClusterRequest{}
-	mi := &file_twinsan_proto_msgTypes[3]
+	mi := &file_twinsan_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +1131,7 @@ func (x *GetClusterRequest) String() string {
 func (*GetClusterRequest) ProtoMessage() {}
 
 func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[3]
+	mi := &file_twinsan_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +1144,7 @@ func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{3}
+	return file_twinsan_proto_rawDescGZIP(), []int{5}
 }
 
 type ClusterInfo struct {
@@ -805,13 +1163,22 @@ type ClusterInfo struct {
 	Discovery           DiscoveryMode `protobuf:"varint,10,opt,name=discovery,proto3,enum=twinsan.v1.DiscoveryMode" json:"discovery,omitempty"`
 	DiscoveryUser       string        `protobuf:"bytes,11,opt,name=discovery_user,json=discoveryUser,proto3" json:"discovery_user,omitempty"`
 	DiscoveryMutualUser string        `protobuf:"bytes,12,opt,name=discovery_mutual_user,json=discoveryMutualUser,proto3" json:"discovery_mutual_user,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// The highest feature level that the node that answers knows.
+	LevelKnown uint32     `protobuf:"varint,40,opt,name=level_known,json=levelKnown,proto3" json:"level_known,omitempty"`
+	QuorumMode QuorumMode `protobuf:"varint,41,opt,name=quorum_mode,json=quorumMode,proto3,enum=twinsan.v1.QuorumMode" json:"quorum_mode,omitempty"`
+	// QUORUM_MODE_PREFERRED_NODE: the node that decides alone.
+	PreferredNode string `protobuf:"bytes,42,opt,name=preferred_node,json=preferredNode,proto3" json:"preferred_node,omitempty"`
+	// Volumes go back to the nodes that they belong to, when nodes and replicas have
+	// been settled for this long.
+	Balance       bool                 `protobuf:"varint,43,opt,name=balance,proto3" json:"balance,omitempty"`
+	BalanceAfter  *durationpb.Duration `protobuf:"bytes,44,opt,name=balance_after,json=balanceAfter,proto3" json:"balance_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterInfo) Reset() {
 	*x = ClusterInfo{}
-	mi := &file_twinsan_proto_msgTypes[4]
+	mi := &file_twinsan_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +1190,7 @@ func (x *ClusterInfo) String() string {
 func (*ClusterInfo) ProtoMessage() {}
 
 func (x *ClusterInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[4]
+	mi := &file_twinsan_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +1203,7 @@ func (x *ClusterInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterInfo.ProtoReflect.Descriptor instead.
 func (*ClusterInfo) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{4}
+	return file_twinsan_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ClusterInfo) GetName() string {
@@ -923,6 +1290,41 @@ func (x *ClusterInfo) GetDiscoveryMutualUser() string {
 	return ""
 }
 
+func (x *ClusterInfo) GetLevelKnown() uint32 {
+	if x != nil {
+		return x.LevelKnown
+	}
+	return 0
+}
+
+func (x *ClusterInfo) GetQuorumMode() QuorumMode {
+	if x != nil {
+		return x.QuorumMode
+	}
+	return QuorumMode_QUORUM_MODE_UNSPECIFIED
+}
+
+func (x *ClusterInfo) GetPreferredNode() string {
+	if x != nil {
+		return x.PreferredNode
+	}
+	return ""
+}
+
+func (x *ClusterInfo) GetBalance() bool {
+	if x != nil {
+		return x.Balance
+	}
+	return false
+}
+
+func (x *ClusterInfo) GetBalanceAfter() *durationpb.Duration {
+	if x != nil {
+		return x.BalanceAfter
+	}
+	return nil
+}
+
 type SetDiscoveryRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Mode  DiscoveryMode          `protobuf:"varint,1,opt,name=mode,proto3,enum=twinsan.v1.DiscoveryMode" json:"mode,omitempty"`
@@ -938,7 +1340,7 @@ type SetDiscoveryRequest struct {
 
 func (x *SetDiscoveryRequest) Reset() {
 	*x = SetDiscoveryRequest{}
-	mi := &file_twinsan_proto_msgTypes[5]
+	mi := &file_twinsan_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1352,7 @@ func (x *SetDiscoveryRequest) String() string {
 func (*SetDiscoveryRequest) ProtoMessage() {}
 
 func (x *SetDiscoveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[5]
+	mi := &file_twinsan_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1365,7 @@ func (x *SetDiscoveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDiscoveryRequest.ProtoReflect.Descriptor instead.
 func (*SetDiscoveryRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{5}
+	return file_twinsan_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SetDiscoveryRequest) GetMode() DiscoveryMode {
@@ -1012,7 +1414,7 @@ type Portal struct {
 
 func (x *Portal) Reset() {
 	*x = Portal{}
-	mi := &file_twinsan_proto_msgTypes[6]
+	mi := &file_twinsan_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1426,7 @@ func (x *Portal) String() string {
 func (*Portal) ProtoMessage() {}
 
 func (x *Portal) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[6]
+	mi := &file_twinsan_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1439,7 @@ func (x *Portal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Portal.ProtoReflect.Descriptor instead.
 func (*Portal) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{6}
+	return file_twinsan_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Portal) GetAddress() string {
@@ -1072,7 +1474,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_twinsan_proto_msgTypes[7]
+	mi := &file_twinsan_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1486,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[7]
+	mi := &file_twinsan_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1499,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{7}
+	return file_twinsan_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateTokenRequest) GetRole() Role {
@@ -1128,7 +1530,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_twinsan_proto_msgTypes[8]
+	mi := &file_twinsan_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1542,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[8]
+	mi := &file_twinsan_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1555,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{8}
+	return file_twinsan_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Token) GetToken() string {
@@ -1195,7 +1597,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_twinsan_proto_msgTypes[9]
+	mi := &file_twinsan_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1609,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[9]
+	mi := &file_twinsan_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1622,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{9}
+	return file_twinsan_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *IssueCertificateRequest) GetCsr() []byte {
@@ -1248,7 +1650,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_twinsan_proto_msgTypes[10]
+	mi := &file_twinsan_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1662,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[10]
+	mi := &file_twinsan_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1675,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{10}
+	return file_twinsan_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Certificate) GetCertificatePem() []byte {
@@ -1308,7 +1710,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_twinsan_proto_msgTypes[11]
+	mi := &file_twinsan_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1722,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[11]
+	mi := &file_twinsan_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1735,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{11}
+	return file_twinsan_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListEventsRequest) GetAfter() uint64 {
@@ -1364,7 +1766,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_twinsan_proto_msgTypes[12]
+	mi := &file_twinsan_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1778,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[12]
+	mi := &file_twinsan_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1791,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{12}
+	return file_twinsan_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Event) GetNumber() uint64 {
@@ -1442,7 +1844,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_twinsan_proto_msgTypes[13]
+	mi := &file_twinsan_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1856,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[13]
+	mi := &file_twinsan_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1869,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{13}
+	return file_twinsan_proto_rawDescGZIP(), []int{15}
 }
 
 type ListNodesResponse struct {
@@ -1479,7 +1881,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_twinsan_proto_msgTypes[14]
+	mi := &file_twinsan_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1893,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[14]
+	mi := &file_twinsan_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1906,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{14}
+	return file_twinsan_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1523,7 +1925,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[15]
+	mi := &file_twinsan_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1937,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[15]
+	mi := &file_twinsan_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1950,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{15}
+	return file_twinsan_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetNodeRequest) GetName() string {
@@ -1569,7 +1971,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[16]
+	mi := &file_twinsan_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1983,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[16]
+	mi := &file_twinsan_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1996,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{16}
+	return file_twinsan_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DrainNodeRequest) GetName() string {
@@ -1637,14 +2039,18 @@ type Node struct {
 	// Why the node is not up, when known.
 	Error string `protobuf:"bytes,20,opt,name=error,proto3" json:"error,omitempty"`
 	// Initiators and volumes leave it.
-	Draining      bool `protobuf:"varint,21,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool     `protobuf:"varint,21,opt,name=draining,proto3" json:"draining,omitempty"`
+	Mode     NodeMode `protobuf:"varint,40,opt,name=mode,proto3,enum=twinsan.v1.NodeMode" json:"mode,omitempty"`
+	// NODE_MODE_EVACUATING: who takes its replicas; empty: any node.
+	EvacuateTo    string                 `protobuf:"bytes,41,opt,name=evacuate_to,json=evacuateTo,proto3" json:"evacuate_to,omitempty"`
+	ModeSince     *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=mode_since,json=modeSince,proto3" json:"mode_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_twinsan_proto_msgTypes[17]
+	mi := &file_twinsan_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +2062,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[17]
+	mi := &file_twinsan_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +2075,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{17}
+	return file_twinsan_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Node) GetId() uint32 {
@@ -1819,6 +2225,27 @@ func (x *Node) GetDraining() bool {
 	return false
 }
 
+func (x *Node) GetMode() NodeMode {
+	if x != nil {
+		return x.Mode
+	}
+	return NodeMode_NODE_MODE_UNSPECIFIED
+}
+
+func (x *Node) GetEvacuateTo() string {
+	if x != nil {
+		return x.EvacuateTo
+	}
+	return ""
+}
+
+func (x *Node) GetModeSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ModeSince
+	}
+	return nil
+}
+
 // Pool is the store of one node, in bytes.
 type Pool struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1839,7 +2266,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_twinsan_proto_msgTypes[18]
+	mi := &file_twinsan_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2278,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[18]
+	mi := &file_twinsan_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2291,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{18}
+	return file_twinsan_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Pool) GetSizeBytes() uint64 {
@@ -1929,7 +2356,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_twinsan_proto_msgTypes[19]
+	mi := &file_twinsan_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2368,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[19]
+	mi := &file_twinsan_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2381,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{19}
+	return file_twinsan_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Traffic) GetReadOps() uint64 {
@@ -1995,7 +2422,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_twinsan_proto_msgTypes[20]
+	mi := &file_twinsan_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2434,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[20]
+	mi := &file_twinsan_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2447,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{20}
+	return file_twinsan_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListDevicesRequest) GetNode() string {
@@ -2041,7 +2468,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +2480,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +2493,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{21}
+	return file_twinsan_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -2093,7 +2520,7 @@ type Unreachable struct {
 
 func (x *Unreachable) Reset() {
 	*x = Unreachable{}
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2532,7 @@ func (x *Unreachable) String() string {
 func (*Unreachable) ProtoMessage() {}
 
 func (x *Unreachable) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2545,7 @@ func (x *Unreachable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unreachable.ProtoReflect.Descriptor instead.
 func (*Unreachable) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{22}
+	return file_twinsan_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Unreachable) GetNode() string {
@@ -2150,7 +2577,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2589,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2602,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{23}
+	return file_twinsan_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Device) GetNode() string {
@@ -2235,13 +2662,19 @@ type Replica struct {
 	// Resync progress, when syncing.
 	ResyncDoneBytes  uint64 `protobuf:"varint,4,opt,name=resync_done_bytes,json=resyncDoneBytes,proto3" json:"resync_done_bytes,omitempty"`
 	ResyncTotalBytes uint64 `protobuf:"varint,5,opt,name=resync_total_bytes,json=resyncTotalBytes,proto3" json:"resync_total_bytes,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Contents that had to be sent.
+	ResyncSentBytes uint64 `protobuf:"varint,40,opt,name=resync_sent_bytes,json=resyncSentBytes,proto3" json:"resync_sent_bytes,omitempty"`
+	// By the rate so far; absent: not known.
+	ResyncLeft *durationpb.Duration `protobuf:"bytes,41,opt,name=resync_left,json=resyncLeft,proto3" json:"resync_left,omitempty"`
+	// When it fell out of sync; absent: it was never in sync, or is.
+	OutOfSyncSince *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=out_of_sync_since,json=outOfSyncSince,proto3" json:"out_of_sync_since,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2686,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2699,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{24}
+	return file_twinsan_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Replica) GetNode() string {
@@ -2302,6 +2735,27 @@ func (x *Replica) GetResyncTotalBytes() uint64 {
 		return x.ResyncTotalBytes
 	}
 	return 0
+}
+
+func (x *Replica) GetResyncSentBytes() uint64 {
+	if x != nil {
+		return x.ResyncSentBytes
+	}
+	return 0
+}
+
+func (x *Replica) GetResyncLeft() *durationpb.Duration {
+	if x != nil {
+		return x.ResyncLeft
+	}
+	return nil
+}
+
+func (x *Replica) GetOutOfSyncSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OutOfSyncSince
+	}
+	return nil
 }
 
 type Volume struct {
@@ -2346,14 +2800,18 @@ type Volume struct {
 	// VOLUME@SNAPSHOT that it began as, while that exists.
 	Origin string `protobuf:"bytes,51,opt,name=origin,proto3" json:"origin,omitempty"`
 	// It is being rolled back to a snapshot.
-	Restoring     bool `protobuf:"varint,52,opt,name=restoring,proto3" json:"restoring,omitempty"`
+	Restoring bool `protobuf:"varint,52,opt,name=restoring,proto3" json:"restoring,omitempty"`
+	// The node that ought to own it; empty: none.
+	PreferredNode string `protobuf:"bytes,40,opt,name=preferred_node,json=preferredNode,proto3" json:"preferred_node,omitempty"`
+	// A uuid, since the volume was promoted by force; empty: it never was.
+	Lineage       string `protobuf:"bytes,41,opt,name=lineage,proto3" json:"lineage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2823,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2836,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{25}
+	return file_twinsan_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Volume) GetId() uint64 {
@@ -2598,6 +3056,20 @@ func (x *Volume) GetRestoring() bool {
 	return false
 }
 
+func (x *Volume) GetPreferredNode() string {
+	if x != nil {
+		return x.PreferredNode
+	}
+	return ""
+}
+
+func (x *Volume) GetLineage() string {
+	if x != nil {
+		return x.Lineage
+	}
+	return ""
+}
+
 // Path is the way to a volume through one node.
 type Path struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -2612,7 +3084,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +3096,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +3109,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{26}
+	return file_twinsan_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Path) GetNode() string {
@@ -2686,7 +3158,7 @@ type ClassCount struct {
 
 func (x *ClassCount) Reset() {
 	*x = ClassCount{}
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2698,7 +3170,7 @@ func (x *ClassCount) String() string {
 func (*ClassCount) ProtoMessage() {}
 
 func (x *ClassCount) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2711,7 +3183,7 @@ func (x *ClassCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassCount.ProtoReflect.Descriptor instead.
 func (*ClassCount) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{27}
+	return file_twinsan_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ClassCount) GetClass() string {
@@ -2776,7 +3248,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3260,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3273,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{28}
+	return file_twinsan_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -2874,7 +3346,7 @@ type Offload struct {
 
 func (x *Offload) Reset() {
 	*x = Offload{}
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2886,7 +3358,7 @@ func (x *Offload) String() string {
 func (*Offload) ProtoMessage() {}
 
 func (x *Offload) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2899,7 +3371,7 @@ func (x *Offload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offload.ProtoReflect.Descriptor instead.
 func (*Offload) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{29}
+	return file_twinsan_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Offload) GetName() string {
@@ -2939,7 +3411,7 @@ type Reservations struct {
 
 func (x *Reservations) Reset() {
 	*x = Reservations{}
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2951,7 +3423,7 @@ func (x *Reservations) String() string {
 func (*Reservations) ProtoMessage() {}
 
 func (x *Reservations) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2964,7 +3436,7 @@ func (x *Reservations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservations.ProtoReflect.Descriptor instead.
 func (*Reservations) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{30}
+	return file_twinsan_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Reservations) GetGeneration() uint32 {
@@ -3017,7 +3489,7 @@ type Registration struct {
 
 func (x *Registration) Reset() {
 	*x = Registration{}
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3501,7 @@ func (x *Registration) String() string {
 func (*Registration) ProtoMessage() {}
 
 func (x *Registration) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3514,7 @@ func (x *Registration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Registration.ProtoReflect.Descriptor instead.
 func (*Registration) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{31}
+	return file_twinsan_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Registration) GetHost() string {
@@ -3095,7 +3567,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3107,7 +3579,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3120,7 +3592,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{32}
+	return file_twinsan_proto_rawDescGZIP(), []int{34}
 }
 
 type ListVolumesResponse struct {
@@ -3132,7 +3604,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +3616,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +3629,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{33}
+	return file_twinsan_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -3176,7 +3648,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3660,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3673,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{34}
+	return file_twinsan_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -3233,7 +3705,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3245,7 +3717,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3258,7 +3730,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{35}
+	return file_twinsan_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -3346,7 +3818,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3358,7 +3830,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3371,7 +3843,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{36}
+	return file_twinsan_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -3413,7 +3885,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +3897,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +3910,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{37}
+	return file_twinsan_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -3465,7 +3937,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3477,7 +3949,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3490,7 +3962,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{38}
+	return file_twinsan_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -3520,7 +3992,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3532,7 +4004,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3545,7 +4017,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{39}
+	return file_twinsan_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MoveVolumeRequest) GetName() string {
@@ -3582,7 +4054,7 @@ type ClearReservationsRequest struct {
 
 func (x *ClearReservationsRequest) Reset() {
 	*x = ClearReservationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3594,7 +4066,7 @@ func (x *ClearReservationsRequest) String() string {
 func (*ClearReservationsRequest) ProtoMessage() {}
 
 func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +4079,7 @@ func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsRequest.ProtoReflect.Descriptor instead.
 func (*ClearReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{40}
+	return file_twinsan_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ClearReservationsRequest) GetName() string {
@@ -3642,7 +4114,7 @@ type ClearReservationsResponse struct {
 
 func (x *ClearReservationsResponse) Reset() {
 	*x = ClearReservationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3654,7 +4126,7 @@ func (x *ClearReservationsResponse) String() string {
 func (*ClearReservationsResponse) ProtoMessage() {}
 
 func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3667,7 +4139,7 @@ func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsResponse.ProtoReflect.Descriptor instead.
 func (*ClearReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{41}
+	return file_twinsan_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ClearReservationsResponse) GetVolume() *Volume {
@@ -3695,7 +4167,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3707,7 +4179,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3720,7 +4192,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{42}
+	return file_twinsan_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -3747,7 +4219,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3759,7 +4231,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3772,7 +4244,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{43}
+	return file_twinsan_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CheckVolumeResponse) GetDigests() []*ReplicaDigest {
@@ -3806,7 +4278,7 @@ type ReplicaDigest struct {
 
 func (x *ReplicaDigest) Reset() {
 	*x = ReplicaDigest{}
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3818,7 +4290,7 @@ func (x *ReplicaDigest) String() string {
 func (*ReplicaDigest) ProtoMessage() {}
 
 func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3831,7 +4303,7 @@ func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaDigest.ProtoReflect.Descriptor instead.
 func (*ReplicaDigest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{44}
+	return file_twinsan_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ReplicaDigest) GetNode() string {
@@ -3893,7 +4365,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3905,7 +4377,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3918,7 +4390,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{45}
+	return file_twinsan_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Snapshot) GetId() uint64 {
@@ -4001,7 +4473,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4013,7 +4485,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4026,7 +4498,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{46}
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -4045,7 +4517,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4057,7 +4529,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4070,7 +4542,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{47}
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -4090,7 +4562,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4102,7 +4574,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4115,7 +4587,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{48}
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -4144,7 +4616,7 @@ type CreateSnapshotsRequest struct {
 
 func (x *CreateSnapshotsRequest) Reset() {
 	*x = CreateSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4156,7 +4628,7 @@ func (x *CreateSnapshotsRequest) String() string {
 func (*CreateSnapshotsRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4169,7 +4641,7 @@ func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{49}
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateSnapshotsRequest) GetName() string {
@@ -4202,7 +4674,7 @@ type CreateSnapshotsResponse struct {
 
 func (x *CreateSnapshotsResponse) Reset() {
 	*x = CreateSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4214,7 +4686,7 @@ func (x *CreateSnapshotsResponse) String() string {
 func (*CreateSnapshotsResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4227,7 +4699,7 @@ func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{50}
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -4249,7 +4721,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4261,7 +4733,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4274,7 +4746,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{51}
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DeleteSnapshotRequest) GetVolume() string {
@@ -4307,7 +4779,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4319,7 +4791,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4332,7 +4804,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{52}
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DeleteSnapshotResponse) GetSnapshot() *Snapshot {
@@ -4358,7 +4830,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4370,7 +4842,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4383,7 +4855,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{53}
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListChangesRequest) GetVolume() string {
@@ -4434,7 +4906,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4446,7 +4918,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4459,7 +4931,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{54}
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Changes) GetRanges() []*ChangedRange {
@@ -4488,7 +4960,7 @@ type ChangedRange struct {
 
 func (x *ChangedRange) Reset() {
 	*x = ChangedRange{}
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4500,7 +4972,7 @@ func (x *ChangedRange) String() string {
 func (*ChangedRange) ProtoMessage() {}
 
 func (x *ChangedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4513,7 +4985,7 @@ func (x *ChangedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedRange.ProtoReflect.Descriptor instead.
 func (*ChangedRange) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{55}
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ChangedRange) GetOffset() uint64 {
@@ -4554,7 +5026,7 @@ type CloneSnapshotRequest struct {
 
 func (x *CloneSnapshotRequest) Reset() {
 	*x = CloneSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4566,7 +5038,7 @@ func (x *CloneSnapshotRequest) String() string {
 func (*CloneSnapshotRequest) ProtoMessage() {}
 
 func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4579,7 +5051,7 @@ func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CloneSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{56}
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CloneSnapshotRequest) GetVolume() string {
@@ -4644,7 +5116,7 @@ type RollBackVolumeRequest struct {
 
 func (x *RollBackVolumeRequest) Reset() {
 	*x = RollBackVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4656,7 +5128,7 @@ func (x *RollBackVolumeRequest) String() string {
 func (*RollBackVolumeRequest) ProtoMessage() {}
 
 func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4669,7 +5141,7 @@ func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{57}
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RollBackVolumeRequest) GetVolume() string {
@@ -4712,7 +5184,7 @@ type RollBackVolumeResponse struct {
 
 func (x *RollBackVolumeResponse) Reset() {
 	*x = RollBackVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4724,7 +5196,7 @@ func (x *RollBackVolumeResponse) String() string {
 func (*RollBackVolumeResponse) ProtoMessage() {}
 
 func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4737,7 +5209,7 @@ func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{58}
+	return file_twinsan_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RollBackVolumeResponse) GetVolume() *Volume {
@@ -4779,7 +5251,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4791,7 +5263,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4804,7 +5276,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{59}
+	return file_twinsan_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Schedule) GetVolume() string {
@@ -4864,7 +5336,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4876,7 +5348,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4889,7 +5361,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{60}
+	return file_twinsan_proto_rawDescGZIP(), []int{62}
 }
 
 type ListSchedulesResponse struct {
@@ -4901,7 +5373,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4913,7 +5385,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4926,7 +5398,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{61}
+	return file_twinsan_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -4948,7 +5420,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4960,7 +5432,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4973,7 +5445,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{62}
+	return file_twinsan_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SetScheduleRequest) GetVolume() string {
@@ -5013,7 +5485,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5025,7 +5497,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5038,7 +5510,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{63}
+	return file_twinsan_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RemoveScheduleRequest) GetVolume() string {
@@ -5056,7 +5528,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5068,7 +5540,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5081,7 +5553,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{64}
+	return file_twinsan_proto_rawDescGZIP(), []int{66}
 }
 
 type Host struct {
@@ -5100,7 +5572,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5112,7 +5584,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5125,7 +5597,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{65}
+	return file_twinsan_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Host) GetName() string {
@@ -5178,7 +5650,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5190,7 +5662,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5203,7 +5675,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{66}
+	return file_twinsan_proto_rawDescGZIP(), []int{68}
 }
 
 type ListHostsResponse struct {
@@ -5215,7 +5687,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5227,7 +5699,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5240,7 +5712,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{67}
+	return file_twinsan_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -5264,7 +5736,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5276,7 +5748,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5289,7 +5761,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{68}
+	return file_twinsan_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -5346,7 +5818,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5358,7 +5830,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5371,7 +5843,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{69}
+	return file_twinsan_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -5404,7 +5876,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5416,7 +5888,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5429,7 +5901,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{70}
+	return file_twinsan_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -5450,7 +5922,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5462,7 +5934,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5475,7 +5947,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{71}
+	return file_twinsan_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -5511,7 +5983,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5523,7 +5995,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5536,7 +6008,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{72}
+	return file_twinsan_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *MapVolumeRequest) GetVolume() string {
@@ -5570,7 +6042,7 @@ type UnmapVolumeRequest struct {
 
 func (x *UnmapVolumeRequest) Reset() {
 	*x = UnmapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5582,7 +6054,7 @@ func (x *UnmapVolumeRequest) String() string {
 func (*UnmapVolumeRequest) ProtoMessage() {}
 
 func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5595,7 +6067,7 @@ func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{73}
+	return file_twinsan_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *UnmapVolumeRequest) GetVolume() string {
@@ -5620,7 +6092,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5632,7 +6104,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5645,7 +6117,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{74}
+	return file_twinsan_proto_rawDescGZIP(), []int{76}
 }
 
 type ListSessionsResponse struct {
@@ -5658,7 +6130,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5670,7 +6142,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5683,7 +6155,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{75}
+	return file_twinsan_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -5722,7 +6194,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5734,7 +6206,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5747,7 +6219,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{76}
+	return file_twinsan_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Session) GetNode() string {
@@ -5861,7 +6333,7 @@ type SnapshotStepRequest struct {
 
 func (x *SnapshotStepRequest) Reset() {
 	*x = SnapshotStepRequest{}
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5873,7 +6345,7 @@ func (x *SnapshotStepRequest) String() string {
 func (*SnapshotStepRequest) ProtoMessage() {}
 
 func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5886,7 +6358,7 @@ func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotStepRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{77}
+	return file_twinsan_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SnapshotStepRequest) GetStep() string {
@@ -5927,7 +6399,7 @@ type SnapshotStepResponse struct {
 
 func (x *SnapshotStepResponse) Reset() {
 	*x = SnapshotStepResponse{}
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5939,7 +6411,7 @@ func (x *SnapshotStepResponse) String() string {
 func (*SnapshotStepResponse) ProtoMessage() {}
 
 func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5952,7 +6424,7 @@ func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotStepResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{78}
+	return file_twinsan_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SnapshotStepResponse) GetFound() bool {
@@ -5970,7 +6442,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5982,7 +6454,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5995,7 +6467,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{79}
+	return file_twinsan_proto_rawDescGZIP(), []int{81}
 }
 
 type NodeReport struct {
@@ -6014,7 +6486,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6026,7 +6498,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6039,7 +6511,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{80}
+	return file_twinsan_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -6099,25 +6571,27 @@ func (x *NodeReport) GetVolumes() []*VolumeReport {
 }
 
 type VolumeReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"` // in the words of replication
-	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Served        bool                   `protobuf:"varint,4,opt,name=served,proto3" json:"served,omitempty"`
-	MappedBytes   uint64                 `protobuf:"varint,5,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
-	Traffic       *Traffic               `protobuf:"bytes,6,opt,name=traffic,proto3" json:"traffic,omitempty"`
-	Replicas      []*Replica             `protobuf:"bytes,7,rep,name=replicas,proto3" json:"replicas,omitempty"` // as the owner sees them
-	Owner         bool                   `protobuf:"varint,8,opt,name=owner,proto3" json:"owner,omitempty"`      // serves as owner
-	RoomBytes     uint64                 `protobuf:"varint,9,opt,name=room_bytes,json=roomBytes,proto3" json:"room_bytes,omitempty"`
-	Counts        []*ClassCount          `protobuf:"bytes,10,rep,name=counts,proto3" json:"counts,omitempty"`
-	Reservations  *Reservations          `protobuf:"bytes,11,opt,name=reservations,proto3" json:"reservations,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Role         string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"` // in the words of replication
+	Epoch        uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Served       bool                   `protobuf:"varint,4,opt,name=served,proto3" json:"served,omitempty"`
+	MappedBytes  uint64                 `protobuf:"varint,5,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
+	Traffic      *Traffic               `protobuf:"bytes,6,opt,name=traffic,proto3" json:"traffic,omitempty"`
+	Replicas     []*Replica             `protobuf:"bytes,7,rep,name=replicas,proto3" json:"replicas,omitempty"` // as the owner sees them
+	Owner        bool                   `protobuf:"varint,8,opt,name=owner,proto3" json:"owner,omitempty"`      // serves as owner
+	RoomBytes    uint64                 `protobuf:"varint,9,opt,name=room_bytes,json=roomBytes,proto3" json:"room_bytes,omitempty"`
+	Counts       []*ClassCount          `protobuf:"bytes,10,rep,name=counts,proto3" json:"counts,omitempty"`
+	Reservations *Reservations          `protobuf:"bytes,11,opt,name=reservations,proto3" json:"reservations,omitempty"`
+	// Where the copy there stands; absent: there is none.
+	Standing      *Standing `protobuf:"bytes,40,opt,name=standing,proto3" json:"standing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6129,7 +6603,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6142,7 +6616,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{81}
+	return file_twinsan_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -6222,13 +6696,1342 @@ func (x *VolumeReport) GetReservations() *Reservations {
 	return nil
 }
 
+func (x *VolumeReport) GetStanding() *Standing {
+	if x != nil {
+		return x.Standing
+	}
+	return nil
+}
+
+type Standing struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Epoch    uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Sequence uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// False: in the middle of a resync.
+	Consistent    bool `protobuf:"varint,3,opt,name=consistent,proto3" json:"consistent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_twinsan_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *Standing) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Standing) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Standing) GetConsistent() bool {
+	if x != nil {
+		return x.Consistent
+	}
+	return false
+}
+
+type AddReplicaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddReplicaRequest) Reset() {
+	*x = AddReplicaRequest{}
+	mi := &file_twinsan_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddReplicaRequest) ProtoMessage() {}
+
+func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
+func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *AddReplicaRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *AddReplicaRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type MoveReplicaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveReplicaRequest) Reset() {
+	*x = MoveReplicaRequest{}
+	mi := &file_twinsan_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveReplicaRequest) ProtoMessage() {}
+
+func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveReplicaRequest.ProtoReflect.Descriptor instead.
+func (*MoveReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *MoveReplicaRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *MoveReplicaRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *MoveReplicaRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type RemoveReplicaRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Node   string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// Although one good copy is left.
+	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	DryRun        bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveReplicaRequest) Reset() {
+	*x = RemoveReplicaRequest{}
+	mi := &file_twinsan_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveReplicaRequest) ProtoMessage() {}
+
+func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
+func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *RemoveReplicaRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *RemoveReplicaRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RemoveReplicaRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *RemoveReplicaRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type PromoteVolumeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Node   string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// Of the answer to the dry run: what has changed since is not promoted over.
+	Epoch uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Accept a copy in the middle of a resync.
+	Inconsistent  bool `protobuf:"varint,4,opt,name=inconsistent,proto3" json:"inconsistent,omitempty"`
+	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteVolumeRequest) Reset() {
+	*x = PromoteVolumeRequest{}
+	mi := &file_twinsan_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteVolumeRequest) ProtoMessage() {}
+
+func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteVolumeRequest.ProtoReflect.Descriptor instead.
+func (*PromoteVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *PromoteVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *PromoteVolumeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PromoteVolumeRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PromoteVolumeRequest) GetInconsistent() bool {
+	if x != nil {
+		return x.Inconsistent
+	}
+	return false
+}
+
+func (x *PromoteVolumeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type PromoteVolumeResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Epoch  uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// What is known of the copies, for people.
+	Facts []string `protobuf:"bytes,3,rep,name=facts,proto3" json:"facts,omitempty"`
+	// Why it cannot be promoted; empty: it can. Dry run only.
+	Refuse        string `protobuf:"bytes,4,opt,name=refuse,proto3" json:"refuse,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteVolumeResponse) Reset() {
+	*x = PromoteVolumeResponse{}
+	mi := &file_twinsan_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteVolumeResponse) ProtoMessage() {}
+
+func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteVolumeResponse.ProtoReflect.Descriptor instead.
+func (*PromoteVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *PromoteVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *PromoteVolumeResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PromoteVolumeResponse) GetFacts() []string {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *PromoteVolumeResponse) GetRefuse() string {
+	if x != nil {
+		return x.Refuse
+	}
+	return ""
+}
+
+type Operation struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind    OperationKind          `protobuf:"varint,2,opt,name=kind,proto3,enum=twinsan.v1.OperationKind" json:"kind,omitempty"`
+	State   OperationState         `protobuf:"varint,3,opt,name=state,proto3,enum=twinsan.v1.OperationState" json:"state,omitempty"`
+	Volume  string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`
+	From    string                 `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`
+	To      string                 `protobuf:"bytes,6,opt,name=to,proto3" json:"to,omitempty"`
+	Started *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started,proto3" json:"started,omitempty"`
+	Ended   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Why it failed, or what it waits for.
+	Text string `protobuf:"bytes,9,opt,name=text,proto3" json:"text,omitempty"`
+	// Of the copy that is filled.
+	DoneBytes     uint64               `protobuf:"varint,10,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes    uint64               `protobuf:"varint,11,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	Left          *durationpb.Duration `protobuf:"bytes,12,opt,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operation) Reset() {
+	*x = Operation{}
+	mi := &file_twinsan_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operation) ProtoMessage() {}
+
+func (x *Operation) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operation.ProtoReflect.Descriptor instead.
+func (*Operation) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *Operation) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Operation) GetKind() OperationKind {
+	if x != nil {
+		return x.Kind
+	}
+	return OperationKind_OPERATION_KIND_UNSPECIFIED
+}
+
+func (x *Operation) GetState() OperationState {
+	if x != nil {
+		return x.State
+	}
+	return OperationState_OPERATION_STATE_UNSPECIFIED
+}
+
+func (x *Operation) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Operation) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Operation) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Operation) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *Operation) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Operation) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Operation) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *Operation) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Operation) GetLeft() *durationpb.Duration {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+type ListOperationsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperationsRequest) Reset() {
+	*x = ListOperationsRequest{}
+	mi := &file_twinsan_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperationsRequest) ProtoMessage() {}
+
+func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
+func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{91}
+}
+
+type ListOperationsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operations    []*Operation           `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperationsResponse) Reset() {
+	*x = ListOperationsResponse{}
+	mi := &file_twinsan_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperationsResponse) ProtoMessage() {}
+
+func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
+func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *ListOperationsResponse) GetOperations() []*Operation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+type GetOperationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetOperationRequest) Reset() {
+	*x = GetOperationRequest{}
+	mi := &file_twinsan_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetOperationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetOperationRequest) ProtoMessage() {}
+
+func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
+func (*GetOperationRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *GetOperationRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+type CancelOperationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelOperationRequest) Reset() {
+	*x = CancelOperationRequest{}
+	mi := &file_twinsan_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelOperationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelOperationRequest) ProtoMessage() {}
+
+func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
+func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *CancelOperationRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+type SetMaintenanceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Leave         bool                   `protobuf:"varint,2,opt,name=leave,proto3" json:"leave,omitempty"`
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMaintenanceRequest) Reset() {
+	*x = SetMaintenanceRequest{}
+	mi := &file_twinsan_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMaintenanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMaintenanceRequest) ProtoMessage() {}
+
+func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMaintenanceRequest.ProtoReflect.Descriptor instead.
+func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *SetMaintenanceRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SetMaintenanceRequest) GetLeave() bool {
+	if x != nil {
+		return x.Leave
+	}
+	return false
+}
+
+func (x *SetMaintenanceRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *SetMaintenanceRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type SetMaintenanceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Who is hurt when the node stops, for people.
+	Hurt          []string `protobuf:"bytes,2,rep,name=hurt,proto3" json:"hurt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMaintenanceResponse) Reset() {
+	*x = SetMaintenanceResponse{}
+	mi := &file_twinsan_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMaintenanceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMaintenanceResponse) ProtoMessage() {}
+
+func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMaintenanceResponse.ProtoReflect.Descriptor instead.
+func (*SetMaintenanceResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{96}
+}
+
+func (x *SetMaintenanceResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *SetMaintenanceResponse) GetHurt() []string {
+	if x != nil {
+		return x.Hurt
+	}
+	return nil
+}
+
+type EvacuateNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Who takes the replicas; empty: any node.
+	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Do not go on.
+	Stop          bool `protobuf:"varint,3,opt,name=stop,proto3" json:"stop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvacuateNodeRequest) Reset() {
+	*x = EvacuateNodeRequest{}
+	mi := &file_twinsan_proto_msgTypes[97]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvacuateNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvacuateNodeRequest) ProtoMessage() {}
+
+func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[97]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvacuateNodeRequest.ProtoReflect.Descriptor instead.
+func (*EvacuateNodeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{97}
+}
+
+func (x *EvacuateNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EvacuateNodeRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *EvacuateNodeRequest) GetStop() bool {
+	if x != nil {
+		return x.Stop
+	}
+	return false
+}
+
+type RemoveNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// It does not answer, holds replicas, and will never come back.
+	Lost          bool `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
+	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_twinsan_proto_msgTypes[98]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[98]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{98}
+}
+
+func (x *RemoveNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+func (x *RemoveNodeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type RemoveNodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What goes with it, for people.
+	Effects       []string `protobuf:"bytes,1,rep,name=effects,proto3" json:"effects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_twinsan_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *RemoveNodeResponse) GetEffects() []string {
+	if x != nil {
+		return x.Effects
+	}
+	return nil
+}
+
+type SetBalanceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	On    bool                   `protobuf:"varint,1,opt,name=on,proto3" json:"on,omitempty"`
+	// Absent: the default.
+	After         *durationpb.Duration `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBalanceRequest) Reset() {
+	*x = SetBalanceRequest{}
+	mi := &file_twinsan_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBalanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBalanceRequest) ProtoMessage() {}
+
+func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
+func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *SetBalanceRequest) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
+func (x *SetBalanceRequest) GetAfter() *durationpb.Duration {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+type SetQuorumRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          QuorumMode             `protobuf:"varint,1,opt,name=mode,proto3,enum=twinsan.v1.QuorumMode" json:"mode,omitempty"`
+	PreferredNode string                 `protobuf:"bytes,2,opt,name=preferred_node,json=preferredNode,proto3" json:"preferred_node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetQuorumRequest) Reset() {
+	*x = SetQuorumRequest{}
+	mi := &file_twinsan_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetQuorumRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetQuorumRequest) ProtoMessage() {}
+
+func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetQuorumRequest.ProtoReflect.Descriptor instead.
+func (*SetQuorumRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *SetQuorumRequest) GetMode() QuorumMode {
+	if x != nil {
+		return x.Mode
+	}
+	return QuorumMode_QUORUM_MODE_UNSPECIFIED
+}
+
+func (x *SetQuorumRequest) GetPreferredNode() string {
+	if x != nil {
+		return x.PreferredNode
+	}
+	return ""
+}
+
+type GetUpgradePlanRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetUpgradePlanRequest) Reset() {
+	*x = GetUpgradePlanRequest{}
+	mi := &file_twinsan_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetUpgradePlanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetUpgradePlanRequest) ProtoMessage() {}
+
+func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetUpgradePlanRequest.ProtoReflect.Descriptor instead.
+func (*GetUpgradePlanRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{102}
+}
+
+type RaiseLevelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Level         uint32                 `protobuf:"varint,1,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseLevelRequest) Reset() {
+	*x = RaiseLevelRequest{}
+	mi := &file_twinsan_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseLevelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseLevelRequest) ProtoMessage() {}
+
+func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseLevelRequest.ProtoReflect.Descriptor instead.
+func (*RaiseLevelRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *RaiseLevelRequest) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+type UpgradePlan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Level uint32                 `protobuf:"varint,1,opt,name=level,proto3" json:"level,omitempty"`
+	// The highest that all nodes know.
+	Next  uint32         `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`
+	Nodes []*UpgradeNode `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// The level can be raised.
+	Ready  bool   `protobuf:"varint,4,opt,name=ready,proto3" json:"ready,omitempty"`
+	Advice string `protobuf:"bytes,5,opt,name=advice,proto3" json:"advice,omitempty"`
+	// Why no node should be stopped now; empty: one may.
+	Unhealthy     string `protobuf:"bytes,6,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradePlan) Reset() {
+	*x = UpgradePlan{}
+	mi := &file_twinsan_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradePlan) ProtoMessage() {}
+
+func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradePlan.ProtoReflect.Descriptor instead.
+func (*UpgradePlan) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *UpgradePlan) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+func (x *UpgradePlan) GetNext() uint32 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *UpgradePlan) GetNodes() []*UpgradeNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *UpgradePlan) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *UpgradePlan) GetAdvice() string {
+	if x != nil {
+		return x.Advice
+	}
+	return ""
+}
+
+func (x *UpgradePlan) GetUnhealthy() string {
+	if x != nil {
+		return x.Unhealthy
+	}
+	return ""
+}
+
+type UpgradeNode struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// That its program knows; 0: it does not answer.
+	Level         uint32 `protobuf:"varint,3,opt,name=level,proto3" json:"level,omitempty"`
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeNode) Reset() {
+	*x = UpgradeNode{}
+	mi := &file_twinsan_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeNode) ProtoMessage() {}
+
+func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeNode.ProtoReflect.Descriptor instead.
+func (*UpgradeNode) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *UpgradeNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpgradeNode) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *UpgradeNode) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+func (x *UpgradeNode) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 var File_twinsan_proto protoreflect.FileDescriptor
 
 const file_twinsan_proto_rawDesc = "" +
 	"\n" +
 	"\rtwinsan.proto\x12\n" +
 	"twinsan.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xdb\x02\n" +
+	"\x10GetStatusRequest\"\xb8\x03\n" +
 	"\x06Status\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12*\n" +
 	"\x06health\x18\x02 \x01(\x0e2\x12.twinsan.v1.HealthR\x06health\x12/\n" +
@@ -6241,14 +8044,26 @@ const file_twinsan_proto_rawDesc = "" +
 	"\tvoters_up\x18\b \x01(\rR\bvotersUp\x12&\n" +
 	"\x05nodes\x18\t \x03(\v2\x10.twinsan.v1.NodeR\x05nodes\x12,\n" +
 	"\avolumes\x18\n" +
-	" \x03(\v2\x12.twinsan.v1.VolumeR\avolumes\"\x8f\x01\n" +
+	" \x03(\v2\x12.twinsan.v1.VolumeR\avolumes\x125\n" +
+	"\n" +
+	"operations\x18( \x03(\v2\x15.twinsan.v1.OperationR\n" +
+	"operations\x12$\n" +
+	"\x04risk\x18) \x01(\v2\x10.twinsan.v1.RiskR\x04risk\"^\n" +
+	"\x04Risk\x12\x1a\n" +
+	"\bsurvives\x18\x01 \x01(\bR\bsurvives\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12&\n" +
+	"\x05stops\x18\x03 \x03(\v2\x10.twinsan.v1.StopR\x05stops\"L\n" +
+	"\x04Stop\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\avolumes\x18\x02 \x03(\tR\avolumes\x12\x16\n" +
+	"\x06quorum\x18\x03 \x01(\bR\x06quorum\"\x8f\x01\n" +
 	"\aProblem\x12.\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x12.twinsan.v1.HealthR\bseverity\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x03 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04risk\x18\x04 \x01(\tR\x04risk\x12\x16\n" +
 	"\x06remedy\x18\x05 \x01(\tR\x06remedy\"\x13\n" +
-	"\x11GetClusterRequest\"\xb2\x03\n" +
+	"\x11GetClusterRequest\"\x8d\x05\n" +
 	"\vClusterInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x124\n" +
@@ -6262,7 +8077,14 @@ const file_twinsan_proto_rawDesc = "" +
 	"\tdiscovery\x18\n" +
 	" \x01(\x0e2\x19.twinsan.v1.DiscoveryModeR\tdiscovery\x12%\n" +
 	"\x0ediscovery_user\x18\v \x01(\tR\rdiscoveryUser\x122\n" +
-	"\x15discovery_mutual_user\x18\f \x01(\tR\x13discoveryMutualUser\"\xc8\x01\n" +
+	"\x15discovery_mutual_user\x18\f \x01(\tR\x13discoveryMutualUser\x12\x1f\n" +
+	"\vlevel_known\x18( \x01(\rR\n" +
+	"levelKnown\x127\n" +
+	"\vquorum_mode\x18) \x01(\x0e2\x16.twinsan.v1.QuorumModeR\n" +
+	"quorumMode\x12%\n" +
+	"\x0epreferred_node\x18* \x01(\tR\rpreferredNode\x12\x18\n" +
+	"\abalance\x18+ \x01(\bR\abalance\x12>\n" +
+	"\rbalance_after\x18, \x01(\v2\x19.google.protobuf.DurationR\fbalanceAfter\"\xc8\x01\n" +
 	"\x13SetDiscoveryRequest\x12-\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x19.twinsan.v1.DiscoveryModeR\x04mode\x12\x1b\n" +
 	"\tchap_user\x18\x02 \x01(\tR\bchapUser\x12\x1f\n" +
@@ -6307,7 +8129,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
 	"\x10DrainNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06resume\x18\x02 \x01(\bR\x06resume\"\x90\x05\n" +
+	"\x06resume\x18\x02 \x01(\bR\x06resume\"\x96\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12$\n" +
@@ -6331,7 +8153,12 @@ const file_twinsan_proto_rawDesc = "" +
 	"\atraffic\x18\x12 \x01(\v2\x13.twinsan.v1.TrafficR\atraffic\x12\x1a\n" +
 	"\bsessions\x18\x13 \x01(\rR\bsessions\x12\x14\n" +
 	"\x05error\x18\x14 \x01(\tR\x05error\x12\x1a\n" +
-	"\bdraining\x18\x15 \x01(\bR\bdraining\"\xf1\x01\n" +
+	"\bdraining\x18\x15 \x01(\bR\bdraining\x12(\n" +
+	"\x04mode\x18( \x01(\x0e2\x14.twinsan.v1.NodeModeR\x04mode\x12\x1f\n" +
+	"\vevacuate_to\x18) \x01(\tR\n" +
+	"evacuateTo\x129\n" +
+	"\n" +
+	"mode_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\tmodeSince\"\xf1\x01\n" +
 	"\x04Pool\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x1d\n" +
@@ -6366,13 +8193,17 @@ const file_twinsan_proto_rawDesc = "" +
 	"size_bytes\x18\x04 \x01(\x04R\tsizeBytes\x12\x14\n" +
 	"\x05state\x18\x05 \x01(\tR\x05state\x12\x1b\n" +
 	"\tdirect_io\x18\x06 \x01(\bR\bdirectIo\x12\x16\n" +
-	"\x06errors\x18\a \x01(\x04R\x06errors\"\xbd\x01\n" +
+	"\x06errors\x18\a \x01(\x04R\x06errors\"\xec\x02\n" +
 	"\aReplica\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12.\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x18.twinsan.v1.ReplicaStateR\x05state\x12\x14\n" +
 	"\x05owner\x18\x03 \x01(\bR\x05owner\x12*\n" +
 	"\x11resync_done_bytes\x18\x04 \x01(\x04R\x0fresyncDoneBytes\x12,\n" +
-	"\x12resync_total_bytes\x18\x05 \x01(\x04R\x10resyncTotalBytes\"\x87\b\n" +
+	"\x12resync_total_bytes\x18\x05 \x01(\x04R\x10resyncTotalBytes\x12*\n" +
+	"\x11resync_sent_bytes\x18( \x01(\x04R\x0fresyncSentBytes\x12:\n" +
+	"\vresync_left\x18) \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"resyncLeft\x12E\n" +
+	"\x11out_of_sync_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\x0eoutOfSyncSince\"\xc8\b\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -6407,7 +8238,9 @@ const file_twinsan_proto_rawDesc = "" +
 	"\freservations\x18\x1c \x01(\v2\x18.twinsan.v1.ReservationsR\freservations\x12\x1c\n" +
 	"\tsnapshots\x182 \x01(\rR\tsnapshots\x12\x16\n" +
 	"\x06origin\x183 \x01(\tR\x06origin\x12\x1c\n" +
-	"\trestoring\x184 \x01(\bR\trestoring\"}\n" +
+	"\trestoring\x184 \x01(\bR\trestoring\x12%\n" +
+	"\x0epreferred_node\x18( \x01(\tR\rpreferredNode\x12\x18\n" +
+	"\alineage\x18) \x01(\tR\alineage\"}\n" +
 	"\x04Path\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.twinsan.v1.PathStateR\x05state\x12\x18\n" +
@@ -6673,7 +8506,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x04pool\x18\x05 \x01(\v2\x10.twinsan.v1.PoolR\x04pool\x12,\n" +
 	"\adevices\x18\x06 \x03(\v2\x12.twinsan.v1.DeviceR\adevices\x12/\n" +
 	"\bsessions\x18\a \x03(\v2\x13.twinsan.v1.SessionR\bsessions\x122\n" +
-	"\avolumes\x18\b \x03(\v2\x18.twinsan.v1.VolumeReportR\avolumes\"\x86\x03\n" +
+	"\avolumes\x18\b \x03(\v2\x18.twinsan.v1.VolumeReportR\avolumes\"\xb8\x03\n" +
 	"\fVolumeReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
@@ -6687,12 +8520,113 @@ const file_twinsan_proto_rawDesc = "" +
 	"room_bytes\x18\t \x01(\x04R\troomBytes\x12.\n" +
 	"\x06counts\x18\n" +
 	" \x03(\v2\x16.twinsan.v1.ClassCountR\x06counts\x12<\n" +
-	"\freservations\x18\v \x01(\v2\x18.twinsan.v1.ReservationsR\freservations*a\n" +
+	"\freservations\x18\v \x01(\v2\x18.twinsan.v1.ReservationsR\freservations\x120\n" +
+	"\bstanding\x18( \x01(\v2\x14.twinsan.v1.StandingR\bstanding\"\\\n" +
+	"\bStanding\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1e\n" +
+	"\n" +
+	"consistent\x18\x03 \x01(\bR\n" +
+	"consistent\"?\n" +
+	"\x11AddReplicaRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\"P\n" +
+	"\x12MoveReplicaRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\"q\n" +
+	"\x14RemoveReplicaRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\x95\x01\n" +
+	"\x14PromoteVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\"\n" +
+	"\finconsistent\x18\x04 \x01(\bR\finconsistent\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\x87\x01\n" +
+	"\x15PromoteVolumeResponse\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.twinsan.v1.VolumeR\x06volume\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05facts\x18\x03 \x03(\tR\x05facts\x12\x16\n" +
+	"\x06refuse\x18\x04 \x01(\tR\x06refuse\"\xa3\x03\n" +
+	"\tOperation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12-\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x19.twinsan.v1.OperationKindR\x04kind\x120\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1a.twinsan.v1.OperationStateR\x05state\x12\x16\n" +
+	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04from\x18\x05 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x06 \x01(\tR\x02to\x124\n" +
+	"\astarted\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
+	"\x05ended\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x12\n" +
+	"\x04text\x18\t \x01(\tR\x04text\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\n" +
+	" \x01(\x04R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\v \x01(\x04R\n" +
+	"totalBytes\x12-\n" +
+	"\x04left\x18\f \x01(\v2\x19.google.protobuf.DurationR\x04left\"\x17\n" +
+	"\x15ListOperationsRequest\"O\n" +
+	"\x16ListOperationsResponse\x125\n" +
+	"\n" +
+	"operations\x18\x01 \x03(\v2\x15.twinsan.v1.OperationR\n" +
+	"operations\"%\n" +
+	"\x13GetOperationRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"(\n" +
+	"\x16CancelOperationRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"p\n" +
+	"\x15SetMaintenanceRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05leave\x18\x02 \x01(\bR\x05leave\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"R\n" +
+	"\x16SetMaintenanceResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.twinsan.v1.NodeR\x04node\x12\x12\n" +
+	"\x04hurt\x18\x02 \x03(\tR\x04hurt\"M\n" +
+	"\x13EvacuateNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04stop\x18\x03 \x01(\bR\x04stop\"T\n" +
+	"\x11RemoveNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04lost\x18\x02 \x01(\bR\x04lost\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\".\n" +
+	"\x12RemoveNodeResponse\x12\x18\n" +
+	"\aeffects\x18\x01 \x03(\tR\aeffects\"T\n" +
+	"\x11SetBalanceRequest\x12\x0e\n" +
+	"\x02on\x18\x01 \x01(\bR\x02on\x12/\n" +
+	"\x05after\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05after\"e\n" +
+	"\x10SetQuorumRequest\x12*\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x16.twinsan.v1.QuorumModeR\x04mode\x12%\n" +
+	"\x0epreferred_node\x18\x02 \x01(\tR\rpreferredNode\"\x17\n" +
+	"\x15GetUpgradePlanRequest\")\n" +
+	"\x11RaiseLevelRequest\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"\xb2\x01\n" +
+	"\vUpgradePlan\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\rR\x04next\x12-\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x17.twinsan.v1.UpgradeNodeR\x05nodes\x12\x14\n" +
+	"\x05ready\x18\x04 \x01(\bR\x05ready\x12\x16\n" +
+	"\x06advice\x18\x05 \x01(\tR\x06advice\x12\x1c\n" +
+	"\tunhealthy\x18\x06 \x01(\tR\tunhealthy\"g\n" +
+	"\vUpgradeNode\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
+	"\x05level\x18\x03 \x01(\rR\x05level\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error*a\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eHEALTH_HEALTHY\x10\x01\x12\x13\n" +
 	"\x0fHEALTH_DEGRADED\x10\x02\x12\x16\n" +
-	"\x12HEALTH_UNAVAILABLE\x10\x03*z\n" +
+	"\x12HEALTH_UNAVAILABLE\x10\x03*\x92\x01\n" +
+	"\n" +
+	"QuorumMode\x12\x1b\n" +
+	"\x17QUORUM_MODE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10QUORUM_MODE_AUTO\x10\x01\x12\x17\n" +
+	"\x13QUORUM_MODE_WITNESS\x10\x02\x12\x1e\n" +
+	"\x1aQUORUM_MODE_PREFERRED_NODE\x10\x03\x12\x18\n" +
+	"\x14QUORUM_MODE_MAJORITY\x10\x04*z\n" +
 	"\rDiscoveryMode\x12\x1e\n" +
 	"\x1aDISCOVERY_MODE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13DISCOVERY_MODE_HOST\x10\x01\x12\x17\n" +
@@ -6711,7 +8645,12 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rNODE_STATE_UP\x10\x01\x12\x13\n" +
 	"\x0fNODE_STATE_DOWN\x10\x02\x12\x17\n" +
-	"\x13NODE_STATE_STARTING\x10\x03*\xaf\x01\n" +
+	"\x13NODE_STATE_STARTING\x10\x03*q\n" +
+	"\bNodeMode\x12\x19\n" +
+	"\x15NODE_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11NODE_MODE_SERVING\x10\x01\x12\x19\n" +
+	"\x15NODE_MODE_MAINTENANCE\x10\x02\x12\x18\n" +
+	"\x14NODE_MODE_EVACUATING\x10\x03*\xaf\x01\n" +
 	"\vVolumeState\x12\x1c\n" +
 	"\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13VOLUME_STATE_ONLINE\x10\x01\x12\x19\n" +
@@ -6733,7 +8672,17 @@ const file_twinsan_proto_rawDesc = "" +
 	"\rSnapshotState\x12\x1e\n" +
 	"\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SNAPSHOT_STATE_PENDING\x10\x01\x12\x18\n" +
-	"\x14SNAPSHOT_STATE_READY\x10\x022\xae\x03\n" +
+	"\x14SNAPSHOT_STATE_READY\x10\x02*\xa3\x01\n" +
+	"\x0eOperationState\x12\x1f\n" +
+	"\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n" +
+	"\x14OPERATION_STATE_DONE\x10\x02\x12\x1d\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x03\x12\x1a\n" +
+	"\x16OPERATION_STATE_FAILED\x10\x04*p\n" +
+	"\rOperationKind\x12\x1e\n" +
+	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1e\n" +
+	"\x1aOPERATION_KIND_REPLICA_ADD\x10\x01\x12\x1f\n" +
+	"\x1bOPERATION_KIND_REPLICA_MOVE\x10\x022\xae\x03\n" +
 	"\aCluster\x12=\n" +
 	"\tGetStatus\x12\x1c.twinsan.v1.GetStatusRequest\x1a\x12.twinsan.v1.Status\x12D\n" +
 	"\n" +
@@ -6782,7 +8731,29 @@ const file_twinsan_proto_rawDesc = "" +
 	"\fListSessions\x12\x1f.twinsan.v1.ListSessionsRequest\x1a .twinsan.v1.ListSessionsResponse2\x97\x01\n" +
 	"\x05Peers\x12;\n" +
 	"\x06Report\x12\x19.twinsan.v1.ReportRequest\x1a\x16.twinsan.v1.NodeReport\x12Q\n" +
-	"\fSnapshotStep\x12\x1f.twinsan.v1.SnapshotStepRequest\x1a .twinsan.v1.SnapshotStepResponseB-Z+github.com/twinsan/twinsan/api/v1;twinsanv1b\x06proto3"
+	"\fSnapshotStep\x12\x1f.twinsan.v1.SnapshotStepRequest\x1a .twinsan.v1.SnapshotStepResponse2\xb1\x02\n" +
+	"\bReplicas\x12B\n" +
+	"\n" +
+	"AddReplica\x12\x1d.twinsan.v1.AddReplicaRequest\x1a\x15.twinsan.v1.Operation\x12D\n" +
+	"\vMoveReplica\x12\x1e.twinsan.v1.MoveReplicaRequest\x1a\x15.twinsan.v1.Operation\x12E\n" +
+	"\rRemoveReplica\x12 .twinsan.v1.RemoveReplicaRequest\x1a\x12.twinsan.v1.Volume\x12T\n" +
+	"\rPromoteVolume\x12 .twinsan.v1.PromoteVolumeRequest\x1a!.twinsan.v1.PromoteVolumeResponse2\xfb\x01\n" +
+	"\n" +
+	"Operations\x12W\n" +
+	"\x0eListOperations\x12!.twinsan.v1.ListOperationsRequest\x1a\".twinsan.v1.ListOperationsResponse\x12F\n" +
+	"\fGetOperation\x12\x1f.twinsan.v1.GetOperationRequest\x1a\x15.twinsan.v1.Operation\x12L\n" +
+	"\x0fCancelOperation\x12\".twinsan.v1.CancelOperationRequest\x1a\x15.twinsan.v1.Operation2\x94\x04\n" +
+	"\vMaintenance\x12W\n" +
+	"\x0eSetMaintenance\x12!.twinsan.v1.SetMaintenanceRequest\x1a\".twinsan.v1.SetMaintenanceResponse\x12A\n" +
+	"\fEvacuateNode\x12\x1f.twinsan.v1.EvacuateNodeRequest\x1a\x10.twinsan.v1.Node\x12K\n" +
+	"\n" +
+	"RemoveNode\x12\x1d.twinsan.v1.RemoveNodeRequest\x1a\x1e.twinsan.v1.RemoveNodeResponse\x12D\n" +
+	"\n" +
+	"SetBalance\x12\x1d.twinsan.v1.SetBalanceRequest\x1a\x17.twinsan.v1.ClusterInfo\x12B\n" +
+	"\tSetQuorum\x12\x1c.twinsan.v1.SetQuorumRequest\x1a\x17.twinsan.v1.ClusterInfo\x12L\n" +
+	"\x0eGetUpgradePlan\x12!.twinsan.v1.GetUpgradePlanRequest\x1a\x17.twinsan.v1.UpgradePlan\x12D\n" +
+	"\n" +
+	"RaiseLevel\x12\x1d.twinsan.v1.RaiseLevelRequest\x1a\x17.twinsan.v1.UpgradePlanB-Z+github.com/twinsan/twinsan/api/v1;twinsanv1b\x06proto3"
 
 var (
 	file_twinsan_proto_rawDescOnce sync.Once
@@ -6796,254 +8767,331 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 	return file_twinsan_proto_rawDescData
 }
 
-var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
+var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 106)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
-	(DiscoveryMode)(0),                // 1: twinsan.v1.DiscoveryMode
-	(Role)(0),                         // 2: twinsan.v1.Role
-	(Severity)(0),                     // 3: twinsan.v1.Severity
-	(NodeState)(0),                    // 4: twinsan.v1.NodeState
-	(VolumeState)(0),                  // 5: twinsan.v1.VolumeState
-	(ReplicaState)(0),                 // 6: twinsan.v1.ReplicaState
-	(PathState)(0),                    // 7: twinsan.v1.PathState
-	(SnapshotState)(0),                // 8: twinsan.v1.SnapshotState
-	(*GetStatusRequest)(nil),          // 9: twinsan.v1.GetStatusRequest
-	(*Status)(nil),                    // 10: twinsan.v1.Status
-	(*Problem)(nil),                   // 11: twinsan.v1.Problem
-	(*GetClusterRequest)(nil),         // 12: twinsan.v1.GetClusterRequest
-	(*ClusterInfo)(nil),               // 13: twinsan.v1.ClusterInfo
-	(*SetDiscoveryRequest)(nil),       // 14: twinsan.v1.SetDiscoveryRequest
-	(*Portal)(nil),                    // 15: twinsan.v1.Portal
-	(*CreateTokenRequest)(nil),        // 16: twinsan.v1.CreateTokenRequest
-	(*Token)(nil),                     // 17: twinsan.v1.Token
-	(*IssueCertificateRequest)(nil),   // 18: twinsan.v1.IssueCertificateRequest
-	(*Certificate)(nil),               // 19: twinsan.v1.Certificate
-	(*ListEventsRequest)(nil),         // 20: twinsan.v1.ListEventsRequest
-	(*Event)(nil),                     // 21: twinsan.v1.Event
-	(*ListNodesRequest)(nil),          // 22: twinsan.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 23: twinsan.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 24: twinsan.v1.GetNodeRequest
-	(*DrainNodeRequest)(nil),          // 25: twinsan.v1.DrainNodeRequest
-	(*Node)(nil),                      // 26: twinsan.v1.Node
-	(*Pool)(nil),                      // 27: twinsan.v1.Pool
-	(*Traffic)(nil),                   // 28: twinsan.v1.Traffic
-	(*ListDevicesRequest)(nil),        // 29: twinsan.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 30: twinsan.v1.ListDevicesResponse
-	(*Unreachable)(nil),               // 31: twinsan.v1.Unreachable
-	(*Device)(nil),                    // 32: twinsan.v1.Device
-	(*Replica)(nil),                   // 33: twinsan.v1.Replica
-	(*Volume)(nil),                    // 34: twinsan.v1.Volume
-	(*Path)(nil),                      // 35: twinsan.v1.Path
-	(*ClassCount)(nil),                // 36: twinsan.v1.ClassCount
-	(*Refusal)(nil),                   // 37: twinsan.v1.Refusal
-	(*Offload)(nil),                   // 38: twinsan.v1.Offload
-	(*Reservations)(nil),              // 39: twinsan.v1.Reservations
-	(*Registration)(nil),              // 40: twinsan.v1.Registration
-	(*ListVolumesRequest)(nil),        // 41: twinsan.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 42: twinsan.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 43: twinsan.v1.GetVolumeRequest
-	(*CreateVolumeRequest)(nil),       // 44: twinsan.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 45: twinsan.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 46: twinsan.v1.DeleteVolumeResponse
-	(*ResizeVolumeRequest)(nil),       // 47: twinsan.v1.ResizeVolumeRequest
-	(*MoveVolumeRequest)(nil),         // 48: twinsan.v1.MoveVolumeRequest
-	(*ClearReservationsRequest)(nil),  // 49: twinsan.v1.ClearReservationsRequest
-	(*ClearReservationsResponse)(nil), // 50: twinsan.v1.ClearReservationsResponse
-	(*CheckVolumeRequest)(nil),        // 51: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),       // 52: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),             // 53: twinsan.v1.ReplicaDigest
-	(*Snapshot)(nil),                  // 54: twinsan.v1.Snapshot
-	(*ListSnapshotsRequest)(nil),      // 55: twinsan.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 56: twinsan.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 57: twinsan.v1.GetSnapshotRequest
-	(*CreateSnapshotsRequest)(nil),    // 58: twinsan.v1.CreateSnapshotsRequest
-	(*CreateSnapshotsResponse)(nil),   // 59: twinsan.v1.CreateSnapshotsResponse
-	(*DeleteSnapshotRequest)(nil),     // 60: twinsan.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 61: twinsan.v1.DeleteSnapshotResponse
-	(*ListChangesRequest)(nil),        // 62: twinsan.v1.ListChangesRequest
-	(*Changes)(nil),                   // 63: twinsan.v1.Changes
-	(*ChangedRange)(nil),              // 64: twinsan.v1.ChangedRange
-	(*CloneSnapshotRequest)(nil),      // 65: twinsan.v1.CloneSnapshotRequest
-	(*RollBackVolumeRequest)(nil),     // 66: twinsan.v1.RollBackVolumeRequest
-	(*RollBackVolumeResponse)(nil),    // 67: twinsan.v1.RollBackVolumeResponse
-	(*Schedule)(nil),                  // 68: twinsan.v1.Schedule
-	(*ListSchedulesRequest)(nil),      // 69: twinsan.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),     // 70: twinsan.v1.ListSchedulesResponse
-	(*SetScheduleRequest)(nil),        // 71: twinsan.v1.SetScheduleRequest
-	(*RemoveScheduleRequest)(nil),     // 72: twinsan.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),    // 73: twinsan.v1.RemoveScheduleResponse
-	(*Host)(nil),                      // 74: twinsan.v1.Host
-	(*ListHostsRequest)(nil),          // 75: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 76: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),            // 77: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),         // 78: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 79: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),     // 80: twinsan.v1.SetVolumeHostsRequest
-	(*MapVolumeRequest)(nil),          // 81: twinsan.v1.MapVolumeRequest
-	(*UnmapVolumeRequest)(nil),        // 82: twinsan.v1.UnmapVolumeRequest
-	(*ListSessionsRequest)(nil),       // 83: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 84: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                   // 85: twinsan.v1.Session
-	(*SnapshotStepRequest)(nil),       // 86: twinsan.v1.SnapshotStepRequest
-	(*SnapshotStepResponse)(nil),      // 87: twinsan.v1.SnapshotStepResponse
-	(*ReportRequest)(nil),             // 88: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),                // 89: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),              // 90: twinsan.v1.VolumeReport
-	(*timestamppb.Timestamp)(nil),     // 91: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 92: google.protobuf.Duration
+	(QuorumMode)(0),                   // 1: twinsan.v1.QuorumMode
+	(DiscoveryMode)(0),                // 2: twinsan.v1.DiscoveryMode
+	(Role)(0),                         // 3: twinsan.v1.Role
+	(Severity)(0),                     // 4: twinsan.v1.Severity
+	(NodeState)(0),                    // 5: twinsan.v1.NodeState
+	(NodeMode)(0),                     // 6: twinsan.v1.NodeMode
+	(VolumeState)(0),                  // 7: twinsan.v1.VolumeState
+	(ReplicaState)(0),                 // 8: twinsan.v1.ReplicaState
+	(PathState)(0),                    // 9: twinsan.v1.PathState
+	(SnapshotState)(0),                // 10: twinsan.v1.SnapshotState
+	(OperationState)(0),               // 11: twinsan.v1.OperationState
+	(OperationKind)(0),                // 12: twinsan.v1.OperationKind
+	(*GetStatusRequest)(nil),          // 13: twinsan.v1.GetStatusRequest
+	(*Status)(nil),                    // 14: twinsan.v1.Status
+	(*Risk)(nil),                      // 15: twinsan.v1.Risk
+	(*Stop)(nil),                      // 16: twinsan.v1.Stop
+	(*Problem)(nil),                   // 17: twinsan.v1.Problem
+	(*GetClusterRequest)(nil),         // 18: twinsan.v1.GetClusterRequest
+	(*ClusterInfo)(nil),               // 19: twinsan.v1.ClusterInfo
+	(*SetDiscoveryRequest)(nil),       // 20: twinsan.v1.SetDiscoveryRequest
+	(*Portal)(nil),                    // 21: twinsan.v1.Portal
+	(*CreateTokenRequest)(nil),        // 22: twinsan.v1.CreateTokenRequest
+	(*Token)(nil),                     // 23: twinsan.v1.Token
+	(*IssueCertificateRequest)(nil),   // 24: twinsan.v1.IssueCertificateRequest
+	(*Certificate)(nil),               // 25: twinsan.v1.Certificate
+	(*ListEventsRequest)(nil),         // 26: twinsan.v1.ListEventsRequest
+	(*Event)(nil),                     // 27: twinsan.v1.Event
+	(*ListNodesRequest)(nil),          // 28: twinsan.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 29: twinsan.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 30: twinsan.v1.GetNodeRequest
+	(*DrainNodeRequest)(nil),          // 31: twinsan.v1.DrainNodeRequest
+	(*Node)(nil),                      // 32: twinsan.v1.Node
+	(*Pool)(nil),                      // 33: twinsan.v1.Pool
+	(*Traffic)(nil),                   // 34: twinsan.v1.Traffic
+	(*ListDevicesRequest)(nil),        // 35: twinsan.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 36: twinsan.v1.ListDevicesResponse
+	(*Unreachable)(nil),               // 37: twinsan.v1.Unreachable
+	(*Device)(nil),                    // 38: twinsan.v1.Device
+	(*Replica)(nil),                   // 39: twinsan.v1.Replica
+	(*Volume)(nil),                    // 40: twinsan.v1.Volume
+	(*Path)(nil),                      // 41: twinsan.v1.Path
+	(*ClassCount)(nil),                // 42: twinsan.v1.ClassCount
+	(*Refusal)(nil),                   // 43: twinsan.v1.Refusal
+	(*Offload)(nil),                   // 44: twinsan.v1.Offload
+	(*Reservations)(nil),              // 45: twinsan.v1.Reservations
+	(*Registration)(nil),              // 46: twinsan.v1.Registration
+	(*ListVolumesRequest)(nil),        // 47: twinsan.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 48: twinsan.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 49: twinsan.v1.GetVolumeRequest
+	(*CreateVolumeRequest)(nil),       // 50: twinsan.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 51: twinsan.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 52: twinsan.v1.DeleteVolumeResponse
+	(*ResizeVolumeRequest)(nil),       // 53: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 54: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 55: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 56: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 57: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 58: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 59: twinsan.v1.ReplicaDigest
+	(*Snapshot)(nil),                  // 60: twinsan.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),      // 61: twinsan.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 62: twinsan.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 63: twinsan.v1.GetSnapshotRequest
+	(*CreateSnapshotsRequest)(nil),    // 64: twinsan.v1.CreateSnapshotsRequest
+	(*CreateSnapshotsResponse)(nil),   // 65: twinsan.v1.CreateSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),     // 66: twinsan.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 67: twinsan.v1.DeleteSnapshotResponse
+	(*ListChangesRequest)(nil),        // 68: twinsan.v1.ListChangesRequest
+	(*Changes)(nil),                   // 69: twinsan.v1.Changes
+	(*ChangedRange)(nil),              // 70: twinsan.v1.ChangedRange
+	(*CloneSnapshotRequest)(nil),      // 71: twinsan.v1.CloneSnapshotRequest
+	(*RollBackVolumeRequest)(nil),     // 72: twinsan.v1.RollBackVolumeRequest
+	(*RollBackVolumeResponse)(nil),    // 73: twinsan.v1.RollBackVolumeResponse
+	(*Schedule)(nil),                  // 74: twinsan.v1.Schedule
+	(*ListSchedulesRequest)(nil),      // 75: twinsan.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),     // 76: twinsan.v1.ListSchedulesResponse
+	(*SetScheduleRequest)(nil),        // 77: twinsan.v1.SetScheduleRequest
+	(*RemoveScheduleRequest)(nil),     // 78: twinsan.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),    // 79: twinsan.v1.RemoveScheduleResponse
+	(*Host)(nil),                      // 80: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 81: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 82: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 83: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 84: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 85: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 86: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 87: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 88: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 89: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 90: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 91: twinsan.v1.Session
+	(*SnapshotStepRequest)(nil),       // 92: twinsan.v1.SnapshotStepRequest
+	(*SnapshotStepResponse)(nil),      // 93: twinsan.v1.SnapshotStepResponse
+	(*ReportRequest)(nil),             // 94: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 95: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 96: twinsan.v1.VolumeReport
+	(*Standing)(nil),                  // 97: twinsan.v1.Standing
+	(*AddReplicaRequest)(nil),         // 98: twinsan.v1.AddReplicaRequest
+	(*MoveReplicaRequest)(nil),        // 99: twinsan.v1.MoveReplicaRequest
+	(*RemoveReplicaRequest)(nil),      // 100: twinsan.v1.RemoveReplicaRequest
+	(*PromoteVolumeRequest)(nil),      // 101: twinsan.v1.PromoteVolumeRequest
+	(*PromoteVolumeResponse)(nil),     // 102: twinsan.v1.PromoteVolumeResponse
+	(*Operation)(nil),                 // 103: twinsan.v1.Operation
+	(*ListOperationsRequest)(nil),     // 104: twinsan.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 105: twinsan.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),       // 106: twinsan.v1.GetOperationRequest
+	(*CancelOperationRequest)(nil),    // 107: twinsan.v1.CancelOperationRequest
+	(*SetMaintenanceRequest)(nil),     // 108: twinsan.v1.SetMaintenanceRequest
+	(*SetMaintenanceResponse)(nil),    // 109: twinsan.v1.SetMaintenanceResponse
+	(*EvacuateNodeRequest)(nil),       // 110: twinsan.v1.EvacuateNodeRequest
+	(*RemoveNodeRequest)(nil),         // 111: twinsan.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 112: twinsan.v1.RemoveNodeResponse
+	(*SetBalanceRequest)(nil),         // 113: twinsan.v1.SetBalanceRequest
+	(*SetQuorumRequest)(nil),          // 114: twinsan.v1.SetQuorumRequest
+	(*GetUpgradePlanRequest)(nil),     // 115: twinsan.v1.GetUpgradePlanRequest
+	(*RaiseLevelRequest)(nil),         // 116: twinsan.v1.RaiseLevelRequest
+	(*UpgradePlan)(nil),               // 117: twinsan.v1.UpgradePlan
+	(*UpgradeNode)(nil),               // 118: twinsan.v1.UpgradeNode
+	(*timestamppb.Timestamp)(nil),     // 119: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 120: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
-	11,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
-	26,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
-	34,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
-	0,   // 4: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	91,  // 5: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
-	15,  // 6: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
-	1,   // 7: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
-	1,   // 8: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
-	2,   // 9: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	92,  // 10: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	2,   // 11: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	91,  // 12: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	91,  // 13: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	91,  // 14: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
-	3,   // 15: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
-	26,  // 16: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	2,   // 17: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
-	4,   // 18: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	91,  // 19: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
-	27,  // 20: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
-	28,  // 21: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
-	32,  // 22: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
-	31,  // 23: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	6,   // 24: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	91,  // 25: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	5,   // 26: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
-	33,  // 27: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
-	28,  // 28: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
-	35,  // 29: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
-	36,  // 30: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
-	38,  // 31: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
-	39,  // 32: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
-	7,   // 33: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
-	37,  // 34: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
-	40,  // 35: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
-	40,  // 36: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
-	34,  // 37: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
-	34,  // 38: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	85,  // 39: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	34,  // 40: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
-	39,  // 41: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
-	53,  // 42: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
-	8,   // 43: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
-	91,  // 44: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	54,  // 45: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	54,  // 46: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	54,  // 47: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	64,  // 48: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
-	34,  // 49: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	54,  // 50: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	85,  // 51: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	92,  // 52: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
-	91,  // 53: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
-	91,  // 54: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
-	68,  // 55: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
-	92,  // 56: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
-	74,  // 57: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	74,  // 58: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	85,  // 59: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
-	31,  // 60: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	91,  // 61: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	91,  // 62: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
-	27,  // 63: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
-	32,  // 64: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	85,  // 65: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	90,  // 66: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
-	28,  // 67: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
-	33,  // 68: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
-	36,  // 69: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
-	39,  // 70: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
-	9,   // 71: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
-	12,  // 72: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
-	16,  // 73: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
-	14,  // 74: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
-	18,  // 75: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
-	20,  // 76: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
-	22,  // 77: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
-	24,  // 78: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
-	25,  // 79: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
-	29,  // 80: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
-	41,  // 81: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
-	43,  // 82: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
-	44,  // 83: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
-	45,  // 84: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	47,  // 85: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	51,  // 86: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	48,  // 87: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
-	49,  // 88: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
-	55,  // 89: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
-	57,  // 90: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
-	58,  // 91: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
-	60,  // 92: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
-	62,  // 93: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
-	65,  // 94: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
-	66,  // 95: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
-	69,  // 96: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
-	71,  // 97: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
-	72,  // 98: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
-	75,  // 99: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	77,  // 100: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	78,  // 101: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	80,  // 102: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	81,  // 103: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
-	82,  // 104: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
-	83,  // 105: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	88,  // 106: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	86,  // 107: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
-	10,  // 108: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	13,  // 109: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	17,  // 110: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	13,  // 111: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	19,  // 112: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	21,  // 113: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	23,  // 114: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	26,  // 115: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	26,  // 116: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	30,  // 117: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	42,  // 118: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	34,  // 119: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	34,  // 120: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	46,  // 121: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	34,  // 122: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	52,  // 123: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	34,  // 124: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	50,  // 125: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	56,  // 126: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
-	54,  // 127: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
-	59,  // 128: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
-	61,  // 129: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
-	63,  // 130: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
-	34,  // 131: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
-	67,  // 132: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
-	70,  // 133: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
-	68,  // 134: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
-	73,  // 135: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
-	76,  // 136: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	74,  // 137: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	79,  // 138: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	34,  // 139: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	34,  // 140: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	34,  // 141: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	84,  // 142: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	89,  // 143: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	87,  // 144: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
-	108, // [108:145] is the sub-list for method output_type
-	71,  // [71:108] is the sub-list for method input_type
-	71,  // [71:71] is the sub-list for extension type_name
-	71,  // [71:71] is the sub-list for extension extendee
-	0,   // [0:71] is the sub-list for field type_name
+	17,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
+	32,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
+	40,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
+	103, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
+	15,  // 5: twinsan.v1.Status.risk:type_name -> twinsan.v1.Risk
+	16,  // 6: twinsan.v1.Risk.stops:type_name -> twinsan.v1.Stop
+	0,   // 7: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
+	119, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	21,  // 9: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
+	2,   // 10: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
+	1,   // 11: twinsan.v1.ClusterInfo.quorum_mode:type_name -> twinsan.v1.QuorumMode
+	120, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
+	2,   // 13: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
+	3,   // 14: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
+	120, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	3,   // 16: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
+	119, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	119, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	119, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	4,   // 20: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
+	32,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
+	3,   // 22: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
+	5,   // 23: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
+	119, // 24: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	33,  // 25: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
+	34,  // 26: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
+	6,   // 27: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
+	119, // 28: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
+	38,  // 29: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
+	37,  // 30: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	8,   // 31: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
+	120, // 32: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
+	119, // 33: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
+	119, // 34: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	7,   // 35: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
+	39,  // 36: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
+	34,  // 37: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
+	41,  // 38: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
+	42,  // 39: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
+	44,  // 40: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
+	45,  // 41: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
+	9,   // 42: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
+	43,  // 43: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
+	46,  // 44: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
+	46,  // 45: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
+	40,  // 46: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
+	40,  // 47: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	91,  // 48: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	40,  // 49: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
+	45,  // 50: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
+	59,  // 51: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	10,  // 52: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
+	119, // 53: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	60,  // 54: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	60,  // 55: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	60,  // 56: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	70,  // 57: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
+	40,  // 58: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	60,  // 59: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	91,  // 60: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	120, // 61: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	119, // 62: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	119, // 63: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	74,  // 64: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
+	120, // 65: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	80,  // 66: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	80,  // 67: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	91,  // 68: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	37,  // 69: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	119, // 70: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	119, // 71: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	33,  // 72: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
+	38,  // 73: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
+	91,  // 74: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	96,  // 75: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	34,  // 76: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
+	39,  // 77: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
+	42,  // 78: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
+	45,  // 79: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
+	97,  // 80: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
+	40,  // 81: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	12,  // 82: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
+	11,  // 83: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
+	119, // 84: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	119, // 85: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	120, // 86: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
+	103, // 87: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
+	32,  // 88: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
+	120, // 89: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
+	1,   // 90: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
+	118, // 91: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
+	13,  // 92: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
+	18,  // 93: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
+	22,  // 94: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
+	20,  // 95: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
+	24,  // 96: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
+	26,  // 97: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
+	28,  // 98: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
+	30,  // 99: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
+	31,  // 100: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
+	35,  // 101: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
+	47,  // 102: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
+	49,  // 103: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
+	50,  // 104: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
+	51,  // 105: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
+	53,  // 106: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	57,  // 107: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	54,  // 108: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	55,  // 109: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	61,  // 110: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
+	63,  // 111: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
+	64,  // 112: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
+	66,  // 113: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
+	68,  // 114: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
+	71,  // 115: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
+	72,  // 116: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
+	75,  // 117: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
+	77,  // 118: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
+	78,  // 119: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
+	81,  // 120: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	83,  // 121: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	84,  // 122: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	86,  // 123: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	87,  // 124: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	88,  // 125: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	89,  // 126: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	94,  // 127: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	92,  // 128: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
+	98,  // 129: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
+	99,  // 130: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
+	100, // 131: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
+	101, // 132: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
+	104, // 133: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
+	106, // 134: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
+	107, // 135: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
+	108, // 136: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
+	110, // 137: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
+	111, // 138: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
+	113, // 139: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
+	114, // 140: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
+	115, // 141: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
+	116, // 142: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
+	14,  // 143: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	19,  // 144: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	23,  // 145: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	19,  // 146: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	25,  // 147: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	27,  // 148: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	29,  // 149: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	32,  // 150: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	32,  // 151: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	36,  // 152: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	48,  // 153: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	40,  // 154: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	40,  // 155: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	52,  // 156: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	40,  // 157: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	58,  // 158: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	40,  // 159: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	56,  // 160: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	62,  // 161: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	60,  // 162: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	65,  // 163: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	67,  // 164: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	69,  // 165: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	40,  // 166: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	73,  // 167: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	76,  // 168: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	74,  // 169: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	79,  // 170: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	82,  // 171: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	80,  // 172: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	85,  // 173: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	40,  // 174: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	40,  // 175: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	40,  // 176: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	90,  // 177: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	95,  // 178: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	93,  // 179: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	103, // 180: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
+	103, // 181: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
+	40,  // 182: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
+	102, // 183: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
+	105, // 184: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
+	103, // 185: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
+	103, // 186: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
+	109, // 187: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
+	32,  // 188: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
+	112, // 189: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
+	19,  // 190: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
+	19,  // 191: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
+	117, // 192: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
+	117, // 193: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
+	143, // [143:194] is the sub-list for method output_type
+	92,  // [92:143] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_twinsan_proto_init() }
@@ -7056,10 +9104,10 @@ func file_twinsan_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   82,
+			NumEnums:      13,
+			NumMessages:   106,
 			NumExtensions: 0,
-			NumServices:   8,
+			NumServices:   11,
 		},
 		GoTypes:           file_twinsan_proto_goTypes,
 		DependencyIndexes: file_twinsan_proto_depIdxs,

@@ -160,6 +160,7 @@ var changes = map[string]func(*cli){
 		s.Volumes[0].Replicas[1] = server.Replica{Node: "b", State: server.ReplicaSyncing, ResyncDone: 610 << 20, ResyncTotal: 1000 << 20}
 		s.Problems = []server.Problem{{Severity: server.Degraded, Code: "replica-out-of-sync", Cause: "volume csv1: b is resyncing, 390 MiB left", Risk: "one more failure stops its I/O", Remedy: "twinsan volume show csv1"}}
 	},
+	"old level":   func(c *cli) { c.backend.Level = 1 },
 	"differ":      func(c *cli) { c.backend.State.Volumes[0].Replicas[1].State = server.ReplicaStale },
 	"b down":      func(c *cli) { c.backend.State.Volumes[0].Replicas[1].State = server.ReplicaDown },
 	"unreachable": func(c *cli) { c.backend.Unreachable = []server.Unreachable{{Node: "b", Error: "connection refused"}} },
@@ -192,16 +193,16 @@ func TestJSONIsStable(t *testing.T) {
 	c := newCLI(t)
 	changes["resync"](c)
 	changes["busy hosts"](c)
-	volume := "id name uuid lun serial naa size_bytes logical_block_bytes dedup compress thin hosts any_host created state epoch owner replicas served_by mapped_bytes traffic physical_block_bytes read_only_hosts paths room_bytes commands offloads"
-	node := "id name role state leader voter sync_address portals api_address metrics_address software started incarnation owns in_sync replicas sessions pool traffic draining"
+	volume := "id name uuid lun serial naa size_bytes logical_block_bytes dedup compress thin hosts any_host created state epoch owner replicas served_by mapped_bytes traffic physical_block_bytes read_only_hosts paths room_bytes commands offloads snapshots"
+	node := "id name role state leader voter sync_address portals api_address metrics_address software started incarnation owns in_sync replicas sessions pool traffic draining mode"
 	for _, test := range []struct {
 		command string
 		code    int
 		fields  map[string]string // path -> fields
 	}{
 		{"status", 3, map[string]string{
-			"": "version cluster health quorum leader voters voters_up answered_by problems nodes volumes", "nodes.0": node, "volumes.0": volume + " reservations",
-			"problems.0": "severity code cause risk do", "volumes.0.replicas.0": "node state owner resync_done_bytes resync_total_bytes",
+			"": "version cluster health quorum leader voters voters_up answered_by problems nodes volumes risk operations", "risk": "survives_any_node text stops", "nodes.0": node, "volumes.0": volume + " reservations",
+			"problems.0": "severity code cause risk do", "volumes.0.replicas.0": "node state owner resync_done_bytes resync_total_bytes resync_sent_bytes",
 			"nodes.0.pool":    "size_bytes live_bytes garbage_bytes free_bytes usable_bytes mapped_bytes stored_bytes savings",
 			"nodes.0.traffic": "read_ops write_ops read_bytes write_bytes",
 		}},
@@ -233,7 +234,16 @@ func TestJSONIsStable(t *testing.T) {
 		{"host remove h2 --yes", 0, map[string]string{"": "version host removed"}},
 		{"connect csv1 hv1", 0, map[string]string{"": "version volume lun naa host target portals os commands"}},
 		{"session list", 0, map[string]string{"": "version sessions unreachable", "sessions.0": "node host initiator isid tsih portal peer since auth digests commands in_bytes out_bytes tasks"}},
-		{"cluster show", 0, map[string]string{"": "version name uuid created target portals leader quorum voters feature_level discovery_auth", "portals.0": "address node group"}},
+		{"cluster show", 0, map[string]string{"": "version name uuid created target portals leader quorum voters feature_level discovery_auth feature_level_known quorum_mode balance balance_after_seconds", "portals.0": "address node group"}},
+		{"cluster set balance off", 0, map[string]string{"": "version name uuid created target portals leader quorum voters feature_level discovery_auth feature_level_known quorum_mode balance balance_after_seconds"}},
+		{"cluster set quorum witness", 0, map[string]string{"": "version name uuid created target portals leader quorum voters feature_level discovery_auth feature_level_known quorum_mode balance balance_after_seconds"}},
+		{"upgrade plan", 0, map[string]string{"": "version feature_level feature_level_known ready advice nodes", "nodes.0": "name software feature_level_known"}},
+		{"node maintenance b enter --force", 0, map[string]string{"": "version node hurt", "node": node}},
+		{"node maintenance b leave", 0, map[string]string{"": "version node hurt", "node": node}},
+		{"volume replica add csv1 w", 0, map[string]string{"": "version operation", "operation": "id kind state volume to started done_bytes total_bytes left_seconds"}},
+		{"op list", 0, map[string]string{"": "version operations", "operations.0": "id kind state volume to started done_bytes total_bytes left_seconds"}},
+		{"op cancel 1", 0, map[string]string{"": "version operation", "operation": "id kind state volume to started ended done_bytes total_bytes left_seconds"}},
+		{"volume promote csv1 --node a --dry-run", 0, map[string]string{"": "version volume node promoted epoch facts"}},
 		{"cluster token create", 0, map[string]string{"": "version token role expires addresses"}},
 		{"version", 0, map[string]string{"": "version software go revision"}},
 	} {

@@ -36,6 +36,21 @@ type clusterPage struct {
 	Discovery    string       `json:"discovery_auth"`
 	DiscoverUser string       `json:"discovery_user,omitempty"`
 	DiscoverBack string       `json:"discovery_mutual_user,omitempty"`
+
+	LevelKnown   uint32  `json:"feature_level_known"`
+	QuorumMode   string  `json:"quorum_mode"`
+	Preferred    string  `json:"preferred_node,omitempty"`
+	Balance      bool    `json:"balance"`
+	BalanceAfter float64 `json:"balance_after_seconds"`
+}
+
+// newClusterPage shows what is known of a cluster.
+func newClusterPage(i *v1.ClusterInfo) *clusterPage {
+	return &clusterPage{v1Header, i.Name, i.Uuid, moment(api.Time(i.Created)), i.Target,
+		views(i.Portals, func(p *v1.Portal) portalView { return portalView{p.Address, p.Node, p.Group} }),
+		i.Leader, i.Quorum, i.Voters, i.FeatureLevel,
+		api.Word(i.Discovery, "DISCOVERY_MODE_"), i.DiscoveryUser, i.DiscoveryMutualUser,
+		i.LevelKnown, api.Word(i.QuorumMode, "QUORUM_MODE_"), i.PreferredNode, i.Balance, i.BalanceAfter.AsDuration().Seconds()}
 }
 
 type portalView struct {
@@ -50,7 +65,8 @@ func (c *clusterPage) text(p *printer) {
 		quorum = "yes"
 	}
 	p.facts("cluster", c.Name, "uuid", c.UUID, "created", since(c.Created), "target", c.Target, "quorum", quorum, "leader", c.Leader,
-		"voters", fmt.Sprint(c.Voters), "feature level", fmt.Sprint(c.FeatureLevel),
+		"voters", fmt.Sprint(c.Voters), "who votes", quorumWords(c.QuorumMode, c.Preferred), "balance", balanceWords(c.Balance, c.BalanceAfter),
+		"feature level", levelWords(c.FeatureLevel, c.LevelKnown),
 		"discovery", discoveryWords(c.Discovery, c.DiscoverUser, c.DiscoverBack))
 	p.line("")
 	rows := [][]string{}
@@ -102,10 +118,7 @@ func (a *app) clusterCommand() *cobra.Command {
 					return err
 				}
 				a.next("twinsan status")
-				return a.print(&clusterPage{v1Header, i.Name, i.Uuid, moment(api.Time(i.Created)), i.Target,
-					views(i.Portals, func(p *v1.Portal) portalView { return portalView{p.Address, p.Node, p.Group} }),
-					i.Leader, i.Quorum, i.Voters, i.FeatureLevel,
-					api.Word(i.Discovery, "DISCOVERY_MODE_"), i.DiscoveryUser, i.DiscoveryMutualUser})
+				return a.print(newClusterPage(i))
 			})
 		},
 	}
@@ -130,7 +143,7 @@ func (a *app) clusterCommand() *cobra.Command {
 	}
 	create.Flags().BoolVar(&witness, "witness", false, "for a witness")
 	create.Flags().DurationVar(&ttl, "ttl", 15*time.Minute, "how long the token is good")
-	return noun("cluster", "The cluster as a whole", nil, show, a.clusterSet(), noun("token", "Join tokens", nil, create), a.adminCertificate())
+	return noun("cluster", "The cluster as a whole", nil, show, a.clusterSet(), noun("token", "Join tokens", nil, create), a.adminCertificate(), a.clusterRecover())
 }
 
 func (a *app) adminCertificate() *cobra.Command {

@@ -67,6 +67,9 @@ func (n *nodePage) text(p *printer) {
 
 // nodeState is the state in one word or two.
 func nodeState(n *nodeView) string {
+	if n.Mode == "maintenance" || n.Mode == "evacuating" {
+		return n.State + ", " + n.Mode
+	}
 	if n.Draining {
 		return n.State + ", draining"
 	}
@@ -107,5 +110,6 @@ func (a *app) nodeCommand() *cobra.Command {
 			})
 		},
 	}
-	return noun("node", "Nodes of the cluster", nil, listing, show, a.nodeDrain(), a.nodeResume())
+	return noun("node", "Nodes of the cluster", nil, listing, show, a.nodeDrain(), a.nodeResume(),
+		a.nodeMaintenance(), a.nodeEvacuate(), a.nodeReplace(), a.nodeRemove())
 }

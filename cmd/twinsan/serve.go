@@ -74,12 +74,21 @@ func (a *app) serve(ctx context.Context, config *server.Config, witness bool, de
 	case <-ctx.Done():
 		logger.Info("node stops")
 		server.Notify("STOPPING=1")
+		last, cancel := context.WithTimeout(context.Background(), retireMax)
+		defer cancel()
+		if err := node.Stopping(last); err != nil {
+			logger.Warn("this stop interrupts hosts", "why", err)
+		}
+		node.Retire(last)
 		return nil
 	case err := <-node.Failed():
 		server.Notify("STOPPING=1", "STATUS=failed: "+err.Error())
 		return fmt.Errorf("node %s failed: %w", config.Name, err)
 	}
 }
+
+// retireMax bounds what a node does for the others before it stops.
+const retireMax = 20 * time.Second
 
 // serveDebug serves profiles for measurements. It is off unless asked for.
 func serveDebug(address string, logger *slog.Logger) (func(), error) {

@@ -24,6 +24,26 @@ type statusPage struct {
 	Problems   []problemView `json:"problems"`
 	Nodes      []nodeView    `json:"nodes"`
 	Volumes    []volumeView  `json:"volumes"`
+
+	Risk       riskView        `json:"risk"`
+	Operations []operationView `json:"operations"`
+}
+
+// riskView is what the next failure of a single node does.
+type riskView struct {
+	Survives bool       `json:"survives_any_node"`
+	Text     string     `json:"text"`
+	Stops    []stopView `json:"stops"`
+}
+
+type stopView struct {
+	Node    string   `json:"node"`
+	Volumes []string `json:"volumes"`
+	Quorum  bool     `json:"quorum_lost"`
+}
+
+func viewRisk(r *v1.Risk) riskView {
+	return riskView{r.GetSurvives(), r.GetText(), views(r.GetStops(), func(x *v1.Stop) stopView { return stopView{x.Node, words(x.Volumes), x.Quorum} })}
 }
 
 func newStatusPage(s *v1.Status) *statusPage {
@@ -31,6 +51,7 @@ func newStatusPage(s *v1.Status) *statusPage {
 		version1: v1Header, Cluster: s.Cluster, Health: api.Word(s.Health, "HEALTH_"), Quorum: s.Quorum, Leader: s.Leader,
 		Voters: s.Voters, VotersUp: s.VotersUp, AnsweredBy: s.AnsweredBy,
 		Problems: views(s.Problems, viewProblem), Nodes: views(s.Nodes, viewNode), Volumes: views(s.Volumes, viewVolume),
+		Risk: viewRisk(s.Risk), Operations: views(s.Operations, viewOperation),
 	}
 }
 
@@ -49,6 +70,9 @@ func (s *statusPage) text(p *printer) {
 		p.line("    risk: %s", x.Risk)
 		p.line("    do:   %s", x.Remedy)
 	}
+	if s.Risk.Text != "" {
+		p.line("next failure: %s", s.Risk.Text)
+	}
 	p.line("")
 	nodeTable(p, s.Nodes)
 	if len(s.Volumes) > 0 {
@@ -58,8 +82,13 @@ func (s *statusPage) text(p *printer) {
 	for _, v := range s.Volumes {
 		for _, r := range v.Replicas {
 			if r.State == "syncing" {
-				p.line("resync %s %s  %s  %s left", v.Name, r.Node, bar(r.ResyncDone, r.ResyncTotal), p.size(r.ResyncTotal-min(r.ResyncDone, r.ResyncTotal)))
+				p.line("resync %s %s  %s  %s left%s", v.Name, r.Node, bar(r.ResyncDone, r.ResyncTotal), p.size(r.ResyncTotal-min(r.ResyncDone, r.ResyncTotal)), timeLeft(r.ResyncLeft))
 			}
+		}
+	}
+	for _, o := range s.Operations {
+		if o.State == "running" {
+			p.line("%s", strings.TrimRight(fmt.Sprintf("operation %d  %s  %s", o.ID, o.what(), o.Text), " "))
 		}
 	}
 }

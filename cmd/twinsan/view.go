@@ -39,6 +39,9 @@ type nodeView struct {
 	Pool        *poolView   `json:"pool,omitempty"`
 	Traffic     trafficView `json:"traffic"`
 	Draining    bool        `json:"draining"`
+	Mode        string      `json:"mode"`
+	EvacuateTo  string      `json:"evacuate_to,omitempty"`
+	ModeSince   *time.Time  `json:"mode_since,omitempty"`
 	Error       string      `json:"error,omitempty"`
 }
 
@@ -66,6 +69,10 @@ type replicaView struct {
 	Owner       bool   `json:"owner"`
 	ResyncDone  uint64 `json:"resync_done_bytes"`
 	ResyncTotal uint64 `json:"resync_total_bytes"`
+
+	ResyncSent uint64     `json:"resync_sent_bytes"`
+	ResyncLeft float64    `json:"resync_left_seconds,omitempty"`
+	Since      *time.Time `json:"out_of_sync_since,omitempty"`
 }
 
 type volumeView struct {
@@ -101,6 +108,9 @@ type volumeView struct {
 	Snapshots     uint32            `json:"snapshots"`
 	Origin        string            `json:"origin,omitempty"`
 	Restoring     bool              `json:"restoring,omitempty"`
+
+	Preferred string `json:"preferred_node,omitempty"`
+	Lineage   string `json:"lineage,omitempty"`
 }
 
 type deviceView struct {
@@ -188,7 +198,7 @@ func viewNode(n *v1.Node) nodeView {
 		Leader: n.Leader, Voter: n.Voter, Sync: n.SyncAddress, Portals: words(n.Portals), API: n.ApiAddress, Metrics: n.MetricsAddress,
 		Version: n.Version, Started: moment(api.Time(n.Started)), Incarnation: n.Incarnation,
 		Owns: n.Owns, InSync: n.InSync, Replicas: n.Replicas, Sessions: n.Sessions, Traffic: viewTraffic(n.Traffic), Error: n.Error,
-		Draining: n.Draining,
+		Draining: n.Draining, Mode: api.Word(n.Mode, "NODE_MODE_"), EvacuateTo: n.EvacuateTo, ModeSince: moment(api.Time(n.ModeSince)),
 	}
 	if p := n.Pool; p != nil {
 		v.Pool = &poolView{Size: p.SizeBytes, Live: p.LiveBytes, Garbage: p.GarbageBytes, Free: p.FreeBytes,
@@ -210,12 +220,14 @@ func viewVolume(v *v1.Volume) volumeView {
 		Dedup: v.Dedup, Compress: v.Compress, Thin: v.Thin, Hosts: words(v.Hosts), AnyHost: v.AnyHost, Created: moment(api.Time(v.Created)),
 		State: api.Word(v.State, "VOLUME_STATE_"), Epoch: v.Epoch, Owner: v.Owner,
 		Replicas: views(v.Replicas, func(r *v1.Replica) replicaView {
-			return replicaView{r.Node, api.Word(r.State, "REPLICA_STATE_"), r.Owner, r.ResyncDoneBytes, r.ResyncTotalBytes}
+			return replicaView{r.Node, api.Word(r.State, "REPLICA_STATE_"), r.Owner, r.ResyncDoneBytes, r.ResyncTotalBytes,
+				r.ResyncSentBytes, r.ResyncLeft.AsDuration().Seconds(), moment(api.Time(r.OutOfSyncSince))}
 		}),
 		ServedBy: words(v.ServedBy), Mapped: v.MappedBytes, Traffic: viewTraffic(v.Traffic),
 		PhysicalBlock: v.PhysicalBlockBytes, ReadOnlyHosts: words(v.ReadOnlyHosts), Room: v.RoomBytes, Paths: views(v.Paths, viewPath),
 		Commands: views(v.Counts, viewCount), Offloads: views(v.Offloads, viewOffload), Reservations: viewReservations(v.Reservations),
 		Snapshots: v.Snapshots, Origin: v.Origin, Restoring: v.Restoring,
+		Preferred: v.PreferredNode, Lineage: v.Lineage,
 	}
 }
 

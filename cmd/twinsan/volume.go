@@ -28,9 +28,9 @@ func volumeTable(p *printer, volumes []volumeView) {
 		if v.AnyHost {
 			hosts = "any"
 		}
-		rows = append(rows, []string{v.Name, fmt.Sprint(v.LUN), p.size(v.Size), p.size(v.Mapped), v.State, v.Owner, replicaWords(v.Replicas), hosts})
+		rows = append(rows, []string{v.Name, fmt.Sprint(v.LUN), p.size(v.Size), p.size(v.Mapped), v.State, v.Owner, replicaWords(v.Replicas), fmt.Sprint(v.Snapshots), hosts})
 	}
-	p.table("VOLUME LUN SIZE MAPPED STATE OWNER REPLICAS HOSTS", rows)
+	p.table("VOLUME LUN SIZE MAPPED STATE OWNER REPLICAS SNAPSHOTS HOSTS", rows)
 }
 
 func replicaWords(replicas []replicaView) string {
@@ -71,7 +71,7 @@ func (v *volumePage) text(p *printer) {
 	}
 	p.facts("volume", fmt.Sprintf("%s (LUN %d)", x.Name, x.LUN), "size", p.size(x.Size), "mapped", p.size(x.Mapped), "room", p.size(x.Room)+" in its pools", "state", x.State,
 		"policy", strings.Join(policy, ", "), "blocks", fmt.Sprintf("%d bytes, physical %d", x.LogicalBlock, x.PhysicalBlock), "hosts", hostWords(&x),
-		"owner", x.Owner, "served by", list(x.ServedBy), "epoch", fmt.Sprint(x.Epoch), "created", since(x.Created),
+		"owner", ownerWords(&x), "lineage", lineageWords(x.Lineage), "served by", list(x.ServedBy), "epoch", fmt.Sprint(x.Epoch), "created", since(x.Created),
 		"clone of", x.Origin, "snapshots", snapshots, "rollback", restoring, "uuid", x.UUID, "serial", x.Serial, "naa", x.NAA,
 		"reads", fmt.Sprintf("%d, %s", x.Traffic.ReadOps, p.size(x.Traffic.ReadBytes)),
 		"writes", fmt.Sprintf("%d, %s", x.Traffic.WriteOps, p.size(x.Traffic.WriteBytes)))
@@ -83,7 +83,9 @@ func (v *volumePage) text(p *printer) {
 			role = "owner"
 		}
 		if r.State == "syncing" {
-			progress = bar(r.ResyncDone, r.ResyncTotal)
+			progress = bar(r.ResyncDone, r.ResyncTotal) + timeLeft(r.ResyncLeft)
+		} else if r.Since != nil {
+			progress = "out of sync since " + since(r.Since)
 		}
 		rows = append(rows, []string{r.Node, r.State, role, progress})
 	}
@@ -133,7 +135,7 @@ func (d *deletedPage) text(p *printer) {
 func (a *app) volumeCommand() *cobra.Command {
 	return noun("volume", "Mirrored volumes that hosts see as disks", []string{"vol"},
 		a.volumeCreate(), a.volumeList(), a.volumeShow(), a.volumeResize(), a.volumeDelete(), a.volumeCheck(),
-		a.volumeHosts(), a.volumeMap(), a.volumeUnmap(), a.volumeMove(), a.volumeClearReservations(),
+		a.volumeHosts(), a.volumeMap(), a.volumeUnmap(), a.volumeMove(), a.volumeReplica(), a.volumePromote(), a.volumeClearReservations(),
 		a.volumeClone(), a.volumeRollback())
 }
 

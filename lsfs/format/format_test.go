@@ -324,11 +324,12 @@ func TestEntry(t *testing.T) {
 	if got != want || got.Addr.Segment() != 5 || got.Addr.Offset() != 77 {
 		t.Fatalf("%+v", got)
 	}
-	dir := []DirEntry{{}, {Addr: 9, Sum: 8, Refs: ParentsMax - 1, Kind: EntryPage}}
+	dir := []DirEntry{{}, {Addr: 9, Sum: 8, Kind: WordPage}}
+	dir[1].SetParents(ParentsMax - 1)
 	PutDirPage(page, dir)
 	back := make([]DirEntry, 2)
 	ParseDirPage(page, back)
-	if !reflect.DeepEqual(dir, back) {
+	if !reflect.DeepEqual(dir, back) || back[1].Parents() != ParentsMax-1 {
 		t.Fatal(back)
 	}
 }

@@ -96,9 +96,16 @@ func PutEntryRefs(b []byte, n uint32) { binary.LittleEndian.PutUint32(b[44:], n)
 type DirEntry struct {
 	Addr Addr
 	Sum  uint32
-	Refs uint32 // at most ParentsMax
+	Refs uint16 // see Parents
 	Kind PageKind
+	High uint8
 }
+
+// Parents is how many lead to the page, at most ParentsMax.
+func (e *DirEntry) Parents() uint32 { return uint32(e.Refs) | uint32(e.High)<<16 }
+
+// SetParents says how many lead to the page.
+func (e *DirEntry) SetParents(n uint32) { e.Refs, e.High = uint16(n), uint8(n>>16) }
 
 // ParentsMax is what a directory entry can count.
 const ParentsMax = 1<<24 - 1
@@ -116,8 +123,8 @@ func PutDirPage(page []byte, entries []DirEntry) {
 		b := page[i*dirEntrySize:]
 		binary.LittleEndian.PutUint64(b, uint64(entries[i].Addr))
 		binary.LittleEndian.PutUint32(b[8:], entries[i].Sum)
-		binary.LittleEndian.PutUint16(b[12:], uint16(entries[i].Refs))
-		b[14], b[15] = byte(entries[i].Kind), byte(entries[i].Refs>>16)
+		binary.LittleEndian.PutUint16(b[12:], entries[i].Refs)
+		b[14], b[15] = byte(entries[i].Kind), entries[i].High
 	}
 }
 
@@ -128,8 +135,8 @@ func ParseDirPage(page []byte, entries []DirEntry) {
 		entries[i] = DirEntry{
 			Addr: Addr(binary.LittleEndian.Uint64(b)),
 			Sum:  binary.LittleEndian.Uint32(b[8:]),
-			Refs: uint32(binary.LittleEndian.Uint16(b[12:])) | uint32(b[15])<<16,
-			Kind: PageKind(b[14]),
+			Refs: binary.LittleEndian.Uint16(b[12:]),
+			Kind: PageKind(b[14]), High: b[15],
 		}
 	}
 }

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/uuid"
 
 	"github.com/twinsan/twinsan/lsfs"
 	"github.com/twinsan/twinsan/replication"
@@ -161,10 +164,29 @@ func TestDiscoveryPolicy(t *testing.T) {
 	}
 }
 
-// What version 1 wrote is read for ever: the files in testdata were written by it.
+// What older versions wrote is read for ever: the files in testdata were written
+// by them.
 func TestReadsVersion1(t *testing.T) {
-	snapshot := must(os.ReadFile("testdata/state-v1.bin"))(t)
-	log := must(os.ReadFile("testdata/commands-v1.bin"))(t)
+	s := readsOld(t, 1)
+	v := s.VolumeNamed("vm1")
+	if v == nil || v.PhysicalBytes != 4096 || v.ReadOnly != nil || !slices.Equal(v.Hosts, []string{"h1"}) || v.Record.SizeBytes != 2<<20 || s.Node(1).Draining || s.Discovery.Mode != DiscoveryAsHost {
+		t.Errorf("volume %+v, discovery %+v", v, s.Discovery)
+	}
+}
+
+func TestReadsVersion2(t *testing.T) {
+	s := readsOld(t, 2)
+	v := s.VolumeNamed("vm1")
+	if v == nil || v.PhysicalBytes != 512 || !slices.Equal(v.ReadOnly, []string{"h2"}) || v.Record.Owner != 2 || !s.Node(1).Draining || s.Node(1).Mode != ModeServing ||
+		s.Discovery.User != "d" || s.Settings != (Settings{}) || len(s.Operations) != 0 || v.Preferred != 0 || len(v.Left) != 0 {
+		t.Errorf("volume %+v, node %+v, discovery %+v", v, s.Node(1), s.Discovery)
+	}
+}
+
+func readsOld(t *testing.T, version int) *State {
+	t.Helper()
+	snapshot := must(os.ReadFile(fmt.Sprintf("testdata/state-v%d.bin", version)))(t)
+	log := must(os.ReadFile(fmt.Sprintf("testdata/commands-v%d.bin", version)))(t)
 	s := must(unmarshalState(snapshot))(t)
 	m := newMachine(new(State))
 	for index := uint64(1); len(log) > 0; index++ {
@@ -181,17 +203,18 @@ func TestReadsVersion1(t *testing.T) {
 		}
 	}
 	if s.Hash() != m.state.Hash() {
-		t.Errorf("the snapshot and the log of version 1 differ:\n%+v\n%+v", s, m.state)
+		t.Errorf("the snapshot and the log of version %d differ:\n%+v\n%+v", version, s, m.state)
 	}
 	checkState(t, s)
-	v := s.VolumeNamed("vm1")
-	if v == nil || v.PhysicalBytes != 4096 || v.ReadOnly != nil || !slices.Equal(v.Hosts, []string{"h1"}) || v.Record.SizeBytes != 2<<20 || s.Node(1).Draining || s.Discovery.Mode != DiscoveryAsHost {
-		t.Errorf("volume %+v, discovery %+v", v, s.Discovery)
-	}
-	again := must(unmarshalState(must(s.marshal())(t)))(t)
-	if again.Hash() != s.Hash() {
+	b := must(s.marshal())(t)
+	if again := must(unmarshalState(b))(t); again.Hash() != s.Hash() {
 		t.Error("written anew it is another state")
 	}
+	// The cluster is of level 1: what is written must be read by the version before.
+	if b[len(snapshotMagic)] != 2 || version == 2 && !bytes.Equal(b, snapshot) {
+		t.Errorf("written anew in version %d, or otherwise than it was", b[len(snapshotMagic)])
+	}
+	return s
 }
 
 func decoded(t *testing.T, data []byte) (envelope, command) {
@@ -212,6 +235,9 @@ func TestCommandVersions(t *testing.T) {
 		version byte
 	}{
 		{volumeCommand("vm1"), 1}, {special, 2}, {&cmdAddEvent{Info, "x", "y"}, 1}, {&cmdMapVolume{1, []string{"h"}, mapReadOnly}, 2}, {&cmdDrainNode{1, true}, 2}, {&cmdDiscovery{}, 2},
+		{&cmdAddReplica{Volume: 1, Expect: 2, Node: 3, ID: replication.ReplicaID{4}, Replaces: 5}, 3}, {&cmdRemoveReplica{1, 2, 3}, 3}, {&cmdCancelOperation{7}, 3},
+		{&cmdNodeMode{1, ModeEvacuating, true, 2}, 3}, {&cmdSettings{true, true, Settings{true, 60, QuorumPreferred, 2}}, 3}, {&cmdPrefer{1, 2}, 3},
+		{&cmdPromote{1, 2, 3, uuid.UUID{1}, []replication.Replica{{Node: 2, ID: replication.ReplicaID{9}}}, "why"}, 3}, {&cmdRaiseLevel{2, []asked{{1, 5}}}, 3},
 	} {
 		data := must(encodeCommand(envelope{Now: day}, test.x))(t)
 		if data[0] != test.version {
@@ -220,7 +246,7 @@ func TestCommandVersions(t *testing.T) {
 		if _, x := decoded(t, data); !reflect.DeepEqual(x, test.x) {
 			t.Errorf("%+v became %+v", test.x, x)
 		}
-		data[0] = 3 - data[0]
+		data[0] = 1 + data[0]%3
 		if _, _, err := decodeCommand(data); !errors.Is(err, errEncoding) {
 			t.Errorf("%T in version %d: %v", test.x, data[0], err)
 		}

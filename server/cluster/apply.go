@@ -56,6 +56,8 @@ func (m *machine) apply(index uint64, data []byte) (result, error) {
 	var r result
 	if _, first := cmd.(*cmdInit); !first && next.Cluster.Name == "" {
 		r = refuse(codeInvalid, "the cluster is not initialised")
+	} else if need := needsLevel(cmd); need > max(next.Cluster.FeatureLevel, 1) {
+		r = refuse(codeRefused, "%s", tooLow(need, next.Cluster.FeatureLevel))
 	} else {
 		r = cmd.apply(e)
 	}
@@ -281,6 +283,7 @@ func (x *cmdRemoveNode) apply(e *edit) result {
 			e.dropReplica(v, n.ID)
 		}
 	}
+	e.forgetNode(n)
 	s.Nodes = without(s.Nodes, func(m *Node) bool { return m.ID == n.ID })
 	e.event(Warning, "node-removed", "node %s was removed from the cluster", n.Name)
 	return result{}
@@ -291,6 +294,7 @@ func (x *cmdRemoveNode) apply(e *edit) result {
 func (e *edit) dropReplica(v *Volume, n replication.NodeID) {
 	w := *v
 	w.Record.Replicas = without(v.Record.Replicas, func(p replication.Replica) bool { return p.Node == n })
+	w.Left = without(v.Left, func(l Left) bool { return l.Node == n })
 	if w.Record.Deleted && len(w.Record.Replicas) == 0 {
 		e.s.Volumes = without(e.s.Volumes, func(u *Volume) bool { return u.ID == v.ID })
 		return
@@ -344,6 +348,9 @@ func (x *cmdCreateVolume) create(e *edit, where func() replication.Record) resul
 		BlockBytes: x.BlockBytes, Thin: x.Thin, AnyHost: x.AnyHost, Hosts: hosts, Created: e.env.Now, Record: rec,
 		PhysicalBytes: x.PhysicalBytes,
 	}
+	if e.level() >= levelReplicas {
+		v.Preferred = rec.Owner
+	}
 	s.nextVolume++
 	e.setVolume(v)
 	e.event(Info, "volume-created", "volume %s created: %d bytes, LUN %d, owner %s, in sync %s",
@@ -366,7 +373,7 @@ func place(s *State, uuid [16]byte) (r replication.Record) {
 	var loads []load
 	for _, id := range s.DataNodes() {
 		l := load{id: id}
-		if s.Node(id).Draining {
+		if !s.Node(id).Stays() {
 			l.draining = 1
 		}
 		for _, v := range s.Volumes {
@@ -428,7 +435,9 @@ func (x *cmdDeleteVolume) apply(e *edit) result {
 	w.Record.Owner, w.Record.InSync = 0, nil
 	// A change of owner or in-sync set that is still on its way must fail.
 	w.Record.Epoch++
+	w.Preferred, w.Left = 0, nil
 	e.setVolume(&w)
+	e.endOperations(func(o *Operation) bool { return o.Volume == v.ID }, OperationFailed, "the volume was deleted")
 	e.event(Warning, "volume-deleted", "volume %s (%s) was deleted", v.Name, v.UUID)
 	return result{ID: uint64(v.ID)}
 }

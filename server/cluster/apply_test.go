@@ -63,7 +63,7 @@ func (b *bench) ok(x command) result {
 
 func initCommand() *cmdInit {
 	return &cmdInit{
-		Cluster: ClusterInfo{Name: "lab", UUID: uuid.UUID{1}, Created: day, Target: "iqn.2026-11.io.twinsan:lab", FeatureLevel: 1, CA: []byte("ca")},
+		Cluster: ClusterInfo{Name: "lab", UUID: uuid.UUID{1}, Created: day, Target: "iqn.2026-11.io.twinsan:lab", FeatureLevel: FeatureLevel, CA: []byte("ca")},
 		Node:    Node{ID: 1, Name: "a", Role: RoleData, Addresses: Addresses{Sync: "10.0.0.1:7"}, KeyPrint: [32]byte{1}, Joined: day},
 		Tokens:  []token{{Hash: [32]byte{2}, Role: RoleData, Expires: day.Add(time.Hour)}, {Hash: [32]byte{3}, Role: RoleWitness, Expires: day.Add(time.Hour)}},
 	}
@@ -126,6 +126,21 @@ func checkState(t testing.TB, s *State) {
 				t.Errorf("volume %s: replica on node %d", v.Name, p.Node)
 			}
 		}
+		if v.Preferred != 0 && s.Node(v.Preferred) == nil || len(r.Replicas) > maxCopies+1 {
+			t.Errorf("volume %s: preferred %d, %d replicas", v.Name, v.Preferred, len(r.Replicas))
+		}
+		held := map[replication.ReplicaID]bool{}
+		for _, p := range r.Replicas {
+			if held[p.ID] {
+				t.Errorf("volume %s: two replicas of one id", v.Name)
+			}
+			held[p.ID] = true
+		}
+		for _, l := range v.Left {
+			if r.Has(l.Node) || replicaOn(r, l.Node) < 0 || l.Epoch > r.Epoch {
+				t.Errorf("volume %s: %+v has left, in sync %v", v.Name, l, r.InSync)
+			}
+		}
 		for _, h := range v.ReadOnly {
 			if !slices.Contains(v.Hosts, h) {
 				t.Errorf("volume %s: %s may read what it does not see", v.Name, h)
@@ -159,6 +174,23 @@ func checkState(t testing.TB, s *State) {
 		if i > 0 && e.Number != s.Events[i-1].Number+1 {
 			t.Errorf("event %d after %d", e.Number, s.Events[i-1].Number)
 		}
+	}
+	running := 0
+	for i, o := range s.Operations {
+		if o.ID > s.nextOperation || i > 0 && o.ID <= s.Operations[i-1].ID || o.Running() != o.Ended.IsZero() {
+			t.Errorf("operation %+v", o)
+		}
+		if !o.Running() {
+			continue
+		}
+		running++
+		v := s.Volume(o.Volume)
+		if v == nil || v.Record.Deleted || replicaOn(&v.Record, o.To) < 0 || o.Kind == OperationMove && replicaOn(&v.Record, o.From) < 0 || o.Kind == OperationAdd && v.Record.Has(o.To) {
+			t.Errorf("operation %+v runs on %+v", o, v)
+		}
+	}
+	if len(s.Operations)-running > keepOperations+1 {
+		t.Errorf("%d operations are kept", len(s.Operations))
 	}
 	if len(s.Events) > 2*keepEvents || len(s.requests) > 2*keepRequests || len(s.tokens) > maxTokens {
 		t.Errorf("unbounded: %d events, %d requests, %d tokens", len(s.Events), len(s.requests), len(s.tokens))
@@ -384,7 +416,7 @@ func randomCommand(r *rand.Rand, s *State) command {
 	if r.IntN(3) == 0 {
 		return randomSnapshotCommand(r, s)
 	}
-	switch r.IntN(20) {
+	switch r.IntN(28) {
 	case 0:
 		return &cmdCreateToken{token{Hash: [32]byte{byte(r.IntN(9)), 1}, Role: Role(1 + r.IntN(2)), Expires: day.Add(time.Duration(r.IntN(10000)) * time.Second)}}
 	case 1:
@@ -423,6 +455,38 @@ func randomCommand(r *rand.Rand, s *State) command {
 			d.User, d.Secret = name(), Sealed("s")
 		}
 		return &cmdDiscovery{d}
+	case 20, 21:
+		x := &cmdAddReplica{Volume: vol(), Node: node(), ID: replication.ReplicaID{byte(r.Uint32()), byte(r.Uint32()), 1}}
+		if v := s.Volume(x.Volume); v != nil {
+			x.Expect = v.Record.Epoch - lsfs.Epoch(r.IntN(4)/3)
+			if r.IntN(2) == 0 && len(v.Record.Replicas) > 0 {
+				x.Replaces = v.Record.Replicas[r.IntN(len(v.Record.Replicas))].Node
+			}
+		}
+		return x
+	case 22:
+		x := &cmdRemoveReplica{Volume: vol(), Node: node()}
+		if v := s.Volume(x.Volume); v != nil {
+			x.Expect = v.Record.Epoch - lsfs.Epoch(r.IntN(4)/3)
+		}
+		return x
+	case 23:
+		return &cmdCancelOperation{uint64(r.IntN(int(s.nextOperation) + 2))}
+	case 24:
+		return &cmdNodeMode{node(), NodeMode(r.IntN(4)), r.IntN(4) == 0, node() * replication.NodeID(r.IntN(2))}
+	case 25:
+		return &cmdSettings{r.IntN(2) == 0, r.IntN(2) == 0, Settings{r.IntN(2) == 0, uint32(r.IntN(100)), QuorumMode(r.IntN(5)), node() * replication.NodeID(r.IntN(2))}}
+	case 26:
+		return &cmdPrefer{vol(), node()}
+	case 27:
+		x := &cmdPromote{Volume: vol(), Node: node(), Lineage: uuid.UUID{byte(r.Uint32()), byte(r.Uint32()), 1}, Why: name()}
+		if v := s.Volume(x.Volume); v != nil {
+			x.Expect = v.Record.Epoch
+			for _, p := range v.Record.Replicas {
+				x.Others = append(x.Others, replication.Replica{Node: p.Node, ID: replication.ReplicaID{byte(r.Uint32()), byte(r.Uint32()), 2}})
+			}
+		}
+		return x
 	}
 	x := &cmdChange{replication.Change{Volume: vol(), Expect: 1, Owner: node(), By: node(), Reason: name()}}
 	if v := s.Volume(x.Volume); v != nil {

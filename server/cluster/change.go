@@ -59,8 +59,10 @@ func (x *cmdChange) apply(e *edit) result {
 	w.Record.Epoch = old.Epoch + 1
 	w.Record.Owner = x.Owner
 	w.Record.InSync = inSync
+	e.keepHistory(&w, old.InSync)
 	e.setVolume(&w)
 	x.report(e, v, &w)
+	e.replicaArrived(&w, x.Grow)
 	return result{ID: uint64(w.Record.Epoch), Record: w.Record}
 }
 

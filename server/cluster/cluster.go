@@ -71,6 +71,7 @@ type Cluster struct {
 	seal *sealKey // nil on a witness
 	addr Addresses
 	now  func() time.Time
+	lost []replication.NodeID // declared lost here (recover.go)
 
 	lock  *os.File
 	store *raftStore
@@ -173,6 +174,9 @@ func Open(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		return nil, err
 	}
 	undo = append(undo, func() { c.lock.Close() })
+	if c.lost, err = readLost(cfg.Dir); err != nil {
+		return nil, err
+	}
 	if err := c.loadKeys(); err != nil {
 		return nil, err
 	}

@@ -19,11 +19,14 @@ import (
 //	1  the first
 //	2  a volume's physical block and read-only hosts, a node that is drained, the
 //	   credentials of discovery
-//	3  snapshots, their schedules, a volume's origin and rollbacks
+//	3  replicas that are added, removed and moved, with their operations; the mode
+//	   of a node, the settings of the cluster, the preferred owner of a volume and
+//	   the history of its replicas; snapshots, their schedules, a volume's origin
+//	   and rollbacks
 //
 // A walk that meets an older version leaves out what that version did not have,
-// and fills in what it meant. The version of a message between nodes is the
-// newest: nodes that talk run the same one, or versions that agree on messages.
+// and fills in what it meant. Version 3 is written from feature level 2 on (see
+// level.go); messages between nodes follow the same rule (encodeMessage).
 const codecVersion = 3
 
 // Limits of the encoding. What exceeds them is refused by the encoder as well as
@@ -219,8 +222,11 @@ func pointers[T any, P interface {
 }
 
 // encode returns the encoding of v.
-func encode(v walker) ([]byte, error) {
-	c := codec{version: codecVersion}
+func encode(v walker) ([]byte, error) { return encodeVersion(v, codecVersion) }
+
+// encodeVersion is encode for a reader of an older version.
+func encodeVersion(v walker, version byte) ([]byte, error) {
+	c := codec{version: version}
 	v.walk(&c)
 	return c.buf, c.err
 }

@@ -42,7 +42,7 @@ func oldestVersion(x command) byte {
 	case *cmdMapVolume, *cmdDrainNode, *cmdDiscovery:
 		return 2
 	}
-	if newSnapshotCommand(x.kind()) != nil {
+	if x.kind() >= kindAddReplica {
 		return 3
 	}
 	return 1
@@ -72,6 +72,15 @@ const (
 	kindMapVolume    kind = 15
 	kindDrainNode    kind = 16
 	kindDiscovery    kind = 17
+	// Kinds from 32 on are of version 3.
+	kindAddReplica      kind = 32
+	kindRemoveReplica   kind = 33
+	kindCancelOperation kind = 34
+	kindNodeMode        kind = 35
+	kindSettings        kind = 36
+	kindPrefer          kind = 37
+	kindPromote         kind = 38
+	kindRaiseLevel      kind = 39
 )
 
 type envelope struct {
@@ -123,6 +132,22 @@ func newCommand(k kind) command {
 		return new(cmdDrainNode)
 	case kindDiscovery:
 		return new(cmdDiscovery)
+	case kindAddReplica:
+		return new(cmdAddReplica)
+	case kindRemoveReplica:
+		return new(cmdRemoveReplica)
+	case kindCancelOperation:
+		return new(cmdCancelOperation)
+	case kindNodeMode:
+		return new(cmdNodeMode)
+	case kindSettings:
+		return new(cmdSettings)
+	case kindPrefer:
+		return new(cmdPrefer)
+	case kindPromote:
+		return new(cmdPromote)
+	case kindRaiseLevel:
+		return new(cmdRaiseLevel)
 	}
 	return newSnapshotCommand(k)
 }

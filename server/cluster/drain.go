@@ -37,7 +37,7 @@ func (x *cmdDrainNode) apply(e *edit) result {
 func (e *edit) mayDrain(n *Node) result {
 	stays := func(id replication.NodeID) bool {
 		m := e.s.Node(id)
-		return id != n.ID && m != nil && !m.Draining
+		return id != n.ID && m != nil && m.Stays()
 	}
 	if !slices.ContainsFunc(e.s.DataNodes(), stays) {
 		return refuse(codeRefused, "no other data node would be left to serve what %s serves", n.Name)

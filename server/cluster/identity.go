@@ -29,6 +29,7 @@ import (
 //	ca.crt        the cluster's CA certificate, PEM
 //	seal.key      32 bytes; data nodes only (see Sealed)
 //	lock          held by the running process
+//	lost.json     nodes declared lost when the quorum was recovered; usually absent
 //	raft/         log and snapshots
 const (
 	fileIdentity = "cluster.json"

@@ -335,6 +335,8 @@ func (c *Cluster) authorise(p Peer, key [32]byte, proto string) error {
 	switch {
 	case p.Node == 0:
 		return errorf(ErrNotMember, "%s is an administrator, not a node", p.Admin)
+	case slices.Contains(c.lost, p.Node):
+		return errorf(ErrNotMember, "node %d was declared lost when the quorum was recovered; wipe it and let it join as a new node", p.Node)
 	case n != nil && n.KeyPrint != key:
 		return errorf(ErrNotMember, "node %d has another key than the one that joined", p.Node)
 	case n != nil && proto == protoData && (n.Role != RoleData || c.id.Role != RoleData):

@@ -48,7 +48,9 @@ type step struct {
 //	                           them, the preferred node, so that the cluster survives
 //	                           the loss of the other
 //	three and more data nodes  all, and the witness when their number is even
-func wantVoters(nodes []*Node, voters []replication.NodeID, self replication.NodeID) []replication.NodeID {
+//
+// An administrator may want one preferred node in any case, or the data nodes alone.
+func wantVoters(nodes []*Node, q *Settings, voters []replication.NodeID, self replication.NodeID) []replication.NodeID {
 	var data, witness []replication.NodeID
 	for _, n := range nodes {
 		if n.Role == RoleData {
@@ -58,6 +60,10 @@ func wantVoters(nodes []*Node, voters []replication.NodeID, self replication.Nod
 		}
 	}
 	switch {
+	case q.Quorum == QuorumPreferred && slices.Contains(data, q.Preferred):
+		return []replication.NodeID{q.Preferred}
+	case q.Quorum == QuorumMajority && len(data) != 2:
+		return data
 	case len(data) == 2 && len(witness) == 0:
 		preferred := data[0]
 		if !slices.Contains(voters, preferred) && slices.Contains(voters, data[1]) || data[1] == self {
@@ -75,7 +81,7 @@ func wantVoters(nodes []*Node, voters []replication.NodeID, self replication.Nod
 // asked only when a step depends on it. A vote is added or taken only when a
 // majority of the resulting voters is ready, so that the change itself commits
 // and the cluster goes on after it.
-func nextStep(nodes []*Node, servers []raft.Server, self replication.NodeID, ready func(replication.NodeID) bool) step {
+func nextStep(nodes []*Node, q *Settings, servers []raft.Server, self replication.NodeID, ready func(replication.NodeID) bool) step {
 	member := func(id replication.NodeID) *Node {
 		i := slices.IndexFunc(nodes, func(n *Node) bool { return n.ID == id })
 		if i < 0 {
@@ -91,16 +97,23 @@ func nextStep(nodes []*Node, servers []raft.Server, self replication.NodeID, rea
 			voters = append(voters, id)
 		}
 	}
-	want := wantVoters(nodes, voters, self)
+	want := wantVoters(nodes, q, voters, self)
 
 	// A witness, and a node that is to lose its vote or its membership, does not lead.
 	if me := member(self); me == nil || me.Role == RoleWitness || !slices.Contains(want, self) {
-		for _, v := range voters {
-			if n := member(v); v != self && n != nil && n.Role == RoleData && ready(v) {
-				return step{stepHandOver, v}
+		// One that keeps its vote comes first; a data node waits for such a one.
+		for _, keeps := range []bool{true, false} {
+			for _, v := range voters {
+				n := member(v)
+				if v == self || n == nil || n.Role != RoleData || slices.Contains(want, v) != keeps {
+					continue
+				}
+				if (keeps || me == nil || me.Role == RoleWitness) && ready(v) {
+					return step{stepHandOver, v}
+				}
 			}
 		}
-		if me == nil || !slices.Contains(want, self) {
+		if me == nil || me.Role == RoleWitness && !slices.Contains(want, self) {
 			return step{}
 		}
 	}
@@ -140,6 +153,9 @@ func nextStep(nodes []*Node, servers []raft.Server, self replication.NodeID, rea
 	// kept short: it begins only when both newcomers are ready.
 	if len(up) > 0 && (len(voters) > 1 || len(want) < 3 || len(up) >= 2) {
 		return step{stepPromote, up[0]}
+	}
+	if !slices.Contains(want, self) {
+		return step{} // until it has given leadership away, it takes no vote
 	}
 	for _, id := range voters {
 		if !slices.Contains(want, id) && id != self && safe(id) {
@@ -186,7 +202,8 @@ func (c *Cluster) takeStep(ctx context.Context) bool {
 		}
 		return ok
 	}
-	if nextStep(c.State().Nodes, servers, c.id.Node, ready).kind == stepNone {
+	now := c.State()
+	if nextStep(c.members(now), &now.Settings, servers, c.id.Node, ready).kind == stepNone {
 		return false
 	}
 	// There is something to do, so it is worth a round through the quorum to know
@@ -194,8 +211,9 @@ func (c *Cluster) takeStep(ctx context.Context) bool {
 	if _, err := c.readIndexHere(ctx); err != nil {
 		return false
 	}
-	nodes := c.State().Nodes
-	st := nextStep(nodes, servers, c.id.Node, ready)
+	now = c.State()
+	nodes := c.members(now)
+	st := nextStep(nodes, &now.Settings, servers, c.id.Node, ready)
 	if st.kind == stepNone {
 		return false
 	}

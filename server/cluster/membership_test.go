@@ -84,7 +84,7 @@ func TestNextStep(t *testing.T) {
 			}
 			return !slices.ContainsFunc(down, func(n *Node) bool { return n.ID == id })
 		}
-		st := nextStep(nodes, servers, self[0].ID, ready)
+		st := nextStep(nodes, new(Settings), servers, self[0].ID, ready)
 		got := ""
 		if st.kind != stepNone {
 			got = verbs[st.kind] + " " + string("abcdw"[st.node-1])
@@ -94,9 +94,50 @@ func TestNextStep(t *testing.T) {
 		}
 	}
 
+	// An administrator's choice goes before the rule: the preferred node is given its
+	// vote before the leader leaves, and the others lose theirs after that.
+	for _, tt := range []struct {
+		quorum                                      QuorumMode
+		preferred, nodes, servers, self, down, want string
+	}{
+		{QuorumPreferred, "b", "a b w", "A B W", "a", "", "lead b"},
+		{QuorumPreferred, "b", "a b w", "A B W", "a", "b", ""},
+		{QuorumPreferred, "b", "a b w", "A B W", "b", "", "demote a"},
+		{QuorumPreferred, "b", "a b w", "B W a", "b", "", "demote w"},
+		{QuorumPreferred, "b", "a b w", "B a w", "b", "", ""},
+		{QuorumPreferred, "b", "a b", "A b", "a", "", "promote b"},
+		{QuorumPreferred, "b", "a b", "A b", "a", "b", ""},
+		{QuorumPreferred, "b", "a b", "A B", "a", "", "lead b"},
+		{QuorumPreferred, "b", "a b", "A B", "b", "", "demote a"},
+		{QuorumPreferred, "b", "a b", "B a", "b", "", ""},
+		{QuorumPreferred, "d", "a b c", "A B C", "a", "", ""}, // it was removed: the rule holds
+		{QuorumAuto, "", "a b w", "B a w", "b", "", "promote a"},
+		{QuorumWitness, "", "a b w", "B a w", "b", "w", ""},
+		{QuorumMajority, "", "a b c w", "A B C W", "a", "", "demote w"},
+		{QuorumMajority, "", "a b w", "A B W", "a", "", ""}, // two alone would be worse
+	} {
+		nodes, servers := plan(tt.nodes, tt.servers)
+		self, _ := plan(tt.self, "")
+		down, _ := plan(tt.down, "")
+		q := &Settings{Quorum: tt.quorum}
+		if p, _ := plan(tt.preferred, ""); len(p) > 0 {
+			q.Preferred = p[0].ID
+		}
+		st := nextStep(nodes, q, servers, self[0].ID, func(id replication.NodeID) bool {
+			return !slices.ContainsFunc(down, func(n *Node) bool { return n.ID == id })
+		})
+		got := ""
+		if st.kind != stepNone {
+			got = verbs[st.kind] + " " + string("abcdw"[st.node-1])
+		}
+		if got != tt.want {
+			t.Errorf("mode %d %s, members %q, servers %q, %s leads, down %q: %q, want %q", tt.quorum, tt.preferred, tt.nodes, tt.servers, tt.self, tt.down, got, tt.want)
+		}
+	}
+
 	nodes, servers := plan("a b", "A b")
 	nodes[1].Sync = "elsewhere:1"
-	if st := nextStep(nodes, servers, 1, nil); st != (step{stepAdd, 2}) {
+	if st := nextStep(nodes, new(Settings), servers, 1, nil); st != (step{stepAdd, 2}) {
 		t.Errorf("moved node: %+v", st)
 	}
 }

@@ -42,6 +42,9 @@ func (c *Cluster) proposeAs(ctx context.Context, env envelope, cmd command) (res
 	if err != nil {
 		return result{}, errorf(ErrInvalid, "%v", err)
 	}
+	if err := c.mayAppend(cmd); err != nil {
+		return result{}, err
+	}
 	unknown := false
 	for {
 		changed := c.leaderChange.wait()
@@ -95,7 +98,7 @@ func (c *Cluster) attempt(ctx context.Context, data []byte) (result, outcome, er
 		return result{}, outcomeUnsent, err
 	}
 	var r result
-	if err := decode(b, &r); err != nil {
+	if err := decodeMessage(b, &r); err != nil {
 		return result{}, outcomeUnknown, fmt.Errorf("answer of the leader: %w", err)
 	}
 	return r, outcomeDecided, nil

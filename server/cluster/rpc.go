@@ -33,6 +33,9 @@ const (
 	rpcPing = 3
 	// rpcSign: a certificate request of the caller. Answer: its new certificate.
 	rpcSign = 4
+	// rpcLevel: nothing. Answer: the highest feature level that the program knows (4
+	// bytes). A program that knows level 1 only refuses the question.
+	rpcLevel = 5
 )
 
 // Statuses of responses.
@@ -141,6 +144,9 @@ func (c *Cluster) handleRPC(peer replication.NodeID, kind byte, body []byte) (st
 		if err == nil {
 			err = c.mayPropose(peer, env, cmd)
 		}
+		if err == nil {
+			err = c.mayAppend(cmd)
+		}
 		if err != nil && c.State().Node(peer) == nil {
 			// Just elected after a start, and our state is older than the log: who the
 			// peer is will show when it has caught up.
@@ -156,7 +162,7 @@ func (c *Cluster) handleRPC(peer replication.NodeID, kind byte, body []byte) (st
 		case outcomeUnknown:
 			return rpcUnknown, []byte(err.Error())
 		}
-		b, err := encode(&r)
+		b, err := c.encodeMessage(&r)
 		if err != nil {
 			return rpcUnknown, nil
 		}
@@ -174,11 +180,13 @@ func (c *Cluster) handleRPC(peer replication.NodeID, kind byte, body []byte) (st
 		return rpcOK, binary.BigEndian.AppendUint64(nil, i)
 	case rpcPing:
 		p := c.pong()
-		b, err := encode(&p)
+		b, err := c.encodeMessage(&p)
 		if err != nil {
 			return fail(err)
 		}
 		return rpcOK, b
+	case rpcLevel:
+		return rpcOK, binary.BigEndian.AppendUint32(nil, FeatureLevel)
 	case rpcSign:
 		cert, err := c.signFor(peer, body)
 		if err != nil {
@@ -238,7 +246,7 @@ func (c *Cluster) Ping(ctx context.Context, n replication.NodeID) (Pong, error) 
 		return Pong{}, err
 	}
 	var p Pong
-	if err := decode(b, &p); err != nil {
+	if err := decodeMessage(b, &p); err != nil {
 		return Pong{}, fmt.Errorf("ping node %d: %w", n, err)
 	}
 	return p, nil

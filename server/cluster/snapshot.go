@@ -164,6 +164,15 @@ func (s *State) SnapshotsOf(volume lsfs.VolumeID) []*Snapshot {
 	return out
 }
 
+// SnapshotCounts says how many snapshots each volume has.
+func (s *State) SnapshotCounts() map[lsfs.VolumeID]int {
+	counts := map[lsfs.VolumeID]int{}
+	for _, x := range s.Snapshots {
+		counts[x.Volume]++
+	}
+	return counts
+}
+
 // SnapshotNamed returns a snapshot of a volume by its name, or nil.
 func (s *State) SnapshotNamed(volume lsfs.VolumeID, name string) *Snapshot {
 	for _, x := range s.Snapshots {

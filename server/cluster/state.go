@@ -29,9 +29,6 @@ const (
 	keepRequests = 2048
 	// MaxVolumeBytes is the largest size of a volume.
 	MaxVolumeBytes = 1 << 46
-	// FeatureLevel is the level of replicated formats that this program speaks.
-	// A node refuses to run in a cluster of a higher one.
-	FeatureLevel = 1
 )
 
 // Role says what a node may do. Part of the log format, do not change.
@@ -131,6 +128,11 @@ type Node struct {
 	Started     time.Time
 	// Draining: initiators that log in are sent elsewhere, and volumes move away.
 	Draining bool
+	// Mode is what an administrator has set the node to, EvacuateTo the node that
+	// takes its replicas (0: any), ModeSince when that was.
+	Mode       NodeMode
+	EvacuateTo replication.NodeID
+	ModeSince  time.Time
 }
 
 // RelativePort is the node's relative target port id, unique in the cluster.
@@ -148,6 +150,11 @@ func (n *Node) walk(c *codec) {
 	c.time(&n.Started)
 	if c.version >= 2 {
 		c.flag(&n.Draining)
+	}
+	if c.version >= 3 {
+		u8(c, &n.Mode)
+		u32(c, &n.EvacuateTo)
+		c.time(&n.ModeSince)
 	}
 }
 
@@ -175,6 +182,13 @@ type Volume struct {
 	Restoring lsfs.VolumeID
 	// Restored counts the rollbacks: hosts are told when it rises.
 	Restored uint64
+	// Preferred is the node that ought to own the volume; 0: none.
+	Preferred replication.NodeID
+	// Left says since when replicas are out of sync that were in sync before.
+	Left []Left
+	// Lineage names the history of the volume's content since it was promoted by
+	// force; zero: it never was (B3).
+	Lineage uuid.UUID
 }
 
 // defaultPhysicalBytes is the block in which the store writes: what is smaller or
@@ -214,6 +228,9 @@ func (v *Volume) walk(c *codec) {
 	}
 	if c.version >= 3 {
 		v.walkSnapshots(c)
+		u32(c, &v.Preferred)
+		list(c, &v.Left, func(c *codec, l *Left) { l.walk(c) })
+		c.raw(v.Lineage[:])
 	}
 }
 
@@ -357,11 +374,17 @@ type State struct {
 	Discovery Discovery
 	Snapshots []*Snapshot // in the order of ids
 	Schedules []*Schedule // in the order of volumes
+	Settings  Settings
+	// Operations are the long changes that run, and the last ones that have ended,
+	// oldest first.
+	Operations []*Operation
 
 	tokens     []token
 	nextNode   replication.NodeID
 	nextVolume lsfs.VolumeID
 	nextEvent  uint64
+	// nextOperation is the number of the newest operation.
+	nextOperation uint64
 
 	// requests are the answers to the last commands, oldest first, cut like Events.
 	requests []request
@@ -384,12 +407,15 @@ func (s *State) walk(c *codec) {
 	}
 	if c.version >= 3 {
 		s.walkSnapshots(c)
+		s.Settings.walk(c)
+		pointers(c, &s.Operations)
+		u64(c, &s.nextOperation)
 	}
 }
 
 // The snapshot is "TWSTATE", a version byte, the encoded state, and the SHA-256
-// of all that. The version is that of the encoding (codec.go); a reader takes all
-// older ones. It refuses a newer version and a wrong sum: the node then stops and
+// of all that. The version is that of the encoding (codec.go), the oldest that a
+// cluster of this feature level can do with; a reader takes all older ones. It refuses a newer version and a wrong sum: the node then stops and
 // says so, and is to be upgraded or joined anew. Part of the snapshot format, do
 // not change.
 const (
@@ -398,7 +424,8 @@ const (
 )
 
 func (s *State) marshal() ([]byte, error) {
-	c := codec{buf: append([]byte(snapshotMagic), snapshotVersion), version: snapshotVersion}
+	version := s.encoding()
+	c := codec{buf: append([]byte(snapshotMagic), version), version: version}
 	s.walk(&c)
 	if c.err != nil {
 		return nil, c.err
@@ -428,9 +455,9 @@ func unmarshalState(b []byte) (*State, error) {
 }
 
 // Hash is a digest of the whole state. Nodes that have applied the same Index
-// have the same hash (I18).
+// have the same hash (I18), those of the version before as well.
 func (s *State) Hash() [32]byte {
-	b, err := encode(s)
+	b, err := encodeVersion(s, s.encoding())
 	if err != nil {
 		// Every value was checked when its command was applied.
 		panic("cluster: state does not encode: " + err.Error())

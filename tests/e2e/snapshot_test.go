@@ -54,23 +54,6 @@ func (v *verified) again(url string) {
 	v.with(table).check(url)
 }
 
-// refused runs a command that must end with exit code 4.
-func (r *rig) refused(args ...string) {
-	r.Helper()
-	_, err := r.c.CLI(r.ctx, args...)
-	var exit *lab.ExitError
-	if !errors.As(err, &exit) || exit.Code != 4 {
-		r.Fatalf("twinsan %s: %v, want a refusal", strings.Join(args, " "), err)
-	}
-}
-
-func (r *rig) cli(args ...string) []byte {
-	r.Helper()
-	out, err := r.c.CLI(r.ctx, args...)
-	r.must(err, "twinsan %s", strings.Join(args, " "))
-	return out
-}
-
 // live is what the pools hold without garbage, in bytes.
 func (r *rig) live() (n int64) {
 	r.Helper()
@@ -162,7 +145,7 @@ func TestSnapshot(t *testing.T) {
 		}
 	}
 	r.must(lab.Until(r.ctx, time.Minute, func() error {
-		if err := json.Unmarshal(r.cli("snapshot", "list", "-o", "json"), &page); err != nil {
+		if err := json.Unmarshal([]byte(r.cli("snapshot", "list", "-o", "json")), &page); err != nil {
 			return err
 		}
 		for _, s := range page.Snapshots {

@@ -22,8 +22,8 @@ type Options struct {
 	Binary     string   // path of twinsan; required
 	Dir        string   // required; made when missing
 	BasePort   int      // 0: free ports are looked for
+	DataNodes  int      // 0: two, with a witness
 	DeviceSize string   // "32G"
-	DataNodes  int      // 0: two
 	Volumes    []string // "demo:4G"
 	DebugPort  int      // first port of profiles; 0: none
 }
@@ -129,11 +129,11 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	c := &Cluster{Options: o}
 	args := []string{"up", "--detach", "--base-port", strconv.Itoa(o.BasePort)}
-	if o.DeviceSize != "" {
-		args = append(args, "--device-size", o.DeviceSize)
-	}
 	if o.DataNodes != 0 {
 		args = append(args, "--nodes", strconv.Itoa(o.DataNodes))
+	}
+	if o.DeviceSize != "" {
+		args = append(args, "--device-size", o.DeviceSize)
 	}
 	for _, v := range o.Volumes {
 		args = append(args, "--volume", v)
@@ -158,7 +158,7 @@ func freePorts() (int, error) {
 	for i := range places {
 		base := first + (os.Getpid()+i)%places*portSpan
 		free := true
-		for _, offset := range []int{0, 1, 2, 100, 101, 102, 200, 201, 202, 300, 301, 302} {
+		for _, offset := range []int{0, 1, 2, 3, 100, 101, 102, 103, 200, 201, 202, 203, 300, 301, 302, 303} {
 			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+offset))
 			if err != nil {
 				free = false
@@ -248,6 +248,9 @@ func (c *Cluster) URL(node string, lun int) string {
 // Repeat is the command line that makes a cluster like this one.
 func (c *Cluster) Repeat() string {
 	b := fmt.Sprintf("twinsan demo up --detach --base-port %d", c.BasePort)
+	if c.DataNodes != 0 {
+		b += fmt.Sprintf(" --nodes %d", c.DataNodes)
+	}
 	if c.DeviceSize != "" {
 		b += " --device-size " + c.DeviceSize
 	}

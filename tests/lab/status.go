@@ -104,7 +104,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, name, size string, flags ...
 		if v, err = c.Volume(ctx, name); err != nil {
 			return err
 		}
-		if v.State != "online" || len(v.ServedBy) < len(c.Nodes) {
+		if v.State != "online" || len(v.ServedBy) < max(len(v.Replicas), min(2, len(c.Nodes))) {
 			return fmt.Errorf("volume %s is %s, served by %v", name, v.State, v.ServedBy)
 		}
 		return nil
@@ -150,7 +150,7 @@ func (c *Cluster) served(s *Status) error {
 		return fmt.Errorf("quorum %t, %d volumes are known", s.Quorum, len(s.Volumes))
 	}
 	for _, v := range s.Volumes {
-		if v.State != "online" || len(v.ServedBy) < len(c.Nodes) {
+		if v.State != "online" || len(v.ServedBy) < max(len(v.Replicas), min(2, len(c.Nodes))) {
 			return fmt.Errorf("volume %s is %s, served by %v", v.Name, v.State, v.ServedBy)
 		}
 	}
@@ -168,7 +168,7 @@ func (c *Cluster) CheckEqual(ctx context.Context, name string) error {
 	if err := c.JSON(ctx, &page, "volume", "check", name); err != nil {
 		return err
 	}
-	if !page.Equal || len(page.Digests) < len(c.Nodes) {
+	if !page.Equal || len(page.Digests) < min(2, len(c.Nodes)) {
 		return fmt.Errorf("the replicas of volume %s are not proved equal: %+v", name, page.Digests)
 	}
 	return nil
