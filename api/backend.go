@@ -47,6 +47,9 @@ type NodeBackend interface {
 	// Devices lists the devices of one node, or of all when node is empty, and
 	// the nodes that did not answer.
 	Devices(ctx context.Context, node string) ([]server.Device, []server.Unreachable, error)
+	// ChangeDevice changes the devices of a node's pool; see server.DeviceChange. A node
+	// that is not the named one asks it, unless nodeOnly.
+	ChangeDevice(ctx context.Context, c server.DeviceChange, nodeOnly bool) (*server.Device, error)
 	// Sessions lists the sessions of all nodes, and the nodes that did not answer.
 	Sessions(ctx context.Context) ([]server.Session, []server.Unreachable, error)
 	// Report returns what only this node knows; it asks nobody.

@@ -42,19 +42,6 @@ func (s *nodeService) DrainNode(ctx context.Context, r *v1.DrainNodeRequest) (*v
 	return nodeMessage(m), nil
 }
 
-type deviceService struct {
-	v1.UnimplementedDevicesServer
-	backend NodeBackend
-}
-
-func (s *deviceService) ListDevices(ctx context.Context, r *v1.ListDevicesRequest) (*v1.ListDevicesResponse, error) {
-	devices, unreachable, err := s.backend.Devices(ctx, r.GetNode())
-	if err != nil {
-		return nil, err
-	}
-	return &v1.ListDevicesResponse{Devices: each(devices, deviceMessage), Unreachable: each(unreachable, unreachableMessage)}, nil
-}
-
 type sessionService struct {
 	v1.UnimplementedSessionsServer
 	backend NodeBackend

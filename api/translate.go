@@ -125,12 +125,20 @@ func trafficOf(t *v1.Traffic) server.Traffic {
 }
 
 func deviceMessage(d *server.Device) *v1.Device {
-	return &v1.Device{Node: d.Node, Path: d.Path, Uuid: d.UUID, SizeBytes: d.Size, State: d.State, DirectIo: d.DirectIO, Errors: d.Errors}
+	return &v1.Device{
+		Node: d.Node, Path: d.Path, Uuid: d.UUID, SizeBytes: d.Size, State: d.State, DirectIo: d.DirectIO, Errors: d.Errors,
+		Class: d.Class, LiveBytes: d.Live, FreeBytes: d.Free, DrainBytes: d.Drain, Stuck: d.Stuck,
+		ReadNanoseconds: uint64(d.ReadLatency), WriteNanoseconds: uint64(d.WriteLatency), FlushNanoseconds: uint64(d.FlushLatency),
+	}
 }
 
 func deviceOf(d **v1.Device) server.Device {
 	m := *d
-	return server.Device{Node: m.Node, Path: m.Path, UUID: m.Uuid, Size: m.SizeBytes, State: m.State, DirectIO: m.DirectIo, Errors: m.Errors}
+	return server.Device{
+		Node: m.Node, Path: m.Path, UUID: m.Uuid, Size: m.SizeBytes, State: m.State, DirectIO: m.DirectIo, Errors: m.Errors,
+		Class: m.Class, Live: m.LiveBytes, Free: m.FreeBytes, Drain: m.DrainBytes, Stuck: m.Stuck,
+		ReadLatency: time.Duration(m.ReadNanoseconds), WriteLatency: time.Duration(m.WriteNanoseconds), FlushLatency: time.Duration(m.FlushNanoseconds),
+	}
 }
 
 func replicaMessage(r *server.Replica) *v1.Replica {

@@ -397,6 +397,9 @@ func (s *Store) applyMove(r format.Record) {
 		at = format.EntryAt(s.pg.touch(leaf), int(m.BID%format.EntriesPerPage))
 		var e format.Entry
 		format.ParseEntry(at, &e)
+		if s.replaying && s.segs.all[m.New.Segment()].state == segmentFree {
+			s.visit(m.New.Segment()) // it was written beside the log, see tiers
+		}
 		s.segs.addLive(e.Addr, -int32(e.Len))
 		e.Addr, e.Sum, e.Len, e.Encoding = m.New, m.Sum, m.Len, m.Encoding
 		format.PutEntry(at, &e)

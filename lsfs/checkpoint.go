@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/twinsan/twinsan/lsfs/device"
 	"github.com/twinsan/twinsan/lsfs/format"
 )
 
@@ -46,6 +45,7 @@ type checkpointer struct {
 	drops    []uint32
 	root     []byte
 	pages    uint32 // ids at the cut
+	devices  deviceList
 	buf      []byte // aligned staging
 	taken    []uint32
 	released []uint32 // segments that lose a page when the checkpoint is durable
@@ -178,6 +178,7 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 		NextBID: uint64(s.nextBID), Stored: uint64(s.stored.Load()), Identities: format.Tree{Top: s.identities.top, Height: s.identities.height},
 		Dormant: dormant, Live: make([]uint32, len(t.all)), Free: make([]byte, (len(t.all)+7)/8),
 	}
+	c.devices = s.deviceList()
 	for i := range t.all {
 		seg := &t.all[i]
 		r.Live[i] = seg.live
@@ -300,7 +301,7 @@ func (s *Store) writeCheckpoint() error {
 	sb := s.pool
 	sb.Sequence++
 	sb.Checkpoint, sb.Root, sb.Durable = c.number, extents, last
-	if err := writeSuperblocks(s.segs.devices, sb); err != nil {
+	if err := s.writeDevices(&sb); err != nil {
 		return err
 	}
 	s.pool = sb
@@ -506,26 +507,4 @@ func (s *Store) writeRoot() (extents []format.Extent, last uint64, err error) {
 		s.mu.Unlock()
 	}
 	return extents, last, nil
-}
-
-// writeSuperblocks writes the four copies on each device in two pairs, so that a
-// crash leaves one pair whole.
-func writeSuperblocks(devices []device.Device, sb format.Superblock) error {
-	page := device.AlignedBuffer(format.PageSize)
-	defer device.FreeAligned(page)
-	for i, d := range devices {
-		sb.Index, sb.Device = i, sb.Members[i].Device
-		sb.Put(page)
-		for n, off := range format.SuperblockOffsets {
-			if err := d.WriteAt(page, off); err != nil {
-				return fmt.Errorf("write superblock: %w", err)
-			}
-			if n%2 == 1 {
-				if err := d.Flush(); err != nil {
-					return fmt.Errorf("flush superblock: %w", err)
-				}
-			}
-		}
-	}
-	return nil
 }

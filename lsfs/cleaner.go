@@ -29,6 +29,7 @@ type cleaner struct {
 	buf   []byte
 	moves []move
 	fails int
+	cold  bool // what is moved goes to capacity
 }
 
 func (c *cleaner) init() { c.wake = make(chan struct{}, 1) }
@@ -65,7 +66,7 @@ func (s *Store) short() bool { return s.segs.nFree.Load() <= s.reserve() }
 
 // low says whether the cleaner should run at full speed.
 func (s *Store) low() bool {
-	return s.segs.nFree.Load() <= s.reserve()+max(2, int32(s.segs.count()/32))
+	return s.segs.nFree.Load() <= s.reserve()+max(2, int32(s.segs.size()/32))
 }
 
 func (s *Store) cleanLoop() {
@@ -88,6 +89,9 @@ func (s *Store) cleanLoop() {
 				break
 			}
 			s.cleanRound()
+		}
+		if s.drainStep() || s.tierStep() {
+			c.kick()
 		}
 		if r := s.Room(); s.failure() == nil && r.Size/100*int64(s.cfg.GarbageMax) < r.Garbage {
 			// In the background: one segment per tick, where it is worth it.
@@ -268,7 +272,7 @@ func (s *Store) cleanContents(n uint32) error {
 			}
 		}
 	}
-	return s.flushMoves()
+	return s.flushMoves(n)
 }
 
 func (s *Store) cleanRecord(n uint32, payload format.Addr, r format.Record) error {
@@ -279,7 +283,7 @@ func (s *Store) cleanRecord(n uint32, payload format.Addr, r format.Record) erro
 			if r.Block(i, &e); e.BID == 0 || e.Ref {
 				continue
 			}
-			if err := s.cleanBlock(BID(e.BID), e.Addr); err != nil {
+			if err := s.cleanBlock(n, BID(e.BID), e.Addr); err != nil {
 				return err
 			}
 		}
@@ -287,7 +291,7 @@ func (s *Store) cleanRecord(n uint32, payload format.Addr, r format.Record) erro
 		var m format.Move
 		for i := range r.Count() {
 			r.Move(i, &m)
-			if err := s.cleanBlock(BID(m.BID), m.New); err != nil {
+			if err := s.cleanBlock(n, BID(m.BID), m.New); err != nil {
 				return err
 			}
 		}
@@ -311,9 +315,13 @@ func (s *Store) cleanRecord(n uint32, payload format.Addr, r format.Record) erro
 	return nil
 }
 
-// cleanBlock adds a block to the moves if its identity still stands there.
-func (s *Store) cleanBlock(bid BID, at format.Addr) error {
+// cleanBlock adds a block to the moves if its identity still stands there. A record of
+// the log may name a block in another segment, which is not this victim's.
+func (s *Store) cleanBlock(n uint32, bid BID, at format.Addr) error {
 	c := &s.cleaner
+	if at.Segment() != n {
+		return nil
+	}
 	var e format.Entry
 	for {
 		s.mu.RLock()
@@ -343,15 +351,21 @@ func (s *Store) cleanBlock(bid BID, at format.Addr) error {
 	c.moves = append(c.moves, move{bid: bid, old: at, sum: e.Sum, enc: e.Encoding, data: data})
 	// Moves of one commit: as many as fit whatever their sizes.
 	if (len(c.moves)+1)*(dedup.BlockSize+format.MoveEntrySize)+2*format.PageSize > min(commitTarget, int(s.commitMax)) {
-		return s.flushMoves()
+		return s.flushMoves(at.Segment())
 	}
 	return nil
 }
 
-func (s *Store) flushMoves() error {
+// flushMoves stores the collected blocks of a segment at their new places.
+func (s *Store) flushMoves(from uint32) error {
 	c := &s.cleaner
 	if len(c.moves) == 0 {
 		return nil
+	}
+	if s.toCapacity(from) {
+		if err := s.placeCold(c.moves, from); err != nil {
+			return err
+		}
 	}
 	err := s.post(&task{kind: taskMove, moves: c.moves})
 	clear(c.moves)

@@ -386,7 +386,7 @@ func (v *Volume) AdmitClone(start BlockNo, source VolumeID, sourceStart BlockNo,
 	if c.src == nil || c.src.forging || ClonedBlocksMax < count || !v.holds(c.start, c.count) || !c.src.holds(c.source, c.count) {
 		return true
 	}
-	return s.charged()+s.waiting.Load()+s.clonePages(&c)*format.PageSize <= s.usable && !s.crowded(v.mapTree, c.start, c.start+c.count)
+	return s.charged()+s.waiting.Load()+s.clonePages(&c)*format.PageSize <= s.usable.Load() && !s.crowded(v.mapTree, c.start, c.start+c.count)
 }
 
 // stageClone looks at a clone before it is logged: that its metadata can be read, that
@@ -408,7 +408,7 @@ func (s *Store) stageClone(r format.Record, refuse bool) error {
 	if err != nil {
 		return err
 	}
-	if add := s.batch.bytes + s.batch.copies*format.PageSize + int64(len(s.batch.fresh))*identityCost + pages*format.PageSize; refuse && pages > 2 || s.usable+s.slack < s.charged()+add {
+	if add := s.batch.bytes + s.batch.copies*format.PageSize + int64(len(s.batch.fresh))*identityCost + pages*format.PageSize; refuse && pages > 2 || s.usable.Load()+s.slack < s.charged()+add {
 		s.stats.spaceRefused.Add(1)
 		return fmt.Errorf("volume %d: clone of %d blocks: %w", c.v.id, c.count, ErrNoSpace)
 	}

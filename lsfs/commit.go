@@ -269,7 +269,7 @@ func (s *Store) stage(op *Op, refuse bool) error {
 	}
 	if err == nil && (op.Kind == OpWrite || op.Kind == OpCopy) {
 		grow := b.bytes - bytesWas
-		if add := b.bytes + int64(len(b.fresh))*identityCost + b.copies*format.PageSize; refuse && grow > 0 || s.usable+s.slack < s.charged()+add && !s.fits(v, op, add) {
+		if add := b.bytes + int64(len(b.fresh))*identityCost + b.copies*format.PageSize; refuse && grow > 0 || s.usable.Load()+s.slack < s.charged()+add && !s.fits(v, op, add) {
 			s.stats.spaceRefused.Add(1)
 			err = fmt.Errorf("volume %d: %d bytes of new data: %w", op.Volume, grow, ErrNoSpace)
 		}
@@ -442,7 +442,7 @@ func (s *Store) fits(v *Volume, op *Op, add int64) bool {
 	s.mu.RLock()
 	freed := s.freedBy(v, op.Start, op.Count)
 	s.mu.RUnlock()
-	return s.charged()+add-freed <= s.usable+s.slack
+	return s.charged()+add-freed <= s.usable.Load()+s.slack
 }
 
 // freedBy sums the stored bytes that only the given range refers to, under Store.mu.
@@ -488,7 +488,7 @@ func (v *Volume) Admit(start BlockNo, blocks []dedup.Block) bool {
 			add += int64(n) + identityCost
 		}
 	}
-	over := s.charged() + s.waiting.Load() + add - s.usable
+	over := s.charged() + s.waiting.Load() + add - s.usable.Load()
 	shared := s.pg.shared.Load() > 0
 	if !shared && (add == 0 || over <= 0) || over+edgesMost*format.PageSize <= 0 && s.pg.crowd.Load() < s.parentsLast {
 		return true
@@ -506,7 +506,7 @@ func (v *Volume) Admit(start BlockNo, blocks []dedup.Block) bool {
 // where map pages are shared does it take any.
 func (v *Volume) AdmitUnmap(start BlockNo, count uint32) bool {
 	s := v.s
-	over := s.charged() + s.waiting.Load() - s.usable
+	over := s.charged() + s.waiting.Load() - s.usable.Load()
 	if s.pg.shared.Load() == 0 || over+edgesMost*format.PageSize <= 0 && s.pg.crowd.Load() < s.parentsLast {
 		return true
 	}

@@ -7,13 +7,26 @@ import (
 
 	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs/device"
-	"github.com/twinsan/twinsan/lsfs/format"
 )
 
 // Config says what a store runs on. The zero value of a field means its default.
 type Config struct {
-	// Devices are the paths of all devices of the pool, in any order.
+	// Devices are paths where devices of the pool may be, in any order. What is there
+	// and does not belong to the pool is left alone.
 	Devices []string
+	// Search names further paths, when a device of the pool is at none of Devices.
+	// Default: none.
+	Search func() []string
+	// Generation is the least number of the pool's list of devices that is not too
+	// old, as Persist was told. Default 0: any.
+	Generation uint64
+	// Forget are devices that failed for good: the pool opens without them, where that
+	// can be (see ErrLost).
+	Forget []DeviceID
+	// Persist is told the list of devices when it changes: before a new device holds
+	// anything, and after one has left. It is durable on return. An error keeps the new
+	// device out. It must not call the store. Default: none.
+	Persist func(generation uint64, devices []DeviceInfo) error
 	// Pool is the pool that the devices must belong to; the zero value takes any.
 	// A node that knows its pool so refuses another node's disks in its slots.
 	Pool [16]byte
@@ -52,7 +65,7 @@ type Config struct {
 
 // Event is a fact about the store that an operator should see.
 type Event struct {
-	Code string // "corrupt", "poisoned", "no-space", "recovered"
+	Code string // "corrupt", "poisoned", "no-space", "recovered", "device-..."
 	Text string
 	Err  error // *CorruptError for code "corrupt"
 }
@@ -79,14 +92,17 @@ func (c Config) withDefaults() (Config, error) {
 	if c.GarbageMax < 5 || 50 < c.GarbageMax {
 		return c, fmt.Errorf("config: GarbageMax is %d percent, allowed are 5 to 50", c.GarbageMax)
 	}
-	if len(c.Devices) == 0 || format.DevicesMax < len(c.Devices) {
-		return c, fmt.Errorf("config: %d devices, allowed are 1 to %d", len(c.Devices), format.DevicesMax)
+	if len(c.Devices) == 0 && c.Search == nil {
+		return c, errNoDevices
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	if c.Event == nil {
 		c.Event = func(Event) {}
+	}
+	if c.Persist == nil {
+		c.Persist = func(uint64, []DeviceInfo) error { return nil }
 	}
 	for _, err := range []error{
 		set(&c.L1Bytes, 256<<20, 1<<20, "L1Bytes"),

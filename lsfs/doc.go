@@ -28,6 +28,9 @@
 //	page.go                      pages in RAM
 //	checkpoint.go replay.go      how the state gets to a device and back
 //	cleaner.go trim.go           how space is given back
+//	import.go superblocks.go     which devices the pool has, and finding them
+//	member.go devices.go drain.go  devices that come and go while the pool is in use
+//	tier.go lost.go              two classes of devices; a device that failed for good
 //	read.go volume.go extents.go what callers see
 //	check.go                     the walk that proves the counters
 //
@@ -40,7 +43,7 @@
 // index work beside it; what they want changed goes to the role as a task, which
 // comes before operations.
 //
-// Lock order: committing role, logWriter.turn, queue.mu, Store.mu, then without
+// Lock order: Store.changing (of the list of devices), committing role, logWriter.turn, queue.mu, Store.mu, then without
 // order among them the shards of pins, checkpointer.mu, the index and the cache.
 // Only the role and turn are held across I/O: turn is the meaning of "one commit
 // in flight". Store.mu guards pages, directory, segments and volumes; it is held

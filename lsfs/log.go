@@ -99,7 +99,7 @@ func (s *Store) turnTo(generation uint64) (uint32, error) {
 	l := &s.log
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	after := s.segs.take()
+	after := s.segs.take(s.logClass())
 	if after == format.NoSegment {
 		return after, fmt.Errorf("log: no free segment: %w", ErrNoSpace)
 	}

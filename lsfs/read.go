@@ -237,14 +237,16 @@ func (v *Volume) tryResolve(rc *readContext, first uint64, count int, have func(
 			rc.blocks = rc.blocks[:len(rc.blocks)-1]
 			return 0, s.report(&CorruptError{What: "identity", Device: "?", BID: bid, Volume: v.id, Block: BlockNo(no), Err: format.ErrInvalid})
 		}
-		s.segs.all[l.e.Addr.Segment()].readers.Add(1)
+		seg := &s.segs.all[l.e.Addr.Segment()]
+		seg.readers.Add(1)
+		s.heatUp(seg, l.e.Addr, bid)
 	}
 	return 0, nil
 }
 
 func (s *Store) letGo(rc *readContext) {
 	for i := range rc.blocks {
-		s.segs.all[rc.blocks[i].e.Addr.Segment()].readers.Add(-1)
+		s.segs.arena[rc.blocks[i].e.Addr.Segment()].readers.Add(-1)
 	}
 	rc.blocks = rc.blocks[:0]
 }

@@ -70,7 +70,7 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 	var successorOK bool
 	var err error
 	look := func() error {
-		if pos.Next == format.NoSegment || s.segs.count() <= pos.Next {
+		if pos.Next == format.NoSegment || !s.segs.exists(pos.Next) {
 			return fmt.Errorf("replay: segment %d is followed by segment %d, which does not exist: %w", pos.Segment, pos.Next, format.ErrInvalid)
 		}
 		successorOK, err = r.header(pos.Next, 0, &successor)
@@ -210,6 +210,9 @@ func (s *Store) payloadIntact(r *logReader, c *format.Commit) (bool, error) {
 			var m format.Move
 			for i := range rec.Count() {
 				rec.Move(i, &m)
+				if m.New.Segment() != c.Segment {
+					continue // it was durable before the move was logged, see tiers
+				}
 				if ok, err := good(m.New, m.Len, m.Sum); !ok || err != nil {
 					return false, err
 				}
@@ -259,12 +262,13 @@ func (s *Store) endOfLog(r *logReader, pos format.Position) error {
 func (s *Store) loadRoot() (*format.Root, error) {
 	t := s.segs
 	if len(s.pool.Root) == 0 {
-		for n := range t.count() {
-			if n != 0 {
-				t.setFree(n)
+		for n := range t.all {
+			if t.all[n].state != segmentGone {
+				t.all[n].state = segmentFree
 			}
 		}
 		t.all[0].state = segmentNext
+		t.recount()
 		return &format.Root{Position: format.Position{Segment: format.NoSegment, Next: 0}, NextBID: 1}, nil
 	}
 	var raw []byte
@@ -289,7 +293,7 @@ func (s *Store) loadRoot() (*format.Root, error) {
 	}
 	p := &root.Position
 	if len(root.Live) != len(t.all) || root.Checkpoint != s.pool.Checkpoint ||
-		p.Segment != format.NoSegment && t.count() <= p.Segment || t.count() <= p.Next {
+		p.Segment != format.NoSegment && !t.exists(p.Segment) || !t.exists(p.Next) {
 		return nil, fmt.Errorf("root: checkpoint %d of %d segments does not fit the pool: %w", root.Checkpoint, len(root.Live), format.ErrInvalid)
 	}
 	s.nextBID = BID(root.NextBID)
@@ -297,16 +301,22 @@ func (s *Store) loadRoot() (*format.Root, error) {
 	s.identities = tree{root.Identities.Top, root.Identities.Height}
 	for i := range t.all {
 		seg := &t.all[i]
+		if seg.state == segmentGone {
+			if root.Live[i] != 0 {
+				return nil, fmt.Errorf("root: segment %d of no device has %d live bytes: %w", i, root.Live[i], format.ErrInvalid)
+			}
+			continue
+		}
 		if seg.live = root.Live[i]; seg.live > 0 {
 			t.live.Add(int64(seg.live))
 			t.data.Add(int64(seg.live))
 		}
+		seg.state = segmentSealed
 		if root.Free[i/8]&(1<<(i%8)) != 0 {
-			t.setFree(uint32(i))
-		} else {
-			seg.state = segmentSealed
+			seg.state = segmentFree
 		}
 	}
+	t.recount()
 	if p.Segment != format.NoSegment {
 		s.visit(p.Segment)
 	}

@@ -95,10 +95,10 @@ type Room struct {
 // Room returns the levels of the pool. It is free.
 func (s *Store) Room() Room {
 	r := Room{
-		Size:   int64(s.segs.count()) * int64(s.segs.bytes),
+		Size:   int64(s.segs.present.Load()) * int64(s.segs.bytes),
 		Live:   s.charged(),
-		Free:   int64(s.segs.nFree.Load()) * int64(s.segs.bytes),
-		Usable: s.usable,
+		Free:   int64(s.segs.nFree.Load()+s.segs.idle.Load()) * int64(s.segs.bytes),
+		Usable: s.usable.Load(),
 	}
 	r.Garbage = max(0, r.Size-r.Free-s.segs.live.Load())
 	return r
@@ -120,7 +120,7 @@ func (s *Store) Stats() Stats {
 		L1: s.l1.Stats(), Index: s.index.Stats(), Poisoned: s.failure(),
 		Segments: map[string]int{},
 	}
-	names := [...]string{"free", "next", "open", "sealed", "quarantine"}
+	names := [...]string{"free", "next", "open", "sealed", "quarantine", "gone"}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for i := range s.segs.all {

@@ -32,6 +32,10 @@ type Store struct {
 	nextBID    BID
 	volumes    map[VolumeID]*Volume
 	snapshots  map[VolumeID]*Snapshot
+	generation uint64 // of the list of devices
+
+	changing sync.Mutex // of the list of devices, one change at a time; comes before all other locks
+	tiers    tiers
 
 	pins    pinTable
 	queue   queue
@@ -44,8 +48,9 @@ type Store struct {
 	trimmer trimmer
 	stats   counters
 
-	commitMax            int64 // bytes of the largest commit
-	usable, slack        int64
+	commitMax            int64        // bytes of the largest commit
+	usable               atomic.Int64 // changes with the devices in use
+	slack                int64
 	dirtySoft, dirtyHard int64  // pages
 	refsMax              uint32 // see the constants of these names
 	parentsMax           uint32
@@ -74,6 +79,18 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	for _, m := range s.segs.layout.Load().members {
+		if leaves(m.state) {
+			m.begun = s.standsOn(m)
+		}
+	}
+	generation := s.generation
+	s.mu.Unlock()
+	if err := s.cfg.Persist(generation, s.Devices()); err != nil {
+		s.free()
+		return nil, fmt.Errorf("open pool %x: record its devices: %w", s.id, err)
+	}
 	s.running.Add(5)
 	go s.committer()
 	go s.checkpointLoop()
@@ -91,7 +108,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	devices, sb, err := importDevices(&c)
+	members, sb, err := importDevices(&c)
 	if err != nil {
 		return nil, err
 	}
@@ -102,18 +119,19 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 			made.free()
 		}
 	}()
-	counts := make([]uint32, len(sb.Members))
-	for i, m := range sb.Members {
-		counts[i] = m.Segments
+	if s.segs, err = newSegmentTable(members, sb.Segments, sb.SegmentBytes); err != nil {
+		for _, m := range members {
+			_ = m.Close()
+		}
+		return nil, err
 	}
-	s.segs = newSegmentTable(devices, counts, sb.SegmentBytes)
+	s.generation = sb.Generation
 	s.visited = make([]bool, s.segs.count())
-	size := int64(s.segs.count()) * int64(sb.SegmentBytes)
+	size := s.segs.size() * int64(sb.SegmentBytes)
 	s.commitMax = min(int64(sb.SegmentBytes), OpBytesMax+(1<<20))
 	s.pg = newPager(c.MetadataBytes)
 	s.dirtySoft, s.dirtyHard = int64(s.pg.max)/4, int64(s.pg.max)*5/8
-	// A twentieth goes to commit headers, records and padding of what the cleaner packs.
-	s.usable = (size - reserveSegments*int64(sb.SegmentBytes)) / 20 * 19 * int64(100-c.GarbageMax) / 100
+	s.usable.Store(s.usableOf(size))
 	s.slack = max(size/128, int64(sb.SegmentBytes)/2)
 	s.refsMax, s.parentsMax, s.parentsLast = refsMax, parentsMax, parentsLast
 	s.pins.init()
@@ -138,6 +156,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	ck.buf = device.AlignedBuffer((s.stagePages() + 1) * format.PageSize)
 	s.cleaner.init()
 	s.trimmer.init()
+	s.tiers.init()
 	if s.index, err = dedup.NewIndex(c.IndexBytes); err != nil {
 		return nil, err
 	}
@@ -145,24 +164,26 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 		return nil, err
 	}
 	if err = s.recover(); err != nil {
-		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, err)
+		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, s.explainLost(err))
+	}
+	if err = s.markLost(); err != nil {
+		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, s.explainLost(err))
 	}
 	return s, nil
 }
 
 // free gives memory and devices back. No goroutine runs any more.
 func (s *Store) free() {
-	var devices []device.Device
-	if s.segs != nil {
-		devices = s.segs.devices
-	}
 	if s.reads != nil {
 		s.reads.Close()
 	}
-	for _, d := range devices {
-		if err := d.Close(); err != nil {
-			s.logger.Warn("close device", "device", d.Path(), "err", err)
+	if s.segs != nil {
+		for _, m := range s.segs.layout.Load().members {
+			if err := m.Close(); err != nil {
+				s.logger.Warn("close device", "device", m.Path(), "err", err)
+			}
 		}
+		s.segs.close()
 	}
 	if s.index != nil {
 		s.index.Close()
@@ -175,6 +196,7 @@ func (s *Store) free() {
 	}
 	device.FreeAligned(s.batch.buf)
 	device.FreeAligned(s.ckpt.buf)
+	s.tiers.close()
 	for range cap(s.pageBufs) {
 		device.FreeAligned(<-s.pageBufs)
 	}

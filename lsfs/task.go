@@ -49,6 +49,15 @@ type move struct {
 	sum  uint32
 	enc  dedup.Encoding
 	data []byte
+	at   format.Addr // where it stands already, see placeCold; 0: it goes into the log
+}
+
+// logged is the stored bytes that the commit of the move carries.
+func (m *move) logged() int {
+	if m.at != 0 {
+		return 0
+	}
+	return len(m.data)
 }
 
 // errTail asks Resize to wait for the blocks behind the end.
@@ -181,7 +190,7 @@ func (s *Store) movesThatFit(moves []move) int {
 	count := func(room int) (n int) {
 		total := format.CommitHeaderSize + format.ListFixed
 		for i := range moves {
-			if total += format.MoveEntrySize + len(moves[i].data); room < total {
+			if total += format.MoveEntrySize + moves[i].logged(); room < total {
 				return i
 			}
 		}
@@ -201,7 +210,7 @@ func (s *Store) commitMoves(live []move) error {
 	b.n = 1
 	total := b.end
 	for i := range live {
-		total += len(live[i].data)
+		total += live[i].logged()
 	}
 	base, err := s.begin(roundUp(total))
 	if err != nil {
@@ -210,8 +219,12 @@ func (s *Store) commitMoves(live []move) error {
 	off := b.end
 	for i := range live {
 		m := &live[i]
-		format.PutMove(at, i, &format.Move{BID: uint64(m.bid), Old: m.old, New: base + format.Addr(off), Sum: m.sum, Len: uint16(len(m.data)), Encoding: m.enc})
-		off += copy(b.buf[off:], m.data)
+		to := m.at
+		if to == 0 {
+			to = base + format.Addr(off)
+			off += copy(b.buf[off:], m.data)
+		}
+		format.PutMove(at, i, &format.Move{BID: uint64(m.bid), Old: m.old, New: to, Sum: m.sum, Len: uint16(len(m.data)), Encoding: m.enc})
 	}
 	if err := s.commit(b.buf, 1, b.end-format.CommitHeaderSize, b.end, off-b.end); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,8 +36,12 @@ type Config struct {
 
 // StoreConfig describes the pool of a data node. A witness has none.
 type StoreConfig struct {
-	// Devices are block devices or files, 1 to 64 paths.
+	// Devices are block devices or files that "init" and "join" format. Later devices
+	// come and go by "twinsan device"; here they are only where they are looked for.
 	Devices []string `toml:"devices"`
+	// CapacityDevices are more of them, of class capacity: cold data goes there. Of the
+	// others those that rotate are of class capacity too. Both lists: 1 to 64 paths.
+	CapacityDevices []string `toml:"capacity-devices"`
 	// DeviceSize is the size of a device that is a file and does not exist when
 	// the pool is formatted, 64 MiB to 64 TiB. 0: devices must exist.
 	DeviceSize Size `toml:"device-size"`
@@ -47,6 +52,9 @@ type StoreConfig struct {
 	// Index is the RAM for the index of fingerprints, 4 MiB to 1 TiB.
 	Index Size `toml:"index"`
 }
+
+// paths are all devices.
+func (s *StoreConfig) paths() []string { return slices.Concat(s.Devices, s.CapacityDevices) }
 
 // SyncConfig is where the nodes of the cluster talk to each other.
 type SyncConfig struct {
@@ -199,11 +207,14 @@ func (c *Config) complete(path string, text []byte) error {
 	if !filepath.IsAbs(c.DataDir) {
 		wrong("data-dir", "%q is not an absolute path", c.DataDir)
 	}
-	if len(c.Store.Devices) > 64 {
-		wrong("store.devices", "%d devices, at most 64", len(c.Store.Devices))
+	if n := len(c.Store.paths()); n > 64 {
+		wrong("store.devices", "%d devices, at most 64", n)
+	}
+	if len(c.Store.CapacityDevices) == 0 {
+		c.Store.CapacityDevices = nil // an empty list in the file is none
 	}
 	seen := map[string]bool{}
-	for _, d := range c.Store.Devices {
+	for _, d := range c.Store.paths() {
 		if !filepath.IsAbs(d) {
 			wrong("store.devices", "%q is not an absolute path", d)
 		}

@@ -27,7 +27,7 @@
 //	             Held over a whole application of a state, I/O of the store included,
 //	             and by Close; never by a read, a write, a report or a status, which
 //	             take the parts from an atomic pointer.
-//	freer.mu     the list of freed volumes; deviceSet.mu the devices. Both are taken
+//	freer.mu     the list of freed volumes; poolKeeper.mu the list of devices as recorded. Both are taken
 //	             last and held for no call.
 //
 // # Invariants

@@ -53,7 +53,14 @@ func merge(s *Status, replies map[replication.NodeID]reply) {
 	}
 	mergeOperations(s)
 	s.Risk = riskOf(s)
-	s.Problems = problems(s)
+	var devices []Device
+	for _, n := range s.Nodes {
+		if r := replies[n.ID].report; r != nil {
+			devices = append(devices, r.Devices...)
+		}
+	}
+	s.Problems = append(problems(s), deviceProblems(devices)...)
+	slices.SortStableFunc(s.Problems, func(a, b Problem) int { return rank(b.Severity) - rank(a.Severity) })
 	s.Health = Healthy
 	for _, p := range s.Problems {
 		if rank(p.Severity) > rank(s.Health) {

@@ -126,7 +126,12 @@ var (
 	descCleaner    = description("cleaner_bytes_total", "Bytes that the cleaner moved.")
 	descSegments   = description("segments", "Segments of the pool.", "state")
 	descMetadata   = description("metadata_bytes", "RAM of map pages.")
-	descDevErrors  = description("device_errors_total", "Errors of devices.")
+	descDevErrors  = description("device_errors_total", "Operations of a device that failed.", "device", "op")
+	descDevOps     = description("device_operations_total", "Operations of a device.", "device", "op")
+	descDevLatency = description("device_latency_seconds", "Mean latency of the last few dozen operations of a device.", "device", "op")
+	descDevLive    = description("device_live_bytes", "Bytes of blocks and metadata that stand on a device.", "device", "class")
+	descDevSize    = description("device_size_bytes", "Size of a device's segments.", "device", "class")
+	descDevState   = description("device_state", "1 for the state that a device is in.", "device", "state")
 	descChecksum   = description("checksum_errors_total", "Blocks and pages whose checksum was wrong.")
 	descRepaired   = description("repaired_total", "Blocks that were repaired from another replica.")
 	descRefused    = description("space_refused_total", "Operations refused for want of space.")
@@ -150,6 +155,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	c.volumes(m, state)
 	if n.store != nil {
 		m.store(n.store.Stats(), n.store.Room())
+		m.devices(n.store.Devices())
 	}
 }
 
@@ -292,6 +298,26 @@ func (m metricSink) powers(d *prometheus.Desc, h *lsfs.Histogram, unit float64) 
 	m.out <- prometheus.MustNewConstHistogram(d, total, float64(h.Sum)*unit, buckets)
 }
 
+func (m metricSink) devices(list []lsfs.DeviceInfo) {
+	for i := range list {
+		d, u := &list[i], &list[i].Usage
+		for _, x := range [...]struct {
+			op          string
+			ops, errors int64
+			latency     time.Duration
+		}{
+			{"read", u.Reads, u.ReadErrors, u.ReadLatency}, {"write", u.Writes, u.WriteErrors, u.WriteLatency}, {"flush", u.Flushes, u.FlushErrors, u.FlushLatency},
+		} {
+			m.count(descDevOps, float64(x.ops), d.Path, x.op)
+			m.count(descDevErrors, float64(x.errors), d.Path, x.op)
+			m.gauge(descDevLatency, x.latency.Seconds(), d.Path, x.op)
+		}
+		m.gauge(descDevLive, float64(d.LiveBytes), d.Path, d.Class.String())
+		m.gauge(descDevSize, float64(d.SizeBytes), d.Path, d.Class.String())
+		m.gauge(descDevState, 1, d.Path, string(d.State))
+	}
+}
+
 func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 	m.gauge(descPoolSize, float64(r.Size))
 	m.gauge(descPoolUsed, float64(r.Live))
@@ -323,7 +349,6 @@ func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 		m.gauge(descSegments, float64(n), state)
 	}
 	m.gauge(descMetadata, float64(s.MetadataBytes))
-	m.count(descDevErrors, float64(s.DeviceErrors))
 	m.count(descChecksum, float64(s.ChecksumErrors))
 	m.count(descRepaired, float64(s.Repairs))
 	m.count(descRefused, float64(s.SpaceRefused))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,8 @@ type Peers interface {
 	CheckVolume(ctx context.Context, node replication.NodeID, address, volume string) ([]Digest, bool, error)
 	// MoveVolume makes the node called to the owner of a volume that the asked node owns.
 	MoveVolume(ctx context.Context, node replication.NodeID, address, volume, to string) error
+	// ChangeDevice changes the devices of the asked node.
+	ChangeDevice(ctx context.Context, node replication.NodeID, address string, c DeviceChange) (*Device, error)
 	// ClearReservations drops the reservations of a volume that the asked node owns.
 	ClearReservations(ctx context.Context, node replication.NodeID, address, volume string) error
 	// SnapshotStep does one step of a snapshot on the asked node.
@@ -50,7 +53,6 @@ type Node struct {
 	id      cluster.Identity
 	started time.Time
 
-	devices *deviceSet
 	store   *lsfs.Store // nil on a witness
 	cluster *cluster.Cluster
 	journal *journal
@@ -102,7 +104,7 @@ func Open(ctx context.Context, c *Config, o Options) (_ *Node, err error) {
 		return nil, fmt.Errorf("%w: the file names node %q, %s belongs to node %q", ErrInvalid, c.Name, c.DataDir, id.Name)
 	case o.Witness && id.Role != cluster.RoleWitness:
 		return nil, fmt.Errorf("%w: node %s is no witness", ErrInvalid, id.Name)
-	case id.Role == cluster.RoleWitness && (len(c.Store.Devices) > 0 || len(c.ISCSI.Portals) > 0):
+	case id.Role == cluster.RoleWitness && (len(c.Store.paths()) > 0 || len(c.ISCSI.Portals) > 0):
 		return nil, fmt.Errorf("%w: node %s is a witness and has neither devices nor portals", ErrInvalid, id.Name)
 	}
 	defer func() {
@@ -158,25 +160,29 @@ func (n *Node) openStore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.devices = &deviceSet{}
-	config.OpenDevice = n.devices.open
-	config.Discard = onBlockDevices(n.config.Store.Devices)
+	config.Discard = onBlockDevices(config.Devices)
 	config.Logger = n.log
 	config.Event = func(e lsfs.Event) {
-		level := slog.LevelWarn
-		if e.Err != nil || e.Code == "poisoned" {
+		level, code := slog.LevelWarn, "store-"+e.Code
+		switch {
+		case e.Err != nil, e.Code == "poisoned", e.Code == "device-failed":
 			level = slog.LevelError
+		case e.Code == "device-drained", e.Code == "device-removed":
+			level = slog.LevelInfo
 		}
-		n.journal.report(level, "store-"+e.Code, e.Text)
+		if strings.HasPrefix(e.Code, "device-") {
+			code = e.Code
+		}
+		n.journal.report(level, code, e.Text)
 	}
 	start := time.Now()
 	if n.store, err = lsfs.Open(ctx, config); err != nil {
 		return fmt.Errorf("open the store: %w", err)
 	}
 	n.log.Info("store is open", "took", time.Since(start).Round(time.Millisecond), "volumes", len(n.store.Volumes()))
-	for _, d := range n.devices.list() {
-		if !d.Direct() {
-			n.log.Warn("no direct I/O on this file system, going on with flushes", "device", d.Path())
+	for _, d := range n.store.Devices() {
+		if !d.Direct {
+			n.log.Warn("no direct I/O on this file system, going on with flushes", "device", d.Path)
 		}
 	}
 	return nil

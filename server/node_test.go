@@ -46,6 +46,13 @@ func (p labPeers) CheckVolume(ctx context.Context, node replication.NodeID, _, v
 	return nil, false, errors.New("connection refused")
 }
 
+func (p labPeers) ChangeDevice(ctx context.Context, node replication.NodeID, _ string, c DeviceChange) (*Device, error) {
+	if n := p.nodes[node]; n != nil {
+		return n.ChangeDevice(ctx, c, true)
+	}
+	return nil, errors.New("connection refused")
+}
+
 func (p labPeers) MoveVolume(ctx context.Context, node replication.NodeID, _, volume, to string) error {
 	if n := p.nodes[node]; n != nil {
 		_, err := n.MoveVolume(ctx, volume, to, true)

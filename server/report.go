@@ -30,12 +30,8 @@ func (n *Node) Report(context.Context) (*Report, error) {
 		Size: bytesOf(room.Size), Live: bytesOf(room.Live), Garbage: bytesOf(room.Garbage), Free: bytesOf(room.Free), Usable: bytesOf(room.Usable),
 		Mapped: stats.MappedBlocks * 4096, Stored: bytesOf(stats.UniqueBytes),
 	}
-	for _, d := range n.devices.list() {
-		x := Device{Node: n.id.Name, Path: d.Path(), UUID: d.uuid, Size: uint64(d.Size()), State: "ok", DirectIO: d.Direct()}
-		if stats.Poisoned != nil {
-			x.State = "failed"
-		}
-		r.Devices = append(r.Devices, x)
+	for _, d := range n.store.Devices() {
+		r.Devices = append(r.Devices, n.deviceReport(&d))
 	}
 	parts := n.serving.Load()
 	if parts == nil {

@@ -3,16 +3,15 @@ package server
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/google/uuid"
 
 	"github.com/twinsan/twinsan/lsfs"
@@ -22,34 +21,6 @@ import (
 
 // IdentityFile in the data directory says that this machine is a node.
 const IdentityFile = "cluster.json"
-
-// poolFile in the data directory says that the devices were formatted, so that a
-// setup which was interrupted between joining and formatting can be finished.
-const poolFile = "pool.json"
-
-type poolRecord struct {
-	Version int       `json:"version"`
-	Pool    uuid.UUID `json:"pool"`
-	Devices []string  `json:"devices"`
-}
-
-// readPool says which pool this node's devices must belong to: the disks of
-// another node in its slots would be served as its own replicas.
-func readPool(dataDir string) ([16]byte, error) {
-	path := filepath.Join(dataDir, poolFile)
-	text, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return [16]byte{}, fmt.Errorf("this node has no pool yet (%s is missing): repeat its twinsan init or join", path)
-	}
-	if err != nil {
-		return [16]byte{}, err
-	}
-	var r poolRecord
-	if err := json.Unmarshal(text, &r); err != nil || r.Version != 1 || r.Pool == uuid.Nil {
-		return [16]byte{}, fmt.Errorf("%s is damaged: restore it from a backup", path)
-	}
-	return r.Pool, nil
-}
 
 // InitOptions describe a new cluster.
 type InitOptions struct {
@@ -112,11 +83,11 @@ func setUp(ctx context.Context, c *Config, witness, wipe bool, name string, enro
 		return fmt.Errorf("%w: this machine is a node already (%s)\n  see: twinsan status", ErrRefused, c.DataDir)
 	}
 	if witness {
-		if len(c.Store.Devices) > 0 || len(c.ISCSI.Portals) > 0 {
+		if len(c.Store.paths()) > 0 || len(c.ISCSI.Portals) > 0 {
 			return fmt.Errorf("%w: a witness has neither devices nor portals", ErrInvalid)
 		}
 	} else {
-		if len(c.Store.Devices) == 0 || len(c.ISCSI.Portals) == 0 {
+		if len(c.Store.paths()) == 0 || len(c.ISCSI.Portals) == 0 {
 			return fmt.Errorf("%w: a data node needs devices and a portal", ErrInvalid)
 		}
 		if err := inspect(c, wipe); err != nil {
@@ -142,23 +113,32 @@ func setUp(ctx context.Context, c *Config, witness, wipe bool, name string, enro
 
 // inspect refuses devices before anything has been changed.
 func inspect(c *Config, wipe bool) error {
-	for _, path := range c.Store.Devices {
-		f, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) && c.Store.DeviceSize > 0 {
-			continue
+	for _, path := range c.Store.paths() {
+		if err := refuseData(path, c.Store.DeviceSize > 0, wipe); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("device: %w", err)
-		}
-		head := make([]byte, format.SuperblockArea)
-		n, err := io.ReadFull(f, head)
-		f.Close()
-		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("device %s: %w", path, err)
-		}
-		if !wipe && !bytes.Equal(head[:n], make([]byte, n)) {
-			return fmt.Errorf("%w: device %s holds data%s\n  look what it is: wipefs %s; give it up with: --wipe", ErrRefused, path, known(head[:n]), path)
-		}
+	}
+	return nil
+}
+
+// refuseData refuses a device that holds something, unless it may be wiped, and one
+// that does not exist, unless it will be made.
+func refuseData(path string, mayMake, wipe bool) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) && mayMake {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("device: %w", err)
+	}
+	head := make([]byte, format.SuperblockArea)
+	n, err := io.ReadFull(f, head)
+	f.Close()
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("device %s: %w", path, err)
+	}
+	if !wipe && !bytes.Equal(head[:n], make([]byte, n)) {
+		return fmt.Errorf("%w: device %s holds data%s\n  look what it is: wipefs %s; give it up with: --wipe", ErrRefused, path, known(head[:n]), path)
 	}
 	return nil
 }
@@ -190,19 +170,20 @@ func formatPool(ctx context.Context, c *Config, wipe bool) error {
 	if err != nil {
 		return err
 	}
-	pool := uuid.New()
-	sizes := make([]int64, len(c.Store.Devices))
-	for i := range sizes {
-		sizes[i] = int64(c.Store.DeviceSize)
+	pool := poolRecord{Version: 2, Pool: uuid.New(), Generation: 1}
+	paths := c.Store.paths()
+	sizes, classes := make([]int64, len(paths)), make([]lsfs.Class, len(paths))
+	for i, p := range paths {
+		sizes[i], classes[i] = int64(c.Store.DeviceSize), classOf(p)
+		if slices.Contains(c.Store.CapacityDevices, p) {
+			classes[i] = lsfs.Capacity
+		}
+		pool.Devices = append(pool.Devices, poolDevice{Path: p, Class: classes[i].String()})
 	}
-	if err := lsfs.Format(ctx, lsfs.FormatConfig{Pool: pool, Key: key, Devices: c.Store.Devices, Sizes: sizes, Force: wipe}); err != nil {
+	if err := lsfs.Format(ctx, lsfs.FormatConfig{Pool: pool.Pool, Key: key, Devices: paths, Sizes: sizes, Classes: classes, Force: wipe}); err != nil {
 		return fmt.Errorf("%w\n  this machine is a node and has no pool yet: repeat the same command", err)
 	}
-	text, err := json.MarshalIndent(poolRecord{1, pool, c.Store.Devices}, "", "  ")
-	if err != nil {
-		return err
-	}
-	return renameio.WriteFile(filepath.Join(c.DataDir, poolFile), append(text, '\n'), 0o600)
+	return pool.write(c.DataDir)
 }
 
 // StoreReport is what CheckStore found.
@@ -227,21 +208,5 @@ func CheckStore(ctx context.Context, c *Config) (*StoreReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &StoreReport{Devices: c.Store.Devices, Volumes: int(r.Volumes), Blocks: r.Blocks, Mapped: r.Mapped * 4096, Problems: r.Problems, Count: r.Count}, nil
-}
-
-// store is the store's part of the configuration.
-func (c *Config) store() (lsfs.Config, error) {
-	key, err := cluster.ReadFingerprintKey(c.DataDir)
-	if err != nil {
-		return lsfs.Config{}, fmt.Errorf("this machine is no data node yet: %w", err)
-	}
-	pool, err := readPool(c.DataDir)
-	if err != nil {
-		return lsfs.Config{}, err
-	}
-	return lsfs.Config{
-		Devices: c.Store.Devices, Key: key, Pool: pool,
-		L1Bytes: int64(c.Store.Cache), MetadataBytes: int64(c.Store.Metadata), IndexBytes: int64(c.Store.Index),
-	}, nil
+	return &StoreReport{Devices: config.Devices, Volumes: int(r.Volumes), Blocks: r.Blocks, Mapped: r.Mapped * 4096, Problems: r.Problems, Count: r.Count}, nil
 }

@@ -146,9 +146,16 @@ type Device struct {
 	Path     string
 	UUID     string
 	Size     uint64 // bytes
-	State    string // ok or failed
+	State    string // in the words of lsfs.DeviceState
 	DirectIO bool
-	Errors   uint64
+	Errors   uint64 // of reads, writes and flushes since the node started
+	Class    string // flash or capacity
+	Live     uint64 // bytes that stand on it
+	Free     uint64
+	Drain    uint64 // bytes that stood on it when its drain began
+	Stuck    string // why its drain does not get on
+	// Means of the last few dozen operations.
+	ReadLatency, WriteLatency, FlushLatency time.Duration
 }
 
 // VolumeState is how a volume does.

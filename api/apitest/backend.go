@@ -77,8 +77,8 @@ func New() *Backend {
 		SessionList: []server.Session{{Node: "a", Host: "hv1", Initiator: "iqn.1991-05.com.microsoft:hv1.corp.local", ISID: [6]byte{0x80, 1, 2, 3, 4, 5}, TSIH: 1,
 			Portal: "10.0.2.11:3260", Peer: "10.0.2.50:49152", Since: Epoch, Auth: "none", Digests: "none", Commands: 12, BytesIn: 4096, BytesOut: 8192}},
 		DeviceList: []server.Device{
-			{Node: "a", Path: "/dev/sdb", UUID: "11111111-0000-0000-0000-000000000001", Size: 100 * gib, State: "ok", DirectIO: true},
-			{Node: "b", Path: "/dev/sdb", UUID: "11111111-0000-0000-0000-000000000002", Size: 100 * gib, State: "ok"},
+			{Node: "a", Path: "/dev/sdb", UUID: "11111111-0000-0000-0000-000000000001", Size: 100 * gib, State: "ok", DirectIO: true, Class: "flash", Live: 10 * gib, Free: 88 * gib, ReadLatency: 90 * time.Microsecond, FlushLatency: 30 * time.Microsecond},
+			{Node: "b", Path: "/dev/sdb", UUID: "11111111-0000-0000-0000-000000000002", Size: 100 * gib, State: "ok", Class: "capacity", Live: 10 * gib, Free: 88 * gib},
 		},
 		EventList: []server.Event{
 			{Number: 1, Time: Epoch, Severity: server.Notice, Code: "node-joined", Text: "node b joined", Node: "a"},
@@ -240,6 +240,43 @@ func (b *Backend) Devices(_ context.Context, node string) ([]server.Device, []se
 	}
 	defer b.Mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(b.DeviceList), func(d server.Device) bool { return node != "" && d.Node != node }), b.Unreachable, nil
+}
+
+// ChangeDevice changes DeviceList: drains and replacements end at once.
+func (b *Backend) ChangeDevice(_ context.Context, c server.DeviceChange, _ bool) (*server.Device, error) {
+	if err := b.begin(fmt.Sprintf("ChangeDevice %s %s %s %s", c.Action, c.Node, c.Device, c.Path)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	fresh := server.Device{Node: c.Node, Path: c.Path, UUID: "00000000-0000-4000-8000-00000000ffff", Size: 1 << 40, State: "ok", DirectIO: true, Class: cmp.Or(c.Class, "flash")}
+	if c.Action == server.DeviceAdd {
+		b.DeviceList = append(b.DeviceList, fresh)
+		return &fresh, nil
+	}
+	at := slices.IndexFunc(b.DeviceList, func(d server.Device) bool {
+		return d.Node == c.Node && (d.Path == c.Device || d.UUID == c.Device)
+	})
+	if at < 0 {
+		return nil, fmt.Errorf("device %q: %w", c.Device, server.ErrNotFound)
+	}
+	d := &b.DeviceList[at]
+	switch c.Action {
+	case server.DeviceDrain:
+		d.State, d.Live = "drained", 0
+	case server.DeviceKeep:
+		d.State = "ok"
+	case server.DeviceReplace:
+		*d = fresh
+	case server.DeviceRemove:
+		if d.State != "drained" {
+			return nil, fmt.Errorf("%w: device %s is %s: drain it first", server.ErrRefused, d.Path, d.State)
+		}
+		gone := *d
+		b.DeviceList = slices.Delete(b.DeviceList, at, at+1)
+		return &gone, nil
+	}
+	out := *d
+	return &out, nil
 }
 
 // Sessions lists SessionList.

@@ -529,7 +529,11 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Devices_ListDevices_FullMethodName = "/twinsan.v1.Devices/ListDevices"
+	Devices_ListDevices_FullMethodName   = "/twinsan.v1.Devices/ListDevices"
+	Devices_AddDevice_FullMethodName     = "/twinsan.v1.Devices/AddDevice"
+	Devices_DrainDevice_FullMethodName   = "/twinsan.v1.Devices/DrainDevice"
+	Devices_RemoveDevice_FullMethodName  = "/twinsan.v1.Devices/RemoveDevice"
+	Devices_ReplaceDevice_FullMethodName = "/twinsan.v1.Devices/ReplaceDevice"
 )
 
 // DevicesClient is the client API for Devices service.
@@ -537,6 +541,17 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type DevicesClient interface {
 	ListDevices(ctx context.Context, in *ListDevicesRequest, opts ...grpc.CallOption) (*ListDevicesResponse, error)
+	// AddDevice makes a device part of a node's pool while it is in use. It is durable
+	// when it is answered.
+	AddDevice(ctx context.Context, in *AddDeviceRequest, opts ...grpc.CallOption) (*Device, error)
+	// DrainDevice begins to move away what stands on a device; ListDevices shows how far
+	// that is. It is refused when the rest of the pool has no room.
+	DrainDevice(ctx context.Context, in *DrainDeviceRequest, opts ...grpc.CallOption) (*Device, error)
+	// RemoveDevice takes a drained device out of the pool.
+	RemoveDevice(ctx context.Context, in *RemoveDeviceRequest, opts ...grpc.CallOption) (*Device, error)
+	// ReplaceDevice adds a device, drains another and removes it. It is answered when
+	// the new one is in use; the rest goes on in the background.
+	ReplaceDevice(ctx context.Context, in *ReplaceDeviceRequest, opts ...grpc.CallOption) (*Device, error)
 }
 
 type devicesClient struct {
@@ -557,11 +572,62 @@ func (c *devicesClient) ListDevices(ctx context.Context, in *ListDevicesRequest,
 	return out, nil
 }
 
+func (c *devicesClient) AddDevice(ctx context.Context, in *AddDeviceRequest, opts ...grpc.CallOption) (*Device, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Device)
+	err := c.cc.Invoke(ctx, Devices_AddDevice_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *devicesClient) DrainDevice(ctx context.Context, in *DrainDeviceRequest, opts ...grpc.CallOption) (*Device, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Device)
+	err := c.cc.Invoke(ctx, Devices_DrainDevice_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *devicesClient) RemoveDevice(ctx context.Context, in *RemoveDeviceRequest, opts ...grpc.CallOption) (*Device, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Device)
+	err := c.cc.Invoke(ctx, Devices_RemoveDevice_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *devicesClient) ReplaceDevice(ctx context.Context, in *ReplaceDeviceRequest, opts ...grpc.CallOption) (*Device, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Device)
+	err := c.cc.Invoke(ctx, Devices_ReplaceDevice_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DevicesServer is the server API for Devices service.
 // All implementations must embed UnimplementedDevicesServer
 // for forward compatibility.
 type DevicesServer interface {
 	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
+	// AddDevice makes a device part of a node's pool while it is in use. It is durable
+	// when it is answered.
+	AddDevice(context.Context, *AddDeviceRequest) (*Device, error)
+	// DrainDevice begins to move away what stands on a device; ListDevices shows how far
+	// that is. It is refused when the rest of the pool has no room.
+	DrainDevice(context.Context, *DrainDeviceRequest) (*Device, error)
+	// RemoveDevice takes a drained device out of the pool.
+	RemoveDevice(context.Context, *RemoveDeviceRequest) (*Device, error)
+	// ReplaceDevice adds a device, drains another and removes it. It is answered when
+	// the new one is in use; the rest goes on in the background.
+	ReplaceDevice(context.Context, *ReplaceDeviceRequest) (*Device, error)
 	mustEmbedUnimplementedDevicesServer()
 }
 
@@ -574,6 +640,18 @@ type UnimplementedDevicesServer struct{}
 
 func (UnimplementedDevicesServer) ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDevices not implemented")
+}
+func (UnimplementedDevicesServer) AddDevice(context.Context, *AddDeviceRequest) (*Device, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddDevice not implemented")
+}
+func (UnimplementedDevicesServer) DrainDevice(context.Context, *DrainDeviceRequest) (*Device, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainDevice not implemented")
+}
+func (UnimplementedDevicesServer) RemoveDevice(context.Context, *RemoveDeviceRequest) (*Device, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveDevice not implemented")
+}
+func (UnimplementedDevicesServer) ReplaceDevice(context.Context, *ReplaceDeviceRequest) (*Device, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReplaceDevice not implemented")
 }
 func (UnimplementedDevicesServer) mustEmbedUnimplementedDevicesServer() {}
 func (UnimplementedDevicesServer) testEmbeddedByValue()                 {}
@@ -614,6 +692,78 @@ func _Devices_ListDevices_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Devices_AddDevice_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddDeviceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DevicesServer).AddDevice(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Devices_AddDevice_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DevicesServer).AddDevice(ctx, req.(*AddDeviceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Devices_DrainDevice_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainDeviceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DevicesServer).DrainDevice(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Devices_DrainDevice_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DevicesServer).DrainDevice(ctx, req.(*DrainDeviceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Devices_RemoveDevice_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveDeviceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DevicesServer).RemoveDevice(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Devices_RemoveDevice_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DevicesServer).RemoveDevice(ctx, req.(*RemoveDeviceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Devices_ReplaceDevice_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReplaceDeviceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DevicesServer).ReplaceDevice(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Devices_ReplaceDevice_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DevicesServer).ReplaceDevice(ctx, req.(*ReplaceDeviceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Devices_ServiceDesc is the grpc.ServiceDesc for Devices service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -624,6 +774,22 @@ var Devices_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListDevices",
 			Handler:    _Devices_ListDevices_Handler,
+		},
+		{
+			MethodName: "AddDevice",
+			Handler:    _Devices_AddDevice_Handler,
+		},
+		{
+			MethodName: "DrainDevice",
+			Handler:    _Devices_DrainDevice_Handler,
+		},
+		{
+			MethodName: "RemoveDevice",
+			Handler:    _Devices_RemoveDevice_Handler,
+		},
+		{
+			MethodName: "ReplaceDevice",
+			Handler:    _Devices_ReplaceDevice_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -208,7 +208,7 @@ func TestJSONIsStable(t *testing.T) {
 		}},
 		{"node list", 0, map[string]string{"": "version nodes", "nodes.0": node}},
 		{"node show a", 0, map[string]string{"": "version node", "node": node}},
-		{"device list", 0, map[string]string{"": "version devices unreachable", "devices.0": "node path uuid size_bytes state direct_io errors"}},
+		{"device list", 0, map[string]string{"": "version devices unreachable", "devices.0": "node path uuid size_bytes state direct_io errors class live_bytes free_bytes drain_bytes read_seconds write_seconds flush_seconds"}},
 		{"volume list", 0, map[string]string{"": "version volumes", "volumes.0": volume + " reservations"}},
 		{"volume show csv1", 0, map[string]string{
 			"": "version volume", "volume": volume + " reservations", "volume.paths.0": "node state portals sessions",

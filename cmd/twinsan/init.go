@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -20,7 +21,7 @@ import (
 // that has none yet.
 type nodeFlags struct {
 	name, data, sync, apiAddress, metrics, socket string
-	devices, portals                              []string
+	devices, capacity, portals                    []string
 	deviceSize                                    server.Size
 	wipe                                          bool
 }
@@ -30,6 +31,7 @@ func (n *nodeFlags) register(c *cobra.Command) {
 	f.StringVar(&n.name, "name", "", "name of this node (default: the host name)")
 	f.StringVar(&n.data, "data-dir", "", "directory for certificates and raft (default "+server.DefaultDataDir+")")
 	f.StringSliceVar(&n.devices, "devices", nil, "disks of the pool: block devices or files")
+	f.StringSliceVar(&n.capacity, "capacity-devices", nil, "more disks, for cold data (of --devices, those that rotate are for that too)")
 	f.Var(&n.deviceSize, "device-size", "make devices that are missing files of this size")
 	f.StringVar(&n.sync, "sync", "", "IP[:port] for traffic between nodes")
 	f.StringSliceVar(&n.portals, "iscsi", nil, "IP[:port] where initiators log in")
@@ -44,7 +46,7 @@ func (n *nodeFlags) register(c *cobra.Command) {
 func (a *app) nodeConfig(c *cobra.Command, n *nodeFlags, witness bool) (*server.Config, error) {
 	path := a.configPath()
 	var given []string
-	for _, name := range []string{"name", "data-dir", "devices", "device-size", "sync", "iscsi", "api-address", "socket", "metrics"} {
+	for _, name := range []string{"name", "data-dir", "devices", "capacity-devices", "device-size", "sync", "iscsi", "api-address", "socket", "metrics"} {
 		if c.Flags().Changed(name) {
 			given = append(given, "--"+name)
 		}
@@ -82,7 +84,7 @@ func (a *app) nodeConfig(c *cobra.Command, n *nodeFlags, witness bool) (*server.
 		}
 	}
 	config.Sync.Address, config.ISCSI.Portals = n.sync, n.portals
-	config.Store.Devices, config.Store.DeviceSize = n.devices, n.deviceSize
+	config.Store.Devices, config.Store.CapacityDevices, config.Store.DeviceSize = n.devices, n.capacity, n.deviceSize
 	text, err := config.TOML()
 	if err != nil {
 		return nil, err
@@ -166,7 +168,7 @@ that hold anything are refused without --wipe. Nothing is started.`,
 				return err
 			}
 			if err := a.print(&setupPage{
-				version1: v1Header, Cluster: args[0], Node: config.Name, Role: "data", DataDir: config.DataDir, Devices: words(config.Store.Devices),
+				version1: v1Header, Cluster: args[0], Node: config.Name, Role: "data", DataDir: config.DataDir, Devices: words(slices.Concat(config.Store.Devices, config.Store.CapacityDevices)),
 				Config: a.configPath(), Join: config.Sync.Address, DataToken: tokens.Data, WitnessToken: tokens.Witness, Expires: moment(tokens.Expires),
 			}); err != nil {
 				return err
@@ -215,7 +217,7 @@ the fingerprint of the cluster's CA, so nothing needs to be copied. With
 			}
 			page := &setupPage{version1: v1Header, Node: config.Name, Role: role, DataDir: config.DataDir, Devices: []string{}, Config: a.configPath()}
 			if !witness {
-				page.Devices = words(config.Store.Devices)
+				page.Devices = words(slices.Concat(config.Store.Devices, config.Store.CapacityDevices))
 			}
 			if err := a.print(page); err != nil {
 				return err

@@ -121,6 +121,15 @@ type deviceView struct {
 	State    string `json:"state"`
 	DirectIO bool   `json:"direct_io"`
 	Errors   uint64 `json:"errors"`
+	Class    string `json:"class"`
+	Live     uint64 `json:"live_bytes"`
+	Free     uint64 `json:"free_bytes"`
+	Drain    uint64 `json:"drain_bytes"` // what stood on it when its drain began
+	Stuck    string `json:"stuck,omitempty"`
+	// Means of the last few dozen operations.
+	ReadSeconds  float64 `json:"read_seconds"`
+	WriteSeconds float64 `json:"write_seconds"`
+	FlushSeconds float64 `json:"flush_seconds"`
 }
 
 type unreachableView struct {
@@ -232,7 +241,11 @@ func viewVolume(v *v1.Volume) volumeView {
 }
 
 func viewDevice(d *v1.Device) deviceView {
-	return deviceView{d.Node, d.Path, d.Uuid, d.SizeBytes, d.State, d.DirectIo, d.Errors}
+	return deviceView{
+		Node: d.Node, Path: d.Path, UUID: d.Uuid, Size: d.SizeBytes, State: d.State, DirectIO: d.DirectIo, Errors: d.Errors,
+		Class: d.Class, Live: d.LiveBytes, Free: d.FreeBytes, Drain: d.DrainBytes, Stuck: d.Stuck,
+		ReadSeconds: float64(d.ReadNanoseconds) / 1e9, WriteSeconds: float64(d.WriteNanoseconds) / 1e9, FlushSeconds: float64(d.FlushNanoseconds) / 1e9,
+	}
 }
 
 func viewUnreachable(u *v1.Unreachable) unreachableView { return unreachableView{u.Node, u.Error} }

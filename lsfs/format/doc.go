@@ -11,8 +11,8 @@
 //	1 MiB    segment 0 of the device
 //	...      segment n-1; bytes after the last whole segment are unused
 //
-// Segments of all devices are numbered through, in the order of the devices. A
-// segment is a row of commits and has no header of its own: each commit names
+// Segments of all devices are numbered through; each device has a range, and that of
+// one that was removed is not given out again. A segment is a row of commits and has no header of its own: each commit names
 // the segment it stands in and the one that follows, so one damaged page costs
 // one commit and never the chain.
 //
@@ -22,7 +22,7 @@
 // Everything in this package is part of the format. A change adds a version.
 package format
 
-// Version of the disk format. 1: first.
+// Version of commits. 1: first. Superblock and root have versions of their own.
 const Version = 1
 
 const (

@@ -13,8 +13,8 @@ import (
 func sampleSuperblock() *Superblock {
 	return &Superblock{
 		Sequence: 9, Pool: [16]byte{1}, Device: [16]byte{2}, Index: 1, SegmentBytes: 1 << 20, KeyCheck: [16]byte{3},
-		Checkpoint: 4, Durable: 77,
-		Members: []Member{{Device: [16]byte{9}, Segments: 5}, {Device: [16]byte{2}, Segments: 6}},
+		Checkpoint: 4, Durable: 77, Segments: 20, Generation: 3,
+		Members: []Member{{Device: [16]byte{9}, First: 2, Segments: 5, State: MemberDraining}, {Device: [16]byte{2}, First: 9, Segments: 6, Class: MemberCapacity}},
 		Root:    []Extent{{Addr: MakeAddr(3, 4096), Len: 100, Sum: 5}},
 	}
 }
@@ -55,6 +55,41 @@ func TestSuperblockRoundTrip(t *testing.T) {
 			t.Fatalf("bit %d: %v", i, err)
 		}
 		page[i/8] ^= 1 << (i % 8)
+	}
+}
+
+// TestSuperblockOfVersion1 reads a superblock as it was written before devices could
+// come and go.
+func TestSuperblockOfVersion1(t *testing.T) {
+	want := sampleSuperblock()
+	want.Segments, want.Generation = 11, 0
+	want.Members = []Member{{Device: [16]byte{9}, Segments: 5}, {Device: [16]byte{2}, First: 5, Segments: 6}}
+	page := make([]byte, PageSize)
+	want.Put(page)
+	le := binary.LittleEndian
+	old := make([]byte, PageSize)
+	copy(old, page[:96])
+	le.PutUint16(old[8:], 1)
+	le.PutUint32(old[60:], 0)
+	b := old[96:]
+	for _, m := range want.Members {
+		copy(b, m.Device[:])
+		le.PutUint32(b[16:], m.Segments)
+		b = b[20:]
+	}
+	copy(b, page[112+2*28:][:16])
+	seal := func() { le.PutUint32(old[PageSize-4:], Checksum(old[:PageSize-4])) }
+	seal()
+	got, err := ParseSuperblock(old)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("%v\n%+v\n%+v", err, got, want)
+	}
+	for _, version := range []uint16{0, SuperblockVersion + 1} {
+		le.PutUint16(old[8:], version)
+		seal()
+		if _, err := ParseSuperblock(old); !errors.Is(err, ErrInvalid) {
+			t.Fatalf("version %d: %v", version, err)
+		}
 	}
 }
 
@@ -382,8 +417,8 @@ func FuzzSuperblock(f *testing.F) {
 		sum := Checksum(page[:PageSize-4])
 		page[PageSize-4], page[PageSize-3], page[PageSize-2], page[PageSize-1] = byte(sum), byte(sum>>8), byte(sum>>16), byte(sum>>24)
 		s, err := ParseSuperblock(page)
-		if err != nil {
-			return
+		if err != nil || RootExtentsMax < len(s.Root) {
+			return // version 1 could hold more
 		}
 		s.Put(page)
 		again, err := ParseSuperblock(page)
