@@ -27,7 +27,7 @@
 // (reign.settle), READ-STABLE (TryRead, readSlow), BOUNDED (workPool), CHECKED
 // (resolve).
 //
-// Lock order: watcher.mu, then Volume.mu (of two volumes the one with the lower id
+// Lock order: Volume.sizing, watcher.mu, then Volume.mu (of two volumes the one with the lower id
 // first, lockBoth), then link.mu, then the store's own queue. No lock is held across
 // I/O. Completions run without any lock of this package; Recheck runs under
 // Volume.mu, the function of Watch under watcher.mu alone.

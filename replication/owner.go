@@ -63,6 +63,7 @@ func (v *Volume) stored(w *work) {
 	}
 	owned := w.from == nil && w.op.Kind != lsfs.OpCopy && !w.abandon
 	brought := w.from != nil && w.op.Kind == lsfs.OpState
+	rolled := w.from != nil && w.op.Kind == lsfs.OpRollback
 	if brought {
 		v.restate(bytes.Clone(w.op.State), true)
 	}
@@ -70,7 +71,7 @@ func (v *Volume) stored(w *work) {
 		v.still.Broadcast()
 	}
 	v.mu.Unlock()
-	if w.from != nil && w.op.Kind == lsfs.OpRollback {
+	if rolled {
 		v.node.spawn(v.rolledBack)
 	}
 	if brought {

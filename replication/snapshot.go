@@ -237,6 +237,8 @@ func (v *Volume) RollBack(ctx context.Context, id VolumeID) error {
 
 // regrow gives a copy the recorded size again after a rollback to a smaller snapshot.
 func (v *Volume) regrow(ctx context.Context, c Copy) error {
+	v.sizing.Lock()
+	defer v.sizing.Unlock()
 	if blocks := v.size.Load() / blockSize; c.Blocks() < blocks {
 		return c.Resize(ctx, blocks)
 	}

@@ -112,6 +112,7 @@ func TestSnapshotsAgainstModel(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 3))
 	b := newBench(t)
+	b.timing = DefaultTiming // a busy machine must not change the owner
 	size := uint64(6 << 20)
 	a, c := b.pair(size)
 	nodes := []*testNode{a, c}
@@ -323,6 +324,7 @@ func TestSnapshotsWhileFilled(t *testing.T) {
 // were answered are there, and hold what had been acknowledged.
 func TestSnapshotsSurviveOwners(t *testing.T) {
 	b := newBench(t)
+	b.timing.Lease, b.timing.Grace, b.timing.Evict = 1200*time.Millisecond, 1300*time.Millisecond, 1200*time.Millisecond // a busy machine must not strike a node that lives
 	paths := map[NodeID]string{1: filepath.Join(t.TempDir(), "a"), 2: filepath.Join(t.TempDir(), "b")}
 	const size = 4 << 20
 	b.startOn(1, paths[1], true)
@@ -386,8 +388,9 @@ func TestSnapshotsSurviveOwners(t *testing.T) {
 		rounds = 2
 	}
 	for round := range rounds {
-		was := len(all)
-		eventually(t, "snapshots under load", func() bool { mu.Lock(); defer mu.Unlock(); return len(all) > was+8 })
+		count := func() int { mu.Lock(); defer mu.Unlock(); return len(all) }
+		was := count()
+		eventually(t, "snapshots under load", func() bool { return count() > was+8 })
 		victim := b.recordOf(1).Owner
 		if round%2 == 1 {
 			victim = 3 - victim
@@ -436,6 +439,7 @@ func TestSnapshotsSurviveOwners(t *testing.T) {
 // acknowledgement of one to the first. No group has the later one without the earlier.
 func TestSnapshotGroup(t *testing.T) {
 	b := newBench(t)
+	b.timing = DefaultTiming // a busy machine must not change the owner
 	a, c := b.start(1), b.start(2)
 	b.createAs(1, 1<<20, 1)
 	b.createAs(2, 1<<20, 2)
@@ -517,6 +521,7 @@ func TestSnapshotGroup(t *testing.T) {
 // the old content or the new one, and writes after a rollback stay.
 func TestRollBackUnderLoad(t *testing.T) {
 	b := newBench(t)
+	b.timing = DefaultTiming // a busy machine must not change the owner
 	const size = 4 << 20
 	a, c := b.pair(size)
 	base := pattern(1, size)
@@ -576,6 +581,7 @@ func TestRollBackUnderLoad(t *testing.T) {
 // that has not; nothing is sent that the other pool holds.
 func TestCloneOfSnapshot(t *testing.T) {
 	b := newBench(t)
+	b.timing = DefaultTiming // a busy machine must not change the owner
 	const size = 4 << 20
 	a, c := b.pair(size)
 	base := pattern(3, size)

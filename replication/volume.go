@@ -50,6 +50,8 @@ type Volume struct {
 
 	touched bool // the committing goroutine's
 
+	sizing sync.Mutex // from giving the copy its size to noting that size; taken before mu, held over I/O
+
 	mu         sync.Mutex
 	still      *sync.Cond // of mu: open fell to zero, or the role changed
 	g          *reign
@@ -166,6 +168,8 @@ func (v *Volume) follow(rec Record) {
 	v.dup.Store(rec.Dedup)
 	v.compress.Store(rec.Compress)
 	v.replicas.Store(&rec.Replicas)
+	v.sizing.Lock()
+	defer v.sizing.Unlock()
 	fit := v.prepareCopy(rec)
 	now := v.node.now()
 	v.event(func(g *reign) { g.record(now, rec, fit) })

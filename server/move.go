@@ -167,6 +167,10 @@ func (n *Node) DrainNode(ctx context.Context, name string, drain bool) (*Member,
 	if node == nil {
 		return nil, fmt.Errorf("node %q: %w", name, ErrNotFound)
 	}
+	if !drain && node.Mode == cluster.ModeMaintenance {
+		m, _, err := n.SetMaintenance(ctx, name, false, false, false) // which ends the drain as well
+		return m, err
+	}
 	if drain {
 		s, err := n.Status(ctx)
 		if err != nil {

@@ -194,6 +194,7 @@ func TestJSONIsStable(t *testing.T) {
 	changes["resync"](c)
 	changes["busy hosts"](c)
 	volume := "id name uuid lun serial naa size_bytes logical_block_bytes dedup compress thin hosts any_host created state epoch owner replicas served_by mapped_bytes traffic physical_block_bytes read_only_hosts paths room_bytes commands offloads snapshots"
+	snapshot := "id name volume state created size_bytes mapped_bytes group scheduled clones"
 	node := "id name role state leader voter sync_address portals api_address metrics_address software started incarnation owns in_sync replicas sessions pool traffic draining mode"
 	for _, test := range []struct {
 		command string
@@ -229,6 +230,15 @@ func TestJSONIsStable(t *testing.T) {
 		{"volume hosts v hv1", 0, map[string]string{"": "version volume", "volume": volume}},
 		{"volume delete v --yes --in-use", 0, map[string]string{"": "version volume deleted", "volume": volume}},
 		{"volume check csv1", 1, map[string]string{"": "version volume equal digests", "digests.0": "node digest", "digests.1": "node digest different_chunks"}},
+		{"snapshot list", 0, map[string]string{"": "version snapshots"}},
+		{"snapshot create s --volume csv1", 0, map[string]string{"": "version snapshots", "snapshots.0": snapshot}},
+		{"snapshot show csv1@s", 0, map[string]string{"": "version snapshot", "snapshot": snapshot}},
+		{"volume clone csv1@s copy", 0, map[string]string{"": "version volume", "volume": volume + " origin"}},
+		{"snapshot diff csv1@s --offset 1048576", 0, map[string]string{"": "version offset length kind"}},
+		{"volume rollback csv1 --snapshot s --in-use --yes", 0, map[string]string{"": "version volume snapshot rolled_back", "volume": volume, "snapshot": snapshot}},
+		{"snapshot delete csv1@s --yes", 0, map[string]string{"": "version snapshot deleted", "snapshot": snapshot}},
+		{"snapshot schedule set csv1 --every 1h --keep 2", 0, map[string]string{"": "version schedules", "schedules.0": "volume every_seconds keep keep_daily next snapshots"}},
+		{"snapshot schedule remove csv1", 0, map[string]string{"": "version volume"}},
 		{"host list", 0, map[string]string{"": "version hosts", "hosts.0": "name initiators volumes paths"}},
 		{"host add h2 iqn.2026-01.x:y --mutual", 0, map[string]string{"": "version host chap_secret mutual_secret", "host": "name initiators chap_user mutual_user volumes paths"}},
 		{"host remove h2 --yes", 0, map[string]string{"": "version host removed"}},

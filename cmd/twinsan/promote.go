@@ -74,7 +74,7 @@ record. Without a quorum: twinsan cluster recover, first.`,
 				}
 				again, cancel := context.WithTimeout(c.Context(), a.timeout)
 				defer cancel()
-				if r, err = client.Replicas.PromoteVolume(again, &v1.PromoteVolumeRequest{Volume: r.Volume.Uuid, Node: node, Inconsistent: inconsistent, Epoch: r.Epoch}); err != nil {
+				if _, err = client.Replicas.PromoteVolume(again, &v1.PromoteVolumeRequest{Volume: r.Volume.Uuid, Node: node, Inconsistent: inconsistent, Epoch: r.Epoch}); err != nil {
 					return err
 				}
 				page.Promoted = true

@@ -189,3 +189,44 @@ func FuzzDecode(f *testing.F) {
 		ParseHeader(meta)
 	})
 }
+
+func TestSnapshotMessages(t *testing.T) {
+	want := []SnapshotBody{{ID: 7, Point: lsfs.OpID{Epoch: 2, Seq: 9}, Blocks: 256}, {ID: 8, Point: lsfs.OpID{Epoch: 3, Seq: 10}, Blocks: 512}}
+	var b []byte
+	for i := range want {
+		b = AppendSnapshot(b, &want[i])
+	}
+	if got, err := DecodeSnapshots(b); err != nil || !reflect.DeepEqual(got, want) || len(b) != 2*SnapshotLen {
+		t.Errorf("snapshots %+v, %v", got, err)
+	}
+	f := ForgeBody{ID: 1, Base: 2, Blocks: 3}
+	if got, err := DecodeForge(AppendForge(nil, &f)); err != nil || got != f {
+		t.Errorf("forge %+v, %v", got, err)
+	}
+	if id, at, err := DecodeSeal(AppendSeal(nil, 5, lsfs.OpID{Epoch: 6, Seq: 7})); err != nil || id != 5 || at != (lsfs.OpID{Epoch: 6, Seq: 7}) {
+		t.Errorf("seal %d at %v, %v", id, at, err)
+	}
+}
+
+func FuzzSnapshotMessages(f *testing.F) {
+	f.Add(AppendSnapshot(nil, &SnapshotBody{ID: 7, Blocks: 9}))
+	f.Add(AppendForge(nil, &ForgeBody{ID: 1, Base: 2, Blocks: 3}))
+	f.Add(AppendSeal(nil, 5, lsfs.OpID{Epoch: 6, Seq: 7}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if list, err := DecodeSnapshots(b); err == nil {
+			var again []byte
+			for i := range list {
+				again = AppendSnapshot(again, &list[i])
+			}
+			if !bytes.Equal(again, b) {
+				t.Error("a list of snapshots is not canonical")
+			}
+		}
+		if x, err := DecodeForge(b); err == nil && !bytes.Equal(AppendForge(nil, &x), b) {
+			t.Error("forge is not canonical")
+		}
+		if id, at, err := DecodeSeal(b); err == nil && !bytes.Equal(AppendSeal(nil, id, at), b) {
+			t.Error("seal is not canonical")
+		}
+	})
+}

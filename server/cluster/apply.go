@@ -467,6 +467,8 @@ func (x *cmdResizeVolume) apply(e *edit) result {
 		return refuse(codeRefused, "volume %s has %d bytes; shrinking to %d would destroy data", v.Name, old, x.SizeBytes)
 	case x.SizeBytes == old:
 		return result{ID: uint64(v.ID)}
+	case v.Restoring != 0:
+		return refuse(codeRefused, "volume %s is being rolled back; try again in a moment", v.Name)
 	}
 	w := *v
 	w.Record.SizeBytes = x.SizeBytes

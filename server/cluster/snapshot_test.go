@@ -173,6 +173,7 @@ func TestSnapshotLife(t *testing.T) {
 	b.refused(codeRefused, &cmdDeleteSnapshots{IDs: []lsfs.VolumeID{a.ID}})
 	b.refused(codeRefused, &cmdRollback{Volume: v1, Snapshot: a.ID})
 	b.refused(codeRefused, take("s3", v1))
+	b.refused(codeRefused, &cmdResizeVolume{v1, 2 << 20})
 	b.refused(codeNotFound, &cmdRollback{Volume: v1, Snapshot: c.ID})
 	b.ok(&cmdRollback{Volume: v1, Snapshot: a.ID, End: true})
 	b.ok(&cmdRollback{Volume: v1, Snapshot: a.ID, End: true}) // repeated

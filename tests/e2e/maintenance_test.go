@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -87,4 +89,51 @@ func TestMaintenance(t *testing.T) {
 	r.unharmed(load, "maintenance")
 	r.must(r.c.CheckEqual(r.ctx, "demo"), "volume check")
 	load.check(r.c.URL(node, v.LUN))
+}
+
+// TestQuorumLost loses one of two nodes and the witness for good: the node that is
+// left goes on alone when it is told to, with everything that was acknowledged, and
+// the lost ones can be taken out.
+func TestQuorumLost(t *testing.T) {
+	scenario(t)
+	r := up(t, lab.Options{DeviceSize: "4G", Volumes: []string{"demo:256M"}})
+	v := r.volume("demo")
+	load := r.verify(r.both(v.LUN), 0, 32*mib, "--iodepth", "8")
+	load.progress(500, 30*time.Second)
+	load.stop()
+	lost, left := "a", "b" // the command line asks the first node that runs
+	recover := func(args ...string) error {
+		_, err := lab.Run(r.ctx, r.c.Binary, append([]string{"cluster", "recover", "--config", filepath.Join(r.c.Node(left).Dir, "twinsan.toml")}, args...)...)
+		return err
+	}
+	r.demo("kill", "w")
+	r.demo("kill", lost)
+	if recover("--lost", lost+",w", "--confirm", "demo") == nil {
+		r.Fatal("recovered while the node runs")
+	}
+	r.demo("stop", left)
+	for _, refused := range [][]string{{"--lost", lost, "--confirm", "demo"}, {"--lost", lost + ",w", "--confirm", "other"}, {"--lost", lost + ",w"}} {
+		var exit *lab.ExitError
+		if err := recover(refused...); !errors.As(err, &exit) || exit.Code != lab.ExitRefused {
+			r.Errorf("recover %v: %v", refused, err)
+		}
+	}
+	r.must(recover("--lost", lost+",w", "--confirm", "demo"), "recover")
+	r.demo("start", left)
+	r.must(lab.Until(r.ctx, time.Minute, func() error {
+		v, err := r.c.Volume(r.ctx, "demo")
+		if err == nil && (v.Owner != left || v.State != "degraded") {
+			err = fmt.Errorf("%s, owned by %s", v.State, v.Owner)
+		}
+		return err
+	}), "the volume is served")
+	load.check(r.c.URL(left, v.LUN))
+	r.refused("node", "remove", lost, "--yes") // it has a copy: only with --lost
+	r.cli("node", "remove", lost, "--lost", "--yes")
+	r.cli("node", "remove", "w", "--yes")
+	s, err := r.c.Status(r.ctx)
+	r.must(err, "status")
+	if len(s.Nodes) != 1 || s.Health != "healthy" {
+		r.Errorf("%s: %+v", s.Health, s.Nodes)
+	}
 }
