@@ -34,6 +34,7 @@ type Cache struct {
 type Stats struct {
 	Hits      uint64 // Get that found the block
 	Misses    uint64 // Get that did not
+	FirstHits uint64 // of the hits, those of blocks that had been read ahead or written, and not asked for yet
 	Evictions uint64 // blocks that gave way to another
 	Bytes     int64  // of blocks held
 	Capacity  int64  // of blocks that fit
@@ -110,6 +111,10 @@ func (c *Cache) Get(key uint64, dst []byte, off int) bool {
 	if e.uses < usesMax {
 		e.uses++
 	}
+	if !e.read {
+		e.read = true
+		s.firstHits++
+	}
 	copy(dst, s.frame(i)[off:])
 	s.mu.Unlock()
 	return true
@@ -125,9 +130,27 @@ func (c *Cache) Contains(key uint64) bool {
 	return i != none
 }
 
-// Put holds a copy of block, BlockSize bytes. A block that is there already gets
-// the new content, for it may have been repaired.
-func (c *Cache) Put(key uint64, block []byte) {
+// Wanted says whether the cache holds the block and somebody has asked for it. It does
+// not count as a use.
+func (c *Cache) Wanted(key uint64) bool {
+	h := mix(key)
+	s := c.shard(h)
+	s.mu.Lock()
+	i := s.find(key, h)
+	wanted := i != none && s.entries[i].read
+	s.mu.Unlock()
+	return wanted
+}
+
+// Put holds a copy of block, BlockSize bytes, that was read because somebody wanted
+// it. A block that is there already gets the new content, for it may have been repaired.
+func (c *Cache) Put(key uint64, block []byte) { c.put(key, block, true) }
+
+// PutUnread is Put for a block that nobody has asked for yet: it was read ahead, or
+// written. Until the first Get it counts as not read.
+func (c *Cache) PutUnread(key uint64, block []byte) { c.put(key, block, false) }
+
+func (c *Cache) put(key uint64, block []byte, read bool) {
 	if len(block) != BlockSize {
 		panic("cache: Put of a block that is not 4096 bytes")
 	}
@@ -137,6 +160,9 @@ func (c *Cache) Put(key uint64, block []byte) {
 	i := s.find(key, h)
 	if i == none {
 		i = s.insert(key, h)
+	}
+	if read {
+		s.entries[i].read = true
 	}
 	copy(s.frame(i), block)
 	s.mu.Unlock()
@@ -161,6 +187,7 @@ func (c *Cache) Stats() Stats {
 		s.mu.Lock()
 		st.Hits += s.hits
 		st.Misses += s.misses
+		st.FirstHits += s.firstHits
 		st.Evictions += s.evictions
 		st.Bytes += int64(s.small.len+s.main.len) * BlockSize
 		st.Capacity += int64(len(s.entries)) * BlockSize

@@ -10,10 +10,13 @@
 // ghost table, and a block that comes back in that time enters the main queue at
 // once. A long scan thus passes through the small queue and leaves the main one alone.
 //
+// [Flash] is a second level on a device, by the hash of the content, and [Spill] what
+// stands between the two: it takes what the first level gives up and is worth keeping.
+//
 // # Locks
 //
-// One mutex per shard, held for a probe and the copy of a block. No call is made
-// under it.
+// One mutex per shard, held for a probe and the copy of a block. Under it only the
+// Spill's mutex is taken. The index of a Flash has mutexes of its own, held for a probe.
 //
 // # Invariants
 //

@@ -36,6 +36,7 @@ type entry struct {
 	newer  uint32
 	uses   uint8
 	inMain bool
+	read   bool // somebody wanted it; else it was read ahead or written
 }
 
 // queue is a first in, first out list through the entries.
@@ -65,7 +66,10 @@ type shard struct {
 	smallMax  uint32
 	ghostTime uint32
 
-	hits, misses, evictions uint64
+	hits, firstHits, misses, evictions uint64
+
+	spill *Spill   // nil: there is no second level
+	seen  []uint16 // tags of keys that were read and left the small queue, by hash
 
 	_ [64]byte // neighbours' locks on other cache lines
 }
@@ -161,6 +165,7 @@ func (s *shard) evict() {
 			}
 			h := mix(e.key)
 			s.addGhost(h)
+			s.giveUp(i, h)
 			s.drop(i, h)
 			s.evictions++
 			return
@@ -173,7 +178,9 @@ func (s *shard) evict() {
 			s.push(&s.main, i)
 			continue
 		}
-		s.drop(i, mix(e.key))
+		h := mix(e.key)
+		s.giveUp(i, h)
+		s.drop(i, h)
 		s.evictions++
 		return
 	}

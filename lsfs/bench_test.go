@@ -91,3 +91,13 @@ func BenchmarkTryRead(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkWanted is what a 4 KiB write pays to learn whether its content belongs in the cache.
+func BenchmarkWanted(b *testing.B) {
+	_, v := benchStore(b)
+	wanted := make([]bool, 1)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		v.Wanted(BlockNo(i*7919%1000), wanted)
+	}
+}

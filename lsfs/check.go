@@ -417,7 +417,7 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 func (k *checker) block(rc *readContext, bid BID, e *format.Entry) {
 	k.s.segs.all[e.Addr.Segment()].readers.Add(1)
 	rc.blocks = append(rc.blocks[:0], located{bid: bid, e: *e})
-	err := k.s.fetch(rc, nil, 0, func(_ *located, stored []byte) error {
+	err := k.s.fetchAll(rc, nil, 0, func(_ *located, stored []byte) error {
 		return dedup.Decode(rc.block[:], e.Encoding, stored)
 	})
 	if err != nil {

@@ -28,6 +28,8 @@ type batch struct {
 type fresh struct {
 	addr format.Addr
 	warm bool
+	// plain is the block's content when it shall enter the cache.
+	plain []byte
 	*dedup.Block
 }
 
@@ -169,8 +171,13 @@ func (s *Store) warm() {
 	b := &s.batch
 	for i := range b.fresh {
 		f := &b.fresh[i]
-		if f.warm && dedup.Decode(b.plain[:], f.Encoding, f.Data) == nil {
-			s.l1.Put(uint64(b.first)+uint64(i), b.plain[:])
+		plain := f.plain
+		if plain == nil && f.warm && dedup.Decode(b.plain[:], f.Encoding, f.Data) == nil {
+			plain = b.plain[:]
+		}
+		if plain != nil {
+			s.l1.PutUnread(uint64(b.first)+uint64(i), plain)
+			s.stats.warmBlocks.Add(1)
 		}
 	}
 }
@@ -346,7 +353,11 @@ func (s *Store) stageBlocks(op *Op, at []byte) error {
 		}
 		if bid == 0 {
 			bid = b.first + BID(len(b.fresh))
-			b.fresh = append(b.fresh, fresh{Block: blk, warm: op.Warm})
+			f := fresh{Block: blk, warm: op.Warm}
+			if i < len(op.Plain) {
+				f.plain = op.Plain[i]
+			}
+			b.fresh = append(b.fresh, f)
 			b.bytes += int64(len(blk.Data))
 			s.index.Insert(&blk.Fingerprint, uint64(bid))
 			s.stats.blocksNew.Add(1)

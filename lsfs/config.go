@@ -38,6 +38,19 @@ type Config struct {
 
 	// L1Bytes bounds the RAM cache of data blocks. Default 256 MiB, at least 1 MiB.
 	L1Bytes int64
+	// ReadAhead is the largest window that is read ahead of a sequential stream, bytes.
+	// Default 4 MiB, less with a small L1; negative: nothing is read ahead.
+	ReadAhead int64
+	// L2 is a flash device or file for the second level of the cache; empty means
+	// none. It pays when it is faster than the devices of the pool. What is wrong with
+	// it is told as an event "l2-off", and the store works without.
+	L2 string
+	// L2Bytes is the size of the file that is made at L2 when there is nothing. 0: it must exist.
+	L2Bytes int64
+	// L2Rate bounds what is written to L2, bytes a second. Default 64 MiB.
+	L2Rate int64
+	// OpenL2 opens it. Default: device.Open with direct I/O.
+	OpenL2 func(path string) (device.Device, error)
 	// MetadataBytes bounds the RAM frames for pages of maps and identities.
 	// Default 256 MiB, at least 8 MiB. It is passed only while replay needs more.
 	MetadataBytes int64
@@ -65,7 +78,7 @@ type Config struct {
 
 // Event is a fact about the store that an operator should see.
 type Event struct {
-	Code string // "corrupt", "poisoned", "no-space", "recovered", "device-..."
+	Code string // "corrupt", "poisoned", "no-space", "recovered", "device-...", "l2-off"
 	Text string
 	Err  error // *CorruptError for code "corrupt"
 }
@@ -82,6 +95,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.OpenDevice == nil {
 		c.OpenDevice = func(path string) (device.Device, error) { return device.Open(path, device.Options{}) }
+	}
+	if c.ReadAhead == 0 {
+		c.ReadAhead = defaultReadAhead
+	}
+	if c.OpenL2 == nil {
+		c.OpenL2 = func(path string) (device.Device, error) { return device.Open(path, device.Options{}) }
 	}
 	if c.CheckpointInterval == 0 {
 		c.CheckpointInterval = 30 * time.Second
@@ -106,6 +125,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	for _, err := range []error{
 		set(&c.L1Bytes, 256<<20, 1<<20, "L1Bytes"),
+		set(&c.L2Rate, l2Rate, 4096, "L2Rate"),
 		set(&c.MetadataBytes, 256<<20, 8<<20, "MetadataBytes"),
 		set(&c.IndexBytes, 64<<20, 64<<10, "IndexBytes"),
 		set(&c.CheckpointBytes, 1<<30, 64<<10, "CheckpointBytes"),

@@ -32,6 +32,8 @@
 //	member.go devices.go drain.go  devices that come and go while the pool is in use
 //	tier.go lost.go              two classes of devices; a device that failed for good
 //	read.go volume.go extents.go what callers see
+//	fetch.go flight.go           from identities to bytes; one read for many who want a block
+//	readahead.go l2.go           streams; the cache on flash
 //	check.go                     the walk that proves the counters
 //
 // # Roles and locks
@@ -42,6 +44,8 @@
 // goroutine, the cleaner, the trimmer and the goroutine that fills the fingerprint
 // index work beside it; what they want changed goes to the role as a task, which
 // comes before operations.
+//
+// Readers ahead and the writer of the flash cache only read the store.
 //
 // Lock order: Store.changing (of the list of devices), committing role, logWriter.turn, queue.mu, Store.mu, then without
 // order among them the shards of pins, checkpointer.mu, the index and the cache.

@@ -315,6 +315,7 @@ func TestRotIsNotCutOff(t *testing.T) {
 func TestFlippedBlocks(t *testing.T) {
 	ctx := context.Background()
 	r := newRig(t, 1, 16<<20)
+	r.cfg.ReadAhead = -1 // every block is read from the device
 	var events int
 	r.cfg.Event = func(e Event) {
 		if e.Code == "corrupt" {

@@ -91,6 +91,11 @@ type Op struct {
 	// journals): new blocks of it enter the cache on this node.
 	Warm bool
 
+	// Plain may hold, for an OpWrite, the content of blocks that shall enter the cache
+	// on this node because what they replace was read there (see Volume.Wanted): empty,
+	// or nil or 4096 bytes for each block. It stays the caller's, until Done.
+	Plain [][]byte
+
 	Source      VolumeID // OpClone: a volume or a snapshot
 	SourceStart BlockNo
 	Snapshot    VolumeID // OpSnapshot, OpRollback

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/zeebo/blake3"
 
@@ -13,55 +12,17 @@ import (
 	"github.com/twinsan/twinsan/lsfs/format"
 )
 
-const (
-	// readContexts bounds the reads that are at the devices at once; further ones wait.
-	readContexts = 16
-	// readBlocks is the number of blocks that one step of a read resolves: 1 MiB.
-	readBlocks = 256
-	// readGap is the largest hole between two blocks that are still read at once:
-	// at 16 KiB reading the gap costs less than another I/O.
-	readGap = 16 << 10
-)
-
-// readContext is what a read needs beside its destination. It is leased, so that
-// a read allocates nothing.
-type readContext struct {
-	buf    []byte // aligned, made at first use
-	blocks []located
-	runs   []device.Read
-	batch  []*device.Read
-	block  [dedup.BlockSize]byte
-}
-
-// located is a stored block whose segment is held against reuse.
-type located struct {
-	index int // in the request
-	bid   BID
-	e     format.Entry
-	at    int // of the stored bytes in the buffer
-}
-
-func (s *Store) lease(ctx context.Context) (*readContext, error) {
-	select {
-	case rc := <-s.readers:
-		if rc.buf == nil {
-			// Every block alone: at most two pages each.
-			rc.buf = device.AlignedBuffer(readBlocks * 2 * format.PageSize)
-			rc.blocks = make([]located, 0, readBlocks)
-			rc.runs = make([]device.Read, readBlocks)
-			rc.batch = make([]*device.Read, 0, readBlocks)
-		}
-		return rc, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (s *Store) giveBack(rc *readContext) { s.readers <- rc }
-
 // TryRead fills dst from a byte offset (both multiples of 512) if all of it is
 // holes or in the cache, without waiting for I/O, and says whether it did.
 func (v *Volume) TryRead(off uint64, dst []byte) bool {
+	if !v.tryRead(off, dst) {
+		return false
+	}
+	v.hit(off, len(dst))
+	return true
+}
+
+func (v *Volume) tryRead(off uint64, dst []byte) bool {
 	s := v.s
 	if s.failed.Load() != nil {
 		return false
@@ -74,6 +35,7 @@ func (v *Volume) TryRead(off uint64, dst []byte) bool {
 	var data []byte
 	var missing uint32
 	leafOf := ^uint64(0)
+	found := int64(0)
 	for len(dst) > 0 {
 		no := off / dedup.BlockSize
 		in := int(off % dedup.BlockSize)
@@ -91,12 +53,42 @@ func (v *Volume) TryRead(off uint64, dst []byte) bool {
 		if bid == 0 {
 			clear(dst[:n])
 		} else if !s.l1.Get(bid, dst[:n], in) {
+			s.stats.tryHits.Add(found)
+			s.stats.tryMisses.Add(1)
 			return false
+		} else {
+			found++
 		}
 		dst = dst[n:]
 		off += uint64(n)
 	}
 	return true
+}
+
+// Wanted marks the blocks from start on whose content stands in the cache because it
+// was read, and says whether there are any. Their next content is likely to be read
+// too (Op.Plain). It neither does I/O nor waits; where it cannot look it says no.
+func (v *Volume) Wanted(start BlockNo, dst []bool) (found bool) {
+	s := v.s
+	clear(dst)
+	if !s.mu.TryRLock() {
+		return false
+	}
+	defer s.mu.RUnlock()
+	for i := range dst {
+		no := uint64(start) + uint64(i)
+		data, _, missing, _ := s.pg.lookup(v.mapTree, wordShift, no)
+		if missing != 0 {
+			return found
+		}
+		if data == nil {
+			continue
+		}
+		if bid := format.Word(data, int(no)&(format.WordsPerPage-1)); bid != 0 && s.l1.Wanted(bid) {
+			dst[i], found = true, true
+		}
+	}
+	return found
 }
 
 // inside says whether n bytes at off lie in the volume or in its annex.
@@ -117,11 +109,15 @@ func (v *Volume) Read(ctx context.Context, off uint64, dst []byte) error {
 	if off%512 != 0 || len(dst)%512 != 0 {
 		return fmt.Errorf("read volume %d at %d+%d: %w", v.id, off, len(dst), ErrRange)
 	}
-	rc, err := s.lease(ctx)
+	rc, err := s.leaseFor(ctx, (len(dst)+dedup.BlockSize-1)/dedup.BlockSize+1)
 	if err != nil {
 		return err
 	}
 	defer s.giveBack(rc)
+	all := int64(len(dst))
+	v.streams.inFlight.Add(all)
+	defer v.streams.inFlight.Add(-all)
+	v.miss(off, len(dst))
 	for len(dst) > 0 {
 		in := int(off % dedup.BlockSize)
 		n := min(readBlocks*dedup.BlockSize-in, len(dst))
@@ -134,44 +130,47 @@ func (v *Volume) Read(ctx context.Context, off uint64, dst []byte) error {
 	return nil
 }
 
+// target is where the blocks of a read go: blocks of a volume from first on, into
+// dst, which begins and ends anywhere in a block.
+type target struct {
+	first uint64
+	off   uint64 // of dst, bytes
+	dst   []byte
+	whole []byte // dst when all of it is whole blocks, aligned for the device; else nil
+}
+
+func makeTarget(off uint64, dst []byte) target {
+	t := target{first: off / dedup.BlockSize, off: off, dst: dst}
+	if off%dedup.BlockSize == 0 && len(dst)%dedup.BlockSize == 0 && device.Aligned(dst) {
+		t.whole = dst
+	}
+	return t
+}
+
+func (t *target) blocks() int {
+	return int((t.off+uint64(len(t.dst))-1)/dedup.BlockSize - t.first + 1)
+}
+
+// part is the place of block i, and where in the block it begins.
+func (t *target) part(i int) (to []byte, in int) {
+	from := int64(t.first+uint64(i))*dedup.BlockSize - int64(t.off)
+	end := min(from+dedup.BlockSize, int64(len(t.dst)))
+	if from < 0 {
+		return t.dst[:end], int(-from)
+	}
+	return t.dst[from:end], 0
+}
+
 func (v *Volume) readStep(ctx context.Context, rc *readContext, off uint64, dst []byte) error {
 	s := v.s
-	first := off / dedup.BlockSize
-	part := func(i int) (to []byte, in int) {
-		from := int64(first+uint64(i))*dedup.BlockSize - int64(off)
-		end := min(from+dedup.BlockSize, int64(len(dst)))
-		if from < 0 {
-			return dst[:end], int(-from)
-		}
-		return dst[from:end], 0
-	}
-	count := int((off+uint64(len(dst))-1)/dedup.BlockSize - first + 1)
-	err := v.resolve(ctx, rc, first, count, func(i int, bid BID) bool {
-		to, in := part(i)
-		if bid == 0 {
-			clear(to)
-			return true
-		}
-		return s.l1.Get(uint64(bid), to, in)
-	})
-	if err != nil {
+	rc.to, rc.ended = makeTarget(off, dst), s.flights.ended.Load()
+	defer func() { rc.to = target{} }()
+	err := v.resolve(ctx, rc, rc.to.first, rc.to.blocks(), rc.cached)
+	if err != nil || len(rc.blocks) == 0 {
 		return err
 	}
-	return s.fetch(rc, v, first, func(l *located, stored []byte) error {
-		to, in := part(l.index)
-		block := rc.block[:]
-		if len(to) == dedup.BlockSize {
-			block = to
-		}
-		if err := dedup.Decode(block, l.e.Encoding, stored); err != nil {
-			return err
-		}
-		if len(to) != dedup.BlockSize {
-			copy(to, block[in:])
-		}
-		s.l1.Put(uint64(l.bid), block)
-		return nil
-	})
+	defer s.letGo(rc)
+	return s.fetchOnce(rc, v)
 }
 
 // resolve finds the identities of count blocks at one instant. Blocks that have
@@ -244,84 +243,6 @@ func (v *Volume) tryResolve(rc *readContext, first uint64, count int, have func(
 	return 0, nil
 }
 
-func (s *Store) letGo(rc *readContext) {
-	for i := range rc.blocks {
-		s.segs.arena[rc.blocks[i].e.Addr.Segment()].readers.Add(-1)
-	}
-	rc.blocks = rc.blocks[:0]
-}
-
-// fetch reads the listed blocks, neighbours at once, and hands the stored bytes
-// of each, verified, to use. It lets go of the segments.
-func (s *Store) fetch(rc *readContext, v *Volume, first uint64, use func(l *located, stored []byte) error) error {
-	if len(rc.blocks) == 0 {
-		return nil
-	}
-	defer s.letGo(rc)
-	slices.SortFunc(rc.blocks, func(a, b located) int {
-		if a.e.Addr < b.e.Addr {
-			return -1
-		}
-		return 1
-	})
-	rc.batch = rc.batch[:0]
-	end := 0 // of the buffer in use
-	spare := (readBlocks - len(rc.blocks)) * 2 * format.PageSize
-	var run *device.Read
-	var runSeg uint32
-	var runOff, runEnd int64 // in the segment, aligned
-	base := 0
-	for i := range rc.blocks {
-		l := &rc.blocks[i]
-		from := int64(l.e.Addr.Offset()) &^ (format.PageSize - 1)
-		to := roundUp(int64(l.e.Addr.Offset()) + int64(l.e.Len))
-		gap := from - runEnd
-		if run == nil || runSeg != l.e.Addr.Segment() || gap > readGap || gap > int64(spare) {
-			run = &rc.runs[len(rc.batch)]
-			rc.batch = append(rc.batch, run)
-			runSeg, runOff, runEnd, base = l.e.Addr.Segment(), from, from, end
-			run.Device, run.Off = s.segs.locate(format.MakeAddr(runSeg, uint32(from)))
-		} else if gap > 0 {
-			spare -= int(gap)
-		}
-		runEnd = max(runEnd, to)
-		end = base + int(runEnd-runOff)
-		run.P = rc.buf[base:end]
-		l.at = base + int(int64(l.e.Addr.Offset())-runOff)
-	}
-	s.stats.blockReads.Add(int64(len(rc.blocks)))
-	s.stats.deviceReads.Add(int64(len(rc.batch)))
-	readErr := s.reads.ReadBatch(rc.batch)
-	var failed error
-	for i := range rc.blocks {
-		l := &rc.blocks[i]
-		stored := rc.buf[l.at : l.at+int(l.e.Len)]
-		// CHECKED: no byte leaves the store without its checksum verified.
-		sum := dedup.Sum(stored)
-		if sum == l.e.Sum {
-			if err := use(l, stored); err == nil {
-				continue
-			} else if failed == nil {
-				failed = s.report(s.corruptBlock(l, v, first, sum, err))
-			}
-			continue
-		}
-		if failed == nil {
-			failed = s.report(s.corruptBlock(l, v, first, sum, readErr))
-		}
-	}
-	return failed
-}
-
-func (s *Store) corruptBlock(l *located, v *Volume, first uint64, sum uint32, err error) *CorruptError {
-	e := s.corrupt("block", l.e.Addr, l.e.Sum, sum, err)
-	e.BID, e.Fingerprint = l.bid, l.e.Fingerprint
-	if v != nil {
-		e.Volume, e.Block = v.id, BlockNo(first+uint64(l.index))
-	}
-	return e
-}
-
 // ReadReduced fills dst with the stored form of the blocks from start on, holes
 // as dedup.Zero. Their Data lies in buf, which has 4096 bytes for each. Checksums
 // are verified.
@@ -347,7 +268,7 @@ func (v *Volume) ReadReduced(ctx context.Context, start BlockNo, dst []dedup.Blo
 		if err != nil {
 			return err
 		}
-		err = s.fetch(rc, v, first, func(l *located, stored []byte) error {
+		err = s.fetchAll(rc, v, first, func(l *located, stored []byte) error {
 			i := at + l.index
 			data := buf[i*dedup.BlockSize:][:len(stored):len(stored)]
 			copy(data, stored)
@@ -422,7 +343,7 @@ func (s *Store) ReadFingerprint(ctx context.Context, fp *dedup.Fingerprint, buf 
 			continue
 		}
 		var b dedup.Block
-		err := s.fetch(rc, nil, 0, func(l *located, stored []byte) error {
+		err := s.fetchAll(rc, nil, 0, func(l *located, stored []byte) error {
 			b = dedup.Block{Fingerprint: l.e.Fingerprint, Sum: l.e.Sum, Encoding: l.e.Encoding, Data: buf[:len(stored)]}
 			copy(b.Data, stored)
 			return nil

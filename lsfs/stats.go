@@ -46,6 +46,9 @@ type counters struct {
 	pageReads, blockReads, deviceReads    atomic.Int64
 	checksumErrors, deviceErrors, repairs atomic.Int64
 	spaceWaits, spaceRefused              atomic.Int64
+	sharedReads, aheadBlocks, aheadFailed atomic.Int64
+	warmBlocks                            atomic.Int64
+	tryHits, tryMisses                    atomic.Int64 // of TryRead in vain: Read looks for the same blocks again
 }
 
 // Stats are counters since Open and a few levels, for metrics.
@@ -66,6 +69,9 @@ type Stats struct {
 	SegmentsCleaned, CleanerBytes, CleanerPages int64
 	Checkpoints, CheckpointPages                int64
 	PageReads, BlockReads, DeviceReads          int64 // pages, blocks, I/Os for blocks
+	SharedReads                                 int64 // blocks that were wanted while somebody read them, and were not read again
+	AheadBlocks                                 int64 // blocks read ahead
+	WarmBlocks                                  int64 // blocks that entered the cache when they were written
 	ChecksumErrors, DeviceErrors, Repairs       int64
 	SpaceWaits, SpaceRefused                    int64
 
@@ -79,6 +85,8 @@ type Stats struct {
 	PagesDirty    int64
 	MetadataBytes int64 // RAM of frames
 	L1            cache.Stats
+	L2            L2Stats
+	Ring          bool // reads go through io_uring
 	Index         dedup.IndexStats
 	Poisoned      error
 }
@@ -117,9 +125,12 @@ func (s *Store) Stats() Stats {
 		PageReads: c.pageReads.Load(), BlockReads: c.blockReads.Load(), DeviceReads: c.deviceReads.Load(),
 		ChecksumErrors: c.checksumErrors.Load(), DeviceErrors: c.deviceErrors.Load(), Repairs: c.repairs.Load(),
 		SpaceWaits: c.spaceWaits.Load(), SpaceRefused: c.spaceRefused.Load(),
-		L1: s.l1.Stats(), Index: s.index.Stats(), Poisoned: s.failure(),
+		SharedReads: c.sharedReads.Load(), AheadBlocks: c.aheadBlocks.Load(), WarmBlocks: c.warmBlocks.Load(), Ring: s.reads.Ring(),
+		L1: s.l1.Stats(), L2: s.l2Stats(), Index: s.index.Stats(), Poisoned: s.failure(),
 		Segments: map[string]int{},
 	}
+	st.L1.Hits -= min(st.L1.Hits, uint64(c.tryHits.Load()))
+	st.L1.Misses -= min(st.L1.Misses, uint64(c.tryMisses.Load()))
 	names := [...]string{"free", "next", "open", "sealed", "quarantine", "gone"}
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -24,6 +24,7 @@ type Store struct {
 	segs   *segmentTable
 	index  *dedup.Index
 	l1     *cache.Cache
+	l2     *l2 // nil: none
 	reads  *device.ReadPool
 
 	mu         sync.RWMutex
@@ -60,7 +61,13 @@ type Store struct {
 	onCommit             func()
 	failed               atomic.Pointer[error]
 	pageBufs             chan []byte
-	readers              chan *readContext
+	smallReaders         *readers
+	largeReaders         *readers
+	flights              *flights
+	l2Failure            atomic.Pointer[error]
+	ahead                chan aheadJob
+	aheadMax             uint64       // blocks of the largest window; 0: nothing is read ahead
+	waitingReads         atomic.Int32 // at the devices, for somebody who waits
 	stop                 chan struct{}
 	running              sync.WaitGroup
 
@@ -97,6 +104,16 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	go s.cleanLoop()
 	go s.trimLoop()
 	go s.fillIndex()
+	if s.aheadMax > 0 {
+		s.running.Add(aheadReaders)
+		for range aheadReaders {
+			go s.aheadLoop()
+		}
+	}
+	if s.openL2(); s.l2 != nil && s.l2.flash != nil {
+		s.running.Add(1)
+		go s.l2Loop()
+	}
 	return s, nil
 }
 
@@ -143,10 +160,8 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	for range cap(s.pageBufs) {
 		s.pageBufs <- device.AlignedBuffer(format.PageSize)
 	}
-	s.readers = make(chan *readContext, readContexts)
-	for range cap(s.readers) {
-		s.readers <- &readContext{}
-	}
+	s.smallReaders, s.largeReaders = newReaders(smallReads), newReaders(largeReads)
+	s.flights = newFlights()
 	s.reads = device.NewReadPool(0)
 	ck := &s.ckpt
 	ck.cond.L = &ck.mu
@@ -163,6 +178,10 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if s.l1, err = cache.New(c.L1Bytes); err != nil {
 		return nil, err
 	}
+	// What is read ahead enters the cache's small queue, a tenth of it: a window that is
+	// longer than a quarter of that would push out what was not used yet.
+	s.aheadMax = uint64(min(max(c.ReadAhead, 0), s.l1.Stats().Capacity/40) / dedup.BlockSize)
+	s.ahead = make(chan aheadJob, aheadJobs)
 	if err = s.recover(); err != nil {
 		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, s.explainLost(err))
 	}
@@ -191,6 +210,9 @@ func (s *Store) free() {
 	if s.l1 != nil {
 		_ = s.l1.Close()
 	}
+	if s.l2 != nil {
+		s.l2.free(s)
+	}
 	if s.pg != nil {
 		s.pg.close()
 	}
@@ -200,9 +222,9 @@ func (s *Store) free() {
 	for range cap(s.pageBufs) {
 		device.FreeAligned(<-s.pageBufs)
 	}
-	for range cap(s.readers) {
-		rc := <-s.readers
-		device.FreeAligned(rc.buf)
+	if s.largeReaders != nil {
+		s.smallReaders.close()
+		s.largeReaders.close()
 	}
 }
 

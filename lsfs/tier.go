@@ -322,7 +322,7 @@ func (s *Store) readMove(rc *readContext, bid BID, buf []byte) (m move, ok bool)
 	if len(rc.blocks) == 0 {
 		return m, false
 	}
-	err := s.fetch(rc, nil, 0, func(l *located, stored []byte) error {
+	err := s.fetchAll(rc, nil, 0, func(l *located, stored []byte) error {
 		m = move{bid: bid, old: l.e.Addr, sum: l.e.Sum, enc: l.e.Encoding, data: buf[:copy(buf, stored)]}
 		return nil
 	})

@@ -61,6 +61,8 @@ type Volume struct {
 	forging  bool   // bare, and not a snapshot yet
 	stale    bool   // forging since before the store was opened: it will be deleted
 
+	streams streams
+
 	expect Seq // next sequence that Append takes; guarded by queue.mu
 	built  Seq // last sequence in a commit; belongs to the committing role
 }

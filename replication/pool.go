@@ -45,6 +45,9 @@ type Copy interface {
 	Kept(start lsfs.BlockNo, count uint32) bool
 	// AdmitClone says whether a clone finds room for its metadata; it does no I/O.
 	AdmitClone(start lsfs.BlockNo, source lsfs.VolumeID, sourceStart lsfs.BlockNo, count uint32) bool
+	// Wanted marks the blocks of which memory holds a content that was read, and says
+	// whether there are any. It does not wait, and may say no.
+	Wanted(start lsfs.BlockNo, dst []bool) bool
 	// TryRead serves from memory only; Read may do I/O. off counts bytes, in sectors.
 	TryRead(off uint64, dst []byte) bool
 	Read(ctx context.Context, off uint64, dst []byte) error

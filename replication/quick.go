@@ -57,6 +57,7 @@ func (v *Volume) quick(r *Request, elsewhere func()) bool {
 	}
 	if err == nil {
 		v.node.reduce(w, start, block, v.shares(), v.compress.Load())
+		v.warm(w, block)
 		w.op.Warm = true
 		if !v.hasRoom(w) {
 			err = ErrNoSpace

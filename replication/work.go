@@ -84,7 +84,8 @@ func (p *workPool) get(dataLen int) *work {
 func (p *workPool) put(w *work) {
 	p.used.Add(-w.cost)
 	clear(w.op.Blocks)
-	w.op.Blocks, w.op.Pinned, w.op.State = w.op.Blocks[:0], w.op.Pinned[:0], nil
+	clear(w.op.Plain)
+	w.op.Blocks, w.op.Pinned, w.op.Plain, w.op.State = w.op.Blocks[:0], w.op.Pinned[:0], w.op.Plain[:0], nil
 	w.op.Source, w.op.SourceStart, w.op.Snapshot = 0, 0, 0
 	w.op.Done, w.op.Warm = nil, false
 	w.buf, w.index = w.buf[:0], w.index[:0]

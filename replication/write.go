@@ -194,6 +194,7 @@ func (v *Volume) writePart(off uint64, data []byte, ask, r *Request, then func(e
 	}
 	start := lsfs.BlockNo(off / blockSize)
 	n.reduce(w, start, data, v.shares(), v.compress.Load())
+	v.warm(w, data)
 	w.ask, w.req, w.then = ask, r, then
 	if !v.hasRoom(w) {
 		n.unpin(w)

@@ -47,6 +47,11 @@ type StoreConfig struct {
 	DeviceSize Size `toml:"device-size"`
 	// Cache is the RAM for data that was read or written lately, 16 MiB to 4 TiB.
 	Cache Size `toml:"cache"`
+	// L2 is a flash device or file for the second level of the cache; empty: none.
+	L2 string `toml:"l2"`
+	// L2Size is the size of the file that is made when there is nothing at L2, 16 MiB
+	// to 64 TiB. 0: it must exist.
+	L2Size Size `toml:"l2-size"`
 	// Metadata is the RAM for map pages, 16 MiB to 4 TiB.
 	Metadata Size `toml:"metadata"`
 	// Index is the RAM for the index of fingerprints, 4 MiB to 1 TiB.
@@ -232,6 +237,17 @@ func (c *Config) complete(path string, text []byte) error {
 		between("store.device-size", c.Store.DeviceSize, 64<<20, 64<<40)
 	}
 	between("store.cache", c.Store.Cache, 16<<20, 4<<40)
+	if c.Store.L2 != "" {
+		switch {
+		case !filepath.IsAbs(c.Store.L2):
+			wrong("store.l2", "%q is not an absolute path", c.Store.L2)
+		case seen[filepath.Clean(c.Store.L2)]:
+			wrong("store.l2", "%q is a device of the pool", c.Store.L2)
+		}
+	}
+	if c.Store.L2Size != 0 {
+		between("store.l2-size", c.Store.L2Size, 16<<20, 64<<40)
+	}
 	between("store.metadata", c.Store.Metadata, 16<<20, 4<<40)
 	between("store.index", c.Store.Index, 4<<20, 1<<40)
 

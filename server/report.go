@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twinsan/twinsan/lsfs"
 
 	"github.com/twinsan/twinsan/replication"
 	"github.com/twinsan/twinsan/server/cluster"
@@ -28,7 +29,7 @@ func (n *Node) Report(context.Context) (*Report, error) {
 	stats, room := n.store.Stats(), n.store.Room()
 	r.Pool = &Pool{
 		Size: bytesOf(room.Size), Live: bytesOf(room.Live), Garbage: bytesOf(room.Garbage), Free: bytesOf(room.Free), Usable: bytesOf(room.Usable),
-		Mapped: stats.MappedBlocks * 4096, Stored: bytesOf(stats.UniqueBytes),
+		Mapped: stats.MappedBlocks * 4096, Stored: bytesOf(stats.UniqueBytes), Caches: caches(&stats),
 	}
 	for _, d := range n.store.Devices() {
 		r.Devices = append(r.Devices, n.deviceReport(&d))
@@ -70,6 +71,23 @@ func (n *Node) Report(context.Context) (*Report, error) {
 		}
 	}
 	return r, nil
+}
+
+// caches lists the levels of the cache, the nearest first.
+func caches(s *lsfs.Stats) []Cache {
+	all := []Cache{{Tier: "ram", Bytes: bytesOf(s.L1.Bytes), Capacity: bytesOf(s.L1.Capacity), Hits: s.L1.Hits, Misses: s.L1.Misses}}
+	l2 := &s.L2
+	if l2.Path == "" {
+		return all
+	}
+	x := Cache{
+		Tier: "flash", Path: l2.Path, Bytes: bytesOf(l2.Bytes), Capacity: bytesOf(l2.Capacity), Hits: uint64(l2.Hits), Misses: uint64(l2.Misses),
+		Written: bytesOf(l2.Written), Warming: !l2.Warm,
+	}
+	if l2.Failure != nil {
+		x.Failure, x.Warming = l2.Failure.Error(), false
+	}
+	return append(all, x)
 }
 
 func digests(header, data bool) string {

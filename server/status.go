@@ -125,6 +125,19 @@ type Pool struct {
 	Usable  uint64 // what Live may grow to before writes are refused
 	Mapped  uint64 // blocks that volumes map, before reduction
 	Stored  uint64 // what these blocks take on the devices
+	Caches  []Cache
+}
+
+// Cache is one level of the cache; counts are of blocks since the node started.
+type Cache struct {
+	Tier         string // "ram", "flash"
+	Path         string // of flash
+	Bytes        uint64
+	Capacity     uint64
+	Hits, Misses uint64
+	Written      uint64 // of flash: bytes
+	Failure      string // why it is off
+	Warming      bool   // of flash
 }
 
 // Traffic counts what initiators moved since the node started.

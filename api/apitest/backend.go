@@ -55,7 +55,10 @@ type Backend struct {
 func New() *Backend {
 	gib := uint64(1 << 30)
 	pool := func(live uint64) *server.Pool {
-		return &server.Pool{Size: 100 * gib, Live: live, Garbage: gib, Free: 90 * gib, Usable: 80 * gib, Mapped: 27 * gib, Stored: 10 * gib}
+		return &server.Pool{Size: 100 * gib, Live: live, Garbage: gib, Free: 90 * gib, Usable: 80 * gib, Mapped: 27 * gib, Stored: 10 * gib, Caches: []server.Cache{
+			{Tier: "ram", Bytes: gib, Capacity: gib, Hits: 9000, Misses: 1000},
+			{Tier: "flash", Path: "/dev/fast", Bytes: 40 * gib, Capacity: 64 * gib, Hits: 600, Misses: 400, Written: 50 * gib},
+		}}
 	}
 	node := func(id replication.NodeID, name string, role server.Role) server.Member {
 		n := server.Member{ID: id, Name: name, Role: role, State: server.NodeUp, Sync: fmt.Sprintf("10.0.1.1%d:7400", id), API: fmt.Sprintf("10.0.1.1%d:7443", id),

@@ -2259,7 +2259,9 @@ type Pool struct {
 	// Blocks that volumes map, before deduplication and compression.
 	MappedBytes uint64 `protobuf:"varint,6,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
 	// Bytes that these blocks take on the devices.
-	StoredBytes   uint64 `protobuf:"varint,7,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	StoredBytes uint64 `protobuf:"varint,7,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	// What keeps blocks nearer than the devices, nearest first.
+	Caches        []*Cache `protobuf:"bytes,20,rep,name=caches,proto3" json:"caches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2343,6 +2345,127 @@ func (x *Pool) GetStoredBytes() uint64 {
 	return 0
 }
 
+func (x *Pool) GetCaches() []*Cache {
+	if x != nil {
+		return x.Caches
+	}
+	return nil
+}
+
+// Cache is one level of a node's cache. Counts are of blocks of 4 KiB since the node started.
+type Cache struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "ram" or "flash".
+	Tier string `protobuf:"bytes,1,opt,name=tier,proto3" json:"tier,omitempty"`
+	// Of flash: its device.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Bytes         uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	CapacityBytes uint64 `protobuf:"varint,4,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
+	Hits          uint64 `protobuf:"varint,5,opt,name=hits,proto3" json:"hits,omitempty"`
+	Misses        uint64 `protobuf:"varint,6,opt,name=misses,proto3" json:"misses,omitempty"`
+	// Of flash: bytes written to it since the node started.
+	WrittenBytes uint64 `protobuf:"varint,7,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	// Why it is off; empty while it works.
+	Failure string `protobuf:"bytes,8,opt,name=failure,proto3" json:"failure,omitempty"`
+	// Of flash: what the last run left there is not all known yet.
+	Warming       bool `protobuf:"varint,9,opt,name=warming,proto3" json:"warming,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cache) Reset() {
+	*x = Cache{}
+	mi := &file_twinsan_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cache) ProtoMessage() {}
+
+func (x *Cache) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cache.ProtoReflect.Descriptor instead.
+func (*Cache) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Cache) GetTier() string {
+	if x != nil {
+		return x.Tier
+	}
+	return ""
+}
+
+func (x *Cache) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Cache) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Cache) GetCapacityBytes() uint64 {
+	if x != nil {
+		return x.CapacityBytes
+	}
+	return 0
+}
+
+func (x *Cache) GetHits() uint64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *Cache) GetMisses() uint64 {
+	if x != nil {
+		return x.Misses
+	}
+	return 0
+}
+
+func (x *Cache) GetWrittenBytes() uint64 {
+	if x != nil {
+		return x.WrittenBytes
+	}
+	return 0
+}
+
+func (x *Cache) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *Cache) GetWarming() bool {
+	if x != nil {
+		return x.Warming
+	}
+	return false
+}
+
 // Traffic counts since the node started.
 type Traffic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2356,7 +2479,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2491,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2504,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{21}
+	return file_twinsan_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Traffic) GetReadOps() uint64 {
@@ -2431,7 +2554,7 @@ type AddDeviceRequest struct {
 
 func (x *AddDeviceRequest) Reset() {
 	*x = AddDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2566,7 @@ func (x *AddDeviceRequest) String() string {
 func (*AddDeviceRequest) ProtoMessage() {}
 
 func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2579,7 @@ func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDeviceRequest.ProtoReflect.Descriptor instead.
 func (*AddDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{22}
+	return file_twinsan_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AddDeviceRequest) GetNode() string {
@@ -2515,7 +2638,7 @@ type DrainDeviceRequest struct {
 
 func (x *DrainDeviceRequest) Reset() {
 	*x = DrainDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2650,7 @@ func (x *DrainDeviceRequest) String() string {
 func (*DrainDeviceRequest) ProtoMessage() {}
 
 func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2663,7 @@ func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*DrainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{23}
+	return file_twinsan_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DrainDeviceRequest) GetNode() string {
@@ -2582,7 +2705,7 @@ type RemoveDeviceRequest struct {
 
 func (x *RemoveDeviceRequest) Reset() {
 	*x = RemoveDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2717,7 @@ func (x *RemoveDeviceRequest) String() string {
 func (*RemoveDeviceRequest) ProtoMessage() {}
 
 func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2730,7 @@ func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{24}
+	return file_twinsan_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RemoveDeviceRequest) GetNode() string {
@@ -2643,7 +2766,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +2778,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +2791,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{25}
+	return file_twinsan_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReplaceDeviceRequest) GetDevice() string {
@@ -2695,7 +2818,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +2830,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +2843,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{26}
+	return file_twinsan_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListDevicesRequest) GetNode() string {
@@ -2741,7 +2864,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2753,7 +2876,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2766,7 +2889,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{27}
+	return file_twinsan_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -2793,7 +2916,7 @@ type Unreachable struct {
 
 func (x *Unreachable) Reset() {
 	*x = Unreachable{}
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2928,7 @@ func (x *Unreachable) String() string {
 func (*Unreachable) ProtoMessage() {}
 
 func (x *Unreachable) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +2941,7 @@ func (x *Unreachable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unreachable.ProtoReflect.Descriptor instead.
 func (*Unreachable) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{28}
+	return file_twinsan_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Unreachable) GetNode() string {
@@ -2859,7 +2982,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +2994,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +3007,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{29}
+	return file_twinsan_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Device) GetNode() string {
@@ -3012,7 +3135,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3024,7 +3147,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3037,7 +3160,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{30}
+	return file_twinsan_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Replica) GetNode() string {
@@ -3149,7 +3272,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3284,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3297,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{31}
+	return file_twinsan_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Volume) GetId() uint64 {
@@ -3422,7 +3545,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3434,7 +3557,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3447,7 +3570,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{32}
+	return file_twinsan_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Path) GetNode() string {
@@ -3496,7 +3619,7 @@ type ClassCount struct {
 
 func (x *ClassCount) Reset() {
 	*x = ClassCount{}
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3508,7 +3631,7 @@ func (x *ClassCount) String() string {
 func (*ClassCount) ProtoMessage() {}
 
 func (x *ClassCount) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3521,7 +3644,7 @@ func (x *ClassCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassCount.ProtoReflect.Descriptor instead.
 func (*ClassCount) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{33}
+	return file_twinsan_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ClassCount) GetClass() string {
@@ -3586,7 +3709,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3598,7 +3721,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3611,7 +3734,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{34}
+	return file_twinsan_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -3684,7 +3807,7 @@ type Offload struct {
 
 func (x *Offload) Reset() {
 	*x = Offload{}
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3696,7 +3819,7 @@ func (x *Offload) String() string {
 func (*Offload) ProtoMessage() {}
 
 func (x *Offload) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3709,7 +3832,7 @@ func (x *Offload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offload.ProtoReflect.Descriptor instead.
 func (*Offload) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{35}
+	return file_twinsan_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Offload) GetName() string {
@@ -3749,7 +3872,7 @@ type Reservations struct {
 
 func (x *Reservations) Reset() {
 	*x = Reservations{}
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3761,7 +3884,7 @@ func (x *Reservations) String() string {
 func (*Reservations) ProtoMessage() {}
 
 func (x *Reservations) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3774,7 +3897,7 @@ func (x *Reservations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservations.ProtoReflect.Descriptor instead.
 func (*Reservations) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{36}
+	return file_twinsan_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Reservations) GetGeneration() uint32 {
@@ -3827,7 +3950,7 @@ type Registration struct {
 
 func (x *Registration) Reset() {
 	*x = Registration{}
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3839,7 +3962,7 @@ func (x *Registration) String() string {
 func (*Registration) ProtoMessage() {}
 
 func (x *Registration) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3852,7 +3975,7 @@ func (x *Registration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Registration.ProtoReflect.Descriptor instead.
 func (*Registration) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{37}
+	return file_twinsan_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Registration) GetHost() string {
@@ -3905,7 +4028,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3917,7 +4040,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3930,7 +4053,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{38}
+	return file_twinsan_proto_rawDescGZIP(), []int{39}
 }
 
 type ListVolumesResponse struct {
@@ -3942,7 +4065,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3954,7 +4077,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3967,7 +4090,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{39}
+	return file_twinsan_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -3986,7 +4109,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4121,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4134,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{40}
+	return file_twinsan_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -4043,7 +4166,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4055,7 +4178,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4068,7 +4191,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{41}
+	return file_twinsan_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -4156,7 +4279,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4168,7 +4291,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4181,7 +4304,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{42}
+	return file_twinsan_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -4223,7 +4346,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4235,7 +4358,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4248,7 +4371,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{43}
+	return file_twinsan_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -4275,7 +4398,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4287,7 +4410,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4300,7 +4423,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{44}
+	return file_twinsan_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -4330,7 +4453,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4342,7 +4465,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4355,7 +4478,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{45}
+	return file_twinsan_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *MoveVolumeRequest) GetName() string {
@@ -4392,7 +4515,7 @@ type ClearReservationsRequest struct {
 
 func (x *ClearReservationsRequest) Reset() {
 	*x = ClearReservationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4404,7 +4527,7 @@ func (x *ClearReservationsRequest) String() string {
 func (*ClearReservationsRequest) ProtoMessage() {}
 
 func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4417,7 +4540,7 @@ func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsRequest.ProtoReflect.Descriptor instead.
 func (*ClearReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{46}
+	return file_twinsan_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ClearReservationsRequest) GetName() string {
@@ -4452,7 +4575,7 @@ type ClearReservationsResponse struct {
 
 func (x *ClearReservationsResponse) Reset() {
 	*x = ClearReservationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4464,7 +4587,7 @@ func (x *ClearReservationsResponse) String() string {
 func (*ClearReservationsResponse) ProtoMessage() {}
 
 func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4477,7 +4600,7 @@ func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsResponse.ProtoReflect.Descriptor instead.
 func (*ClearReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{47}
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ClearReservationsResponse) GetVolume() *Volume {
@@ -4505,7 +4628,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4517,7 +4640,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4530,7 +4653,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{48}
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -4557,7 +4680,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4569,7 +4692,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4582,7 +4705,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{49}
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CheckVolumeResponse) GetDigests() []*ReplicaDigest {
@@ -4616,7 +4739,7 @@ type ReplicaDigest struct {
 
 func (x *ReplicaDigest) Reset() {
 	*x = ReplicaDigest{}
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4628,7 +4751,7 @@ func (x *ReplicaDigest) String() string {
 func (*ReplicaDigest) ProtoMessage() {}
 
 func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4641,7 +4764,7 @@ func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaDigest.ProtoReflect.Descriptor instead.
 func (*ReplicaDigest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{50}
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReplicaDigest) GetNode() string {
@@ -4703,7 +4826,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4715,7 +4838,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4728,7 +4851,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{51}
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Snapshot) GetId() uint64 {
@@ -4811,7 +4934,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4823,7 +4946,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4836,7 +4959,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{52}
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -4855,7 +4978,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4867,7 +4990,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4880,7 +5003,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{53}
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -4900,7 +5023,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4912,7 +5035,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4925,7 +5048,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{54}
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -4954,7 +5077,7 @@ type CreateSnapshotsRequest struct {
 
 func (x *CreateSnapshotsRequest) Reset() {
 	*x = CreateSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4966,7 +5089,7 @@ func (x *CreateSnapshotsRequest) String() string {
 func (*CreateSnapshotsRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4979,7 +5102,7 @@ func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{55}
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *CreateSnapshotsRequest) GetName() string {
@@ -5012,7 +5135,7 @@ type CreateSnapshotsResponse struct {
 
 func (x *CreateSnapshotsResponse) Reset() {
 	*x = CreateSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5024,7 +5147,7 @@ func (x *CreateSnapshotsResponse) String() string {
 func (*CreateSnapshotsResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5037,7 +5160,7 @@ func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{56}
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CreateSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5059,7 +5182,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5071,7 +5194,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5084,7 +5207,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{57}
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DeleteSnapshotRequest) GetVolume() string {
@@ -5117,7 +5240,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5129,7 +5252,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5142,7 +5265,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{58}
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DeleteSnapshotResponse) GetSnapshot() *Snapshot {
@@ -5168,7 +5291,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5180,7 +5303,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5193,7 +5316,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{59}
+	return file_twinsan_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListChangesRequest) GetVolume() string {
@@ -5244,7 +5367,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5256,7 +5379,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5269,7 +5392,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{60}
+	return file_twinsan_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Changes) GetRanges() []*ChangedRange {
@@ -5298,7 +5421,7 @@ type ChangedRange struct {
 
 func (x *ChangedRange) Reset() {
 	*x = ChangedRange{}
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5310,7 +5433,7 @@ func (x *ChangedRange) String() string {
 func (*ChangedRange) ProtoMessage() {}
 
 func (x *ChangedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5323,7 +5446,7 @@ func (x *ChangedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedRange.ProtoReflect.Descriptor instead.
 func (*ChangedRange) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{61}
+	return file_twinsan_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ChangedRange) GetOffset() uint64 {
@@ -5364,7 +5487,7 @@ type CloneSnapshotRequest struct {
 
 func (x *CloneSnapshotRequest) Reset() {
 	*x = CloneSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5376,7 +5499,7 @@ func (x *CloneSnapshotRequest) String() string {
 func (*CloneSnapshotRequest) ProtoMessage() {}
 
 func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5389,7 +5512,7 @@ func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CloneSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{62}
+	return file_twinsan_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CloneSnapshotRequest) GetVolume() string {
@@ -5454,7 +5577,7 @@ type RollBackVolumeRequest struct {
 
 func (x *RollBackVolumeRequest) Reset() {
 	*x = RollBackVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5466,7 +5589,7 @@ func (x *RollBackVolumeRequest) String() string {
 func (*RollBackVolumeRequest) ProtoMessage() {}
 
 func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5479,7 +5602,7 @@ func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{63}
+	return file_twinsan_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RollBackVolumeRequest) GetVolume() string {
@@ -5522,7 +5645,7 @@ type RollBackVolumeResponse struct {
 
 func (x *RollBackVolumeResponse) Reset() {
 	*x = RollBackVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5534,7 +5657,7 @@ func (x *RollBackVolumeResponse) String() string {
 func (*RollBackVolumeResponse) ProtoMessage() {}
 
 func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5547,7 +5670,7 @@ func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{64}
+	return file_twinsan_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RollBackVolumeResponse) GetVolume() *Volume {
@@ -5589,7 +5712,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5601,7 +5724,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5614,7 +5737,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{65}
+	return file_twinsan_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Schedule) GetVolume() string {
@@ -5674,7 +5797,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5686,7 +5809,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5699,7 +5822,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{66}
+	return file_twinsan_proto_rawDescGZIP(), []int{67}
 }
 
 type ListSchedulesResponse struct {
@@ -5711,7 +5834,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5723,7 +5846,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5736,7 +5859,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{67}
+	return file_twinsan_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -5758,7 +5881,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5770,7 +5893,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5783,7 +5906,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{68}
+	return file_twinsan_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SetScheduleRequest) GetVolume() string {
@@ -5823,7 +5946,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5835,7 +5958,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5848,7 +5971,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{69}
+	return file_twinsan_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RemoveScheduleRequest) GetVolume() string {
@@ -5866,7 +5989,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5878,7 +6001,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5891,7 +6014,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{70}
+	return file_twinsan_proto_rawDescGZIP(), []int{71}
 }
 
 type Host struct {
@@ -5910,7 +6033,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5922,7 +6045,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5935,7 +6058,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{71}
+	return file_twinsan_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Host) GetName() string {
@@ -5988,7 +6111,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6000,7 +6123,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6013,7 +6136,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{72}
+	return file_twinsan_proto_rawDescGZIP(), []int{73}
 }
 
 type ListHostsResponse struct {
@@ -6025,7 +6148,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6037,7 +6160,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6050,7 +6173,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{73}
+	return file_twinsan_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -6074,7 +6197,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6086,7 +6209,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6099,7 +6222,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{74}
+	return file_twinsan_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -6156,7 +6279,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6168,7 +6291,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6181,7 +6304,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{75}
+	return file_twinsan_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -6214,7 +6337,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6226,7 +6349,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6239,7 +6362,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{76}
+	return file_twinsan_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -6260,7 +6383,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6272,7 +6395,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6285,7 +6408,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{77}
+	return file_twinsan_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -6321,7 +6444,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6333,7 +6456,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6346,7 +6469,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{78}
+	return file_twinsan_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *MapVolumeRequest) GetVolume() string {
@@ -6380,7 +6503,7 @@ type UnmapVolumeRequest struct {
 
 func (x *UnmapVolumeRequest) Reset() {
 	*x = UnmapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6392,7 +6515,7 @@ func (x *UnmapVolumeRequest) String() string {
 func (*UnmapVolumeRequest) ProtoMessage() {}
 
 func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6405,7 +6528,7 @@ func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{79}
+	return file_twinsan_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *UnmapVolumeRequest) GetVolume() string {
@@ -6430,7 +6553,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6442,7 +6565,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6455,7 +6578,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{80}
+	return file_twinsan_proto_rawDescGZIP(), []int{81}
 }
 
 type ListSessionsResponse struct {
@@ -6468,7 +6591,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6480,7 +6603,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6493,7 +6616,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{81}
+	return file_twinsan_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -6532,7 +6655,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6544,7 +6667,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6557,7 +6680,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{82}
+	return file_twinsan_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Session) GetNode() string {
@@ -6671,7 +6794,7 @@ type SnapshotStepRequest struct {
 
 func (x *SnapshotStepRequest) Reset() {
 	*x = SnapshotStepRequest{}
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6683,7 +6806,7 @@ func (x *SnapshotStepRequest) String() string {
 func (*SnapshotStepRequest) ProtoMessage() {}
 
 func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6696,7 +6819,7 @@ func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotStepRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{83}
+	return file_twinsan_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SnapshotStepRequest) GetStep() string {
@@ -6737,7 +6860,7 @@ type SnapshotStepResponse struct {
 
 func (x *SnapshotStepResponse) Reset() {
 	*x = SnapshotStepResponse{}
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6749,7 +6872,7 @@ func (x *SnapshotStepResponse) String() string {
 func (*SnapshotStepResponse) ProtoMessage() {}
 
 func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6762,7 +6885,7 @@ func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotStepResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{84}
+	return file_twinsan_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SnapshotStepResponse) GetFound() bool {
@@ -6780,7 +6903,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6792,7 +6915,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6805,7 +6928,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{85}
+	return file_twinsan_proto_rawDescGZIP(), []int{86}
 }
 
 type NodeReport struct {
@@ -6824,7 +6947,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6836,7 +6959,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6849,7 +6972,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{86}
+	return file_twinsan_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -6929,7 +7052,7 @@ type VolumeReport struct {
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6941,7 +7064,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6954,7 +7077,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{87}
+	return file_twinsan_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -7053,7 +7176,7 @@ type Standing struct {
 
 func (x *Standing) Reset() {
 	*x = Standing{}
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7065,7 +7188,7 @@ func (x *Standing) String() string {
 func (*Standing) ProtoMessage() {}
 
 func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7078,7 +7201,7 @@ func (x *Standing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Standing.ProtoReflect.Descriptor instead.
 func (*Standing) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{88}
+	return file_twinsan_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Standing) GetEpoch() uint64 {
@@ -7112,7 +7235,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7124,7 +7247,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7137,7 +7260,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{89}
+	return file_twinsan_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *AddReplicaRequest) GetVolume() string {
@@ -7165,7 +7288,7 @@ type MoveReplicaRequest struct {
 
 func (x *MoveReplicaRequest) Reset() {
 	*x = MoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7177,7 +7300,7 @@ func (x *MoveReplicaRequest) String() string {
 func (*MoveReplicaRequest) ProtoMessage() {}
 
 func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7190,7 +7313,7 @@ func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*MoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{90}
+	return file_twinsan_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *MoveReplicaRequest) GetVolume() string {
@@ -7227,7 +7350,7 @@ type RemoveReplicaRequest struct {
 
 func (x *RemoveReplicaRequest) Reset() {
 	*x = RemoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7239,7 +7362,7 @@ func (x *RemoveReplicaRequest) String() string {
 func (*RemoveReplicaRequest) ProtoMessage() {}
 
 func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7252,7 +7375,7 @@ func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{91}
+	return file_twinsan_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RemoveReplicaRequest) GetVolume() string {
@@ -7298,7 +7421,7 @@ type PromoteVolumeRequest struct {
 
 func (x *PromoteVolumeRequest) Reset() {
 	*x = PromoteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7310,7 +7433,7 @@ func (x *PromoteVolumeRequest) String() string {
 func (*PromoteVolumeRequest) ProtoMessage() {}
 
 func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7323,7 +7446,7 @@ func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{92}
+	return file_twinsan_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *PromoteVolumeRequest) GetVolume() string {
@@ -7375,7 +7498,7 @@ type PromoteVolumeResponse struct {
 
 func (x *PromoteVolumeResponse) Reset() {
 	*x = PromoteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7387,7 +7510,7 @@ func (x *PromoteVolumeResponse) String() string {
 func (*PromoteVolumeResponse) ProtoMessage() {}
 
 func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7400,7 +7523,7 @@ func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{93}
+	return file_twinsan_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *PromoteVolumeResponse) GetVolume() *Volume {
@@ -7453,7 +7576,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7465,7 +7588,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7478,7 +7601,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{94}
+	return file_twinsan_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -7573,7 +7696,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7585,7 +7708,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7598,7 +7721,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{95}
+	return file_twinsan_proto_rawDescGZIP(), []int{96}
 }
 
 type ListOperationsResponse struct {
@@ -7610,7 +7733,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7622,7 +7745,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7635,7 +7758,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{96}
+	return file_twinsan_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -7654,7 +7777,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7666,7 +7789,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7679,7 +7802,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{97}
+	return file_twinsan_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -7698,7 +7821,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7710,7 +7833,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7723,7 +7846,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{98}
+	return file_twinsan_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -7745,7 +7868,7 @@ type SetMaintenanceRequest struct {
 
 func (x *SetMaintenanceRequest) Reset() {
 	*x = SetMaintenanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7757,7 +7880,7 @@ func (x *SetMaintenanceRequest) String() string {
 func (*SetMaintenanceRequest) ProtoMessage() {}
 
 func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7770,7 +7893,7 @@ func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceRequest.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{99}
+	return file_twinsan_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SetMaintenanceRequest) GetNode() string {
@@ -7812,7 +7935,7 @@ type SetMaintenanceResponse struct {
 
 func (x *SetMaintenanceResponse) Reset() {
 	*x = SetMaintenanceResponse{}
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7824,7 +7947,7 @@ func (x *SetMaintenanceResponse) String() string {
 func (*SetMaintenanceResponse) ProtoMessage() {}
 
 func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7837,7 +7960,7 @@ func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceResponse.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{100}
+	return file_twinsan_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *SetMaintenanceResponse) GetNode() *Node {
@@ -7867,7 +7990,7 @@ type EvacuateNodeRequest struct {
 
 func (x *EvacuateNodeRequest) Reset() {
 	*x = EvacuateNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7879,7 +8002,7 @@ func (x *EvacuateNodeRequest) String() string {
 func (*EvacuateNodeRequest) ProtoMessage() {}
 
 func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7892,7 +8015,7 @@ func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{101}
+	return file_twinsan_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *EvacuateNodeRequest) GetNode() string {
@@ -7928,7 +8051,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7940,7 +8063,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7953,7 +8076,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{102}
+	return file_twinsan_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -7987,7 +8110,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7999,7 +8122,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8012,7 +8135,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{103}
+	return file_twinsan_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RemoveNodeResponse) GetEffects() []string {
@@ -8033,7 +8156,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8045,7 +8168,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8058,7 +8181,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{104}
+	return file_twinsan_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *SetBalanceRequest) GetOn() bool {
@@ -8085,7 +8208,7 @@ type SetQuorumRequest struct {
 
 func (x *SetQuorumRequest) Reset() {
 	*x = SetQuorumRequest{}
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8097,7 +8220,7 @@ func (x *SetQuorumRequest) String() string {
 func (*SetQuorumRequest) ProtoMessage() {}
 
 func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8110,7 +8233,7 @@ func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumRequest.ProtoReflect.Descriptor instead.
 func (*SetQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{105}
+	return file_twinsan_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *SetQuorumRequest) GetMode() QuorumMode {
@@ -8135,7 +8258,7 @@ type GetUpgradePlanRequest struct {
 
 func (x *GetUpgradePlanRequest) Reset() {
 	*x = GetUpgradePlanRequest{}
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8147,7 +8270,7 @@ func (x *GetUpgradePlanRequest) String() string {
 func (*GetUpgradePlanRequest) ProtoMessage() {}
 
 func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8160,7 +8283,7 @@ func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpgradePlanRequest.ProtoReflect.Descriptor instead.
 func (*GetUpgradePlanRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{106}
+	return file_twinsan_proto_rawDescGZIP(), []int{107}
 }
 
 type RaiseLevelRequest struct {
@@ -8172,7 +8295,7 @@ type RaiseLevelRequest struct {
 
 func (x *RaiseLevelRequest) Reset() {
 	*x = RaiseLevelRequest{}
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8184,7 +8307,7 @@ func (x *RaiseLevelRequest) String() string {
 func (*RaiseLevelRequest) ProtoMessage() {}
 
 func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8197,7 +8320,7 @@ func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseLevelRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{107}
+	return file_twinsan_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RaiseLevelRequest) GetLevel() uint32 {
@@ -8224,7 +8347,7 @@ type UpgradePlan struct {
 
 func (x *UpgradePlan) Reset() {
 	*x = UpgradePlan{}
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8236,7 +8359,7 @@ func (x *UpgradePlan) String() string {
 func (*UpgradePlan) ProtoMessage() {}
 
 func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8249,7 +8372,7 @@ func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradePlan.ProtoReflect.Descriptor instead.
 func (*UpgradePlan) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{108}
+	return file_twinsan_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *UpgradePlan) GetLevel() uint32 {
@@ -8307,7 +8430,7 @@ type UpgradeNode struct {
 
 func (x *UpgradeNode) Reset() {
 	*x = UpgradeNode{}
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8319,7 +8442,7 @@ func (x *UpgradeNode) String() string {
 func (*UpgradeNode) ProtoMessage() {}
 
 func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8332,7 +8455,7 @@ func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeNode.ProtoReflect.Descriptor instead.
 func (*UpgradeNode) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{109}
+	return file_twinsan_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *UpgradeNode) GetName() string {
@@ -8496,7 +8619,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\vevacuate_to\x18) \x01(\tR\n" +
 	"evacuateTo\x129\n" +
 	"\n" +
-	"mode_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\tmodeSince\"\xf1\x01\n" +
+	"mode_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\tmodeSince\"\x9c\x02\n" +
 	"\x04Pool\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x1d\n" +
@@ -8507,7 +8630,18 @@ const file_twinsan_proto_rawDesc = "" +
 	"free_bytes\x18\x04 \x01(\x04R\tfreeBytes\x12!\n" +
 	"\fusable_bytes\x18\x05 \x01(\x04R\vusableBytes\x12!\n" +
 	"\fmapped_bytes\x18\x06 \x01(\x04R\vmappedBytes\x12!\n" +
-	"\fstored_bytes\x18\a \x01(\x04R\vstoredBytes\"\x81\x01\n" +
+	"\fstored_bytes\x18\a \x01(\x04R\vstoredBytes\x12)\n" +
+	"\x06caches\x18\x14 \x03(\v2\x11.twinsan.v1.CacheR\x06caches\"\xf1\x01\n" +
+	"\x05Cache\x12\x12\n" +
+	"\x04tier\x18\x01 \x01(\tR\x04tier\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12%\n" +
+	"\x0ecapacity_bytes\x18\x04 \x01(\x04R\rcapacityBytes\x12\x12\n" +
+	"\x04hits\x18\x05 \x01(\x04R\x04hits\x12\x16\n" +
+	"\x06misses\x18\x06 \x01(\x04R\x06misses\x12#\n" +
+	"\rwritten_bytes\x18\a \x01(\x04R\fwrittenBytes\x12\x18\n" +
+	"\afailure\x18\b \x01(\tR\afailure\x12\x18\n" +
+	"\awarming\x18\t \x01(\bR\awarming\"\x81\x01\n" +
 	"\aTraffic\x12\x19\n" +
 	"\bread_ops\x18\x01 \x01(\x04R\areadOps\x12\x1b\n" +
 	"\twrite_ops\x18\x02 \x01(\x04R\bwriteOps\x12\x1d\n" +
@@ -9142,7 +9276,7 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 }
 
 var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 111)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
 	(QuorumMode)(0),                   // 1: twinsan.v1.QuorumMode
@@ -9178,307 +9312,309 @@ var file_twinsan_proto_goTypes = []any{
 	(*DrainNodeRequest)(nil),          // 31: twinsan.v1.DrainNodeRequest
 	(*Node)(nil),                      // 32: twinsan.v1.Node
 	(*Pool)(nil),                      // 33: twinsan.v1.Pool
-	(*Traffic)(nil),                   // 34: twinsan.v1.Traffic
-	(*AddDeviceRequest)(nil),          // 35: twinsan.v1.AddDeviceRequest
-	(*DrainDeviceRequest)(nil),        // 36: twinsan.v1.DrainDeviceRequest
-	(*RemoveDeviceRequest)(nil),       // 37: twinsan.v1.RemoveDeviceRequest
-	(*ReplaceDeviceRequest)(nil),      // 38: twinsan.v1.ReplaceDeviceRequest
-	(*ListDevicesRequest)(nil),        // 39: twinsan.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 40: twinsan.v1.ListDevicesResponse
-	(*Unreachable)(nil),               // 41: twinsan.v1.Unreachable
-	(*Device)(nil),                    // 42: twinsan.v1.Device
-	(*Replica)(nil),                   // 43: twinsan.v1.Replica
-	(*Volume)(nil),                    // 44: twinsan.v1.Volume
-	(*Path)(nil),                      // 45: twinsan.v1.Path
-	(*ClassCount)(nil),                // 46: twinsan.v1.ClassCount
-	(*Refusal)(nil),                   // 47: twinsan.v1.Refusal
-	(*Offload)(nil),                   // 48: twinsan.v1.Offload
-	(*Reservations)(nil),              // 49: twinsan.v1.Reservations
-	(*Registration)(nil),              // 50: twinsan.v1.Registration
-	(*ListVolumesRequest)(nil),        // 51: twinsan.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 52: twinsan.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 53: twinsan.v1.GetVolumeRequest
-	(*CreateVolumeRequest)(nil),       // 54: twinsan.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 55: twinsan.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 56: twinsan.v1.DeleteVolumeResponse
-	(*ResizeVolumeRequest)(nil),       // 57: twinsan.v1.ResizeVolumeRequest
-	(*MoveVolumeRequest)(nil),         // 58: twinsan.v1.MoveVolumeRequest
-	(*ClearReservationsRequest)(nil),  // 59: twinsan.v1.ClearReservationsRequest
-	(*ClearReservationsResponse)(nil), // 60: twinsan.v1.ClearReservationsResponse
-	(*CheckVolumeRequest)(nil),        // 61: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),       // 62: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),             // 63: twinsan.v1.ReplicaDigest
-	(*Snapshot)(nil),                  // 64: twinsan.v1.Snapshot
-	(*ListSnapshotsRequest)(nil),      // 65: twinsan.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 66: twinsan.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 67: twinsan.v1.GetSnapshotRequest
-	(*CreateSnapshotsRequest)(nil),    // 68: twinsan.v1.CreateSnapshotsRequest
-	(*CreateSnapshotsResponse)(nil),   // 69: twinsan.v1.CreateSnapshotsResponse
-	(*DeleteSnapshotRequest)(nil),     // 70: twinsan.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 71: twinsan.v1.DeleteSnapshotResponse
-	(*ListChangesRequest)(nil),        // 72: twinsan.v1.ListChangesRequest
-	(*Changes)(nil),                   // 73: twinsan.v1.Changes
-	(*ChangedRange)(nil),              // 74: twinsan.v1.ChangedRange
-	(*CloneSnapshotRequest)(nil),      // 75: twinsan.v1.CloneSnapshotRequest
-	(*RollBackVolumeRequest)(nil),     // 76: twinsan.v1.RollBackVolumeRequest
-	(*RollBackVolumeResponse)(nil),    // 77: twinsan.v1.RollBackVolumeResponse
-	(*Schedule)(nil),                  // 78: twinsan.v1.Schedule
-	(*ListSchedulesRequest)(nil),      // 79: twinsan.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),     // 80: twinsan.v1.ListSchedulesResponse
-	(*SetScheduleRequest)(nil),        // 81: twinsan.v1.SetScheduleRequest
-	(*RemoveScheduleRequest)(nil),     // 82: twinsan.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),    // 83: twinsan.v1.RemoveScheduleResponse
-	(*Host)(nil),                      // 84: twinsan.v1.Host
-	(*ListHostsRequest)(nil),          // 85: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 86: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),            // 87: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),         // 88: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 89: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),     // 90: twinsan.v1.SetVolumeHostsRequest
-	(*MapVolumeRequest)(nil),          // 91: twinsan.v1.MapVolumeRequest
-	(*UnmapVolumeRequest)(nil),        // 92: twinsan.v1.UnmapVolumeRequest
-	(*ListSessionsRequest)(nil),       // 93: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 94: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                   // 95: twinsan.v1.Session
-	(*SnapshotStepRequest)(nil),       // 96: twinsan.v1.SnapshotStepRequest
-	(*SnapshotStepResponse)(nil),      // 97: twinsan.v1.SnapshotStepResponse
-	(*ReportRequest)(nil),             // 98: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),                // 99: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),              // 100: twinsan.v1.VolumeReport
-	(*Standing)(nil),                  // 101: twinsan.v1.Standing
-	(*AddReplicaRequest)(nil),         // 102: twinsan.v1.AddReplicaRequest
-	(*MoveReplicaRequest)(nil),        // 103: twinsan.v1.MoveReplicaRequest
-	(*RemoveReplicaRequest)(nil),      // 104: twinsan.v1.RemoveReplicaRequest
-	(*PromoteVolumeRequest)(nil),      // 105: twinsan.v1.PromoteVolumeRequest
-	(*PromoteVolumeResponse)(nil),     // 106: twinsan.v1.PromoteVolumeResponse
-	(*Operation)(nil),                 // 107: twinsan.v1.Operation
-	(*ListOperationsRequest)(nil),     // 108: twinsan.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 109: twinsan.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),       // 110: twinsan.v1.GetOperationRequest
-	(*CancelOperationRequest)(nil),    // 111: twinsan.v1.CancelOperationRequest
-	(*SetMaintenanceRequest)(nil),     // 112: twinsan.v1.SetMaintenanceRequest
-	(*SetMaintenanceResponse)(nil),    // 113: twinsan.v1.SetMaintenanceResponse
-	(*EvacuateNodeRequest)(nil),       // 114: twinsan.v1.EvacuateNodeRequest
-	(*RemoveNodeRequest)(nil),         // 115: twinsan.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 116: twinsan.v1.RemoveNodeResponse
-	(*SetBalanceRequest)(nil),         // 117: twinsan.v1.SetBalanceRequest
-	(*SetQuorumRequest)(nil),          // 118: twinsan.v1.SetQuorumRequest
-	(*GetUpgradePlanRequest)(nil),     // 119: twinsan.v1.GetUpgradePlanRequest
-	(*RaiseLevelRequest)(nil),         // 120: twinsan.v1.RaiseLevelRequest
-	(*UpgradePlan)(nil),               // 121: twinsan.v1.UpgradePlan
-	(*UpgradeNode)(nil),               // 122: twinsan.v1.UpgradeNode
-	(*timestamppb.Timestamp)(nil),     // 123: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 124: google.protobuf.Duration
+	(*Cache)(nil),                     // 34: twinsan.v1.Cache
+	(*Traffic)(nil),                   // 35: twinsan.v1.Traffic
+	(*AddDeviceRequest)(nil),          // 36: twinsan.v1.AddDeviceRequest
+	(*DrainDeviceRequest)(nil),        // 37: twinsan.v1.DrainDeviceRequest
+	(*RemoveDeviceRequest)(nil),       // 38: twinsan.v1.RemoveDeviceRequest
+	(*ReplaceDeviceRequest)(nil),      // 39: twinsan.v1.ReplaceDeviceRequest
+	(*ListDevicesRequest)(nil),        // 40: twinsan.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 41: twinsan.v1.ListDevicesResponse
+	(*Unreachable)(nil),               // 42: twinsan.v1.Unreachable
+	(*Device)(nil),                    // 43: twinsan.v1.Device
+	(*Replica)(nil),                   // 44: twinsan.v1.Replica
+	(*Volume)(nil),                    // 45: twinsan.v1.Volume
+	(*Path)(nil),                      // 46: twinsan.v1.Path
+	(*ClassCount)(nil),                // 47: twinsan.v1.ClassCount
+	(*Refusal)(nil),                   // 48: twinsan.v1.Refusal
+	(*Offload)(nil),                   // 49: twinsan.v1.Offload
+	(*Reservations)(nil),              // 50: twinsan.v1.Reservations
+	(*Registration)(nil),              // 51: twinsan.v1.Registration
+	(*ListVolumesRequest)(nil),        // 52: twinsan.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 53: twinsan.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 54: twinsan.v1.GetVolumeRequest
+	(*CreateVolumeRequest)(nil),       // 55: twinsan.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 56: twinsan.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 57: twinsan.v1.DeleteVolumeResponse
+	(*ResizeVolumeRequest)(nil),       // 58: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 59: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 60: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 61: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 62: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 63: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 64: twinsan.v1.ReplicaDigest
+	(*Snapshot)(nil),                  // 65: twinsan.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),      // 66: twinsan.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 67: twinsan.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 68: twinsan.v1.GetSnapshotRequest
+	(*CreateSnapshotsRequest)(nil),    // 69: twinsan.v1.CreateSnapshotsRequest
+	(*CreateSnapshotsResponse)(nil),   // 70: twinsan.v1.CreateSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),     // 71: twinsan.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 72: twinsan.v1.DeleteSnapshotResponse
+	(*ListChangesRequest)(nil),        // 73: twinsan.v1.ListChangesRequest
+	(*Changes)(nil),                   // 74: twinsan.v1.Changes
+	(*ChangedRange)(nil),              // 75: twinsan.v1.ChangedRange
+	(*CloneSnapshotRequest)(nil),      // 76: twinsan.v1.CloneSnapshotRequest
+	(*RollBackVolumeRequest)(nil),     // 77: twinsan.v1.RollBackVolumeRequest
+	(*RollBackVolumeResponse)(nil),    // 78: twinsan.v1.RollBackVolumeResponse
+	(*Schedule)(nil),                  // 79: twinsan.v1.Schedule
+	(*ListSchedulesRequest)(nil),      // 80: twinsan.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),     // 81: twinsan.v1.ListSchedulesResponse
+	(*SetScheduleRequest)(nil),        // 82: twinsan.v1.SetScheduleRequest
+	(*RemoveScheduleRequest)(nil),     // 83: twinsan.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),    // 84: twinsan.v1.RemoveScheduleResponse
+	(*Host)(nil),                      // 85: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 86: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 87: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 88: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 89: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 90: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 91: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 92: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 93: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 94: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 95: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 96: twinsan.v1.Session
+	(*SnapshotStepRequest)(nil),       // 97: twinsan.v1.SnapshotStepRequest
+	(*SnapshotStepResponse)(nil),      // 98: twinsan.v1.SnapshotStepResponse
+	(*ReportRequest)(nil),             // 99: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 100: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 101: twinsan.v1.VolumeReport
+	(*Standing)(nil),                  // 102: twinsan.v1.Standing
+	(*AddReplicaRequest)(nil),         // 103: twinsan.v1.AddReplicaRequest
+	(*MoveReplicaRequest)(nil),        // 104: twinsan.v1.MoveReplicaRequest
+	(*RemoveReplicaRequest)(nil),      // 105: twinsan.v1.RemoveReplicaRequest
+	(*PromoteVolumeRequest)(nil),      // 106: twinsan.v1.PromoteVolumeRequest
+	(*PromoteVolumeResponse)(nil),     // 107: twinsan.v1.PromoteVolumeResponse
+	(*Operation)(nil),                 // 108: twinsan.v1.Operation
+	(*ListOperationsRequest)(nil),     // 109: twinsan.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 110: twinsan.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),       // 111: twinsan.v1.GetOperationRequest
+	(*CancelOperationRequest)(nil),    // 112: twinsan.v1.CancelOperationRequest
+	(*SetMaintenanceRequest)(nil),     // 113: twinsan.v1.SetMaintenanceRequest
+	(*SetMaintenanceResponse)(nil),    // 114: twinsan.v1.SetMaintenanceResponse
+	(*EvacuateNodeRequest)(nil),       // 115: twinsan.v1.EvacuateNodeRequest
+	(*RemoveNodeRequest)(nil),         // 116: twinsan.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 117: twinsan.v1.RemoveNodeResponse
+	(*SetBalanceRequest)(nil),         // 118: twinsan.v1.SetBalanceRequest
+	(*SetQuorumRequest)(nil),          // 119: twinsan.v1.SetQuorumRequest
+	(*GetUpgradePlanRequest)(nil),     // 120: twinsan.v1.GetUpgradePlanRequest
+	(*RaiseLevelRequest)(nil),         // 121: twinsan.v1.RaiseLevelRequest
+	(*UpgradePlan)(nil),               // 122: twinsan.v1.UpgradePlan
+	(*UpgradeNode)(nil),               // 123: twinsan.v1.UpgradeNode
+	(*timestamppb.Timestamp)(nil),     // 124: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 125: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
 	17,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
 	32,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
-	44,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
-	107, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
+	45,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
+	108, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
 	15,  // 5: twinsan.v1.Status.risk:type_name -> twinsan.v1.Risk
 	16,  // 6: twinsan.v1.Risk.stops:type_name -> twinsan.v1.Stop
 	0,   // 7: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	123, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	124, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
 	21,  // 9: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
 	2,   // 10: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
 	1,   // 11: twinsan.v1.ClusterInfo.quorum_mode:type_name -> twinsan.v1.QuorumMode
-	124, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
+	125, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
 	2,   // 13: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
 	3,   // 14: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	124, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	125, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	3,   // 16: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	123, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	123, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	123, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	124, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	124, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	124, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,   // 20: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
 	32,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
 	3,   // 22: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
 	5,   // 23: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	123, // 24: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	124, // 24: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
 	33,  // 25: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
-	34,  // 26: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
+	35,  // 26: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
 	6,   // 27: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
-	123, // 28: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
-	35,  // 29: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
-	42,  // 30: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
-	41,  // 31: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	8,   // 32: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	124, // 33: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
-	123, // 34: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
-	123, // 35: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	7,   // 36: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
-	43,  // 37: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
-	34,  // 38: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
-	45,  // 39: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
-	46,  // 40: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
-	48,  // 41: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
-	49,  // 42: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
-	9,   // 43: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
-	47,  // 44: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
-	50,  // 45: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
-	50,  // 46: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
-	44,  // 47: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
-	44,  // 48: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	95,  // 49: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	44,  // 50: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
-	49,  // 51: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
-	63,  // 52: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
-	10,  // 53: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
-	123, // 54: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	64,  // 55: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	64,  // 56: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	64,  // 57: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	74,  // 58: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
-	44,  // 59: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	64,  // 60: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	95,  // 61: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	124, // 62: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
-	123, // 63: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
-	123, // 64: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
-	78,  // 65: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
-	124, // 66: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
-	84,  // 67: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	84,  // 68: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	95,  // 69: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
-	41,  // 70: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	123, // 71: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	123, // 72: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
-	33,  // 73: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
-	42,  // 74: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	95,  // 75: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	100, // 76: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
-	34,  // 77: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
-	43,  // 78: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
-	46,  // 79: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
-	49,  // 80: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
-	101, // 81: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
-	44,  // 82: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	12,  // 83: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
-	11,  // 84: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
-	123, // 85: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	123, // 86: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	124, // 87: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
-	107, // 88: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
-	32,  // 89: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
-	124, // 90: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
-	1,   // 91: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
-	122, // 92: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
-	13,  // 93: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
-	18,  // 94: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
-	22,  // 95: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
-	20,  // 96: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
-	24,  // 97: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
-	26,  // 98: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
-	28,  // 99: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
-	30,  // 100: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
-	31,  // 101: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
-	39,  // 102: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
-	35,  // 103: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
-	36,  // 104: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
-	37,  // 105: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
-	38,  // 106: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
-	51,  // 107: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
-	53,  // 108: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
-	54,  // 109: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
-	55,  // 110: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	57,  // 111: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	61,  // 112: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	58,  // 113: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
-	59,  // 114: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
-	65,  // 115: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
-	67,  // 116: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
-	68,  // 117: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
-	70,  // 118: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
-	72,  // 119: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
-	75,  // 120: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
-	76,  // 121: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
-	79,  // 122: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
-	81,  // 123: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
-	82,  // 124: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
-	85,  // 125: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	87,  // 126: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	88,  // 127: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	90,  // 128: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	91,  // 129: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
-	92,  // 130: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
-	93,  // 131: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	98,  // 132: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	96,  // 133: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
-	102, // 134: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
-	103, // 135: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
-	104, // 136: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
-	105, // 137: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
-	108, // 138: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
-	110, // 139: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
-	111, // 140: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
-	112, // 141: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
-	114, // 142: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
-	115, // 143: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
-	117, // 144: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
-	118, // 145: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
-	119, // 146: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
-	120, // 147: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
-	14,  // 148: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	19,  // 149: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	23,  // 150: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	19,  // 151: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	25,  // 152: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	27,  // 153: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	29,  // 154: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	32,  // 155: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	32,  // 156: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	40,  // 157: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	42,  // 158: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
-	42,  // 159: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
-	42,  // 160: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
-	42,  // 161: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
-	52,  // 162: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	44,  // 163: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	44,  // 164: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	56,  // 165: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	44,  // 166: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	62,  // 167: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	44,  // 168: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	60,  // 169: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	66,  // 170: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
-	64,  // 171: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
-	69,  // 172: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
-	71,  // 173: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
-	73,  // 174: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
-	44,  // 175: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
-	77,  // 176: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
-	80,  // 177: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
-	78,  // 178: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
-	83,  // 179: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
-	86,  // 180: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	84,  // 181: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	89,  // 182: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	44,  // 183: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	44,  // 184: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	44,  // 185: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	94,  // 186: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	99,  // 187: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	97,  // 188: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
-	107, // 189: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
-	107, // 190: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
-	44,  // 191: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
-	106, // 192: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
-	109, // 193: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
-	107, // 194: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
-	107, // 195: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
-	113, // 196: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
-	32,  // 197: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
-	116, // 198: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
-	19,  // 199: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
-	19,  // 200: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
-	121, // 201: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
-	121, // 202: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
-	148, // [148:203] is the sub-list for method output_type
-	93,  // [93:148] is the sub-list for method input_type
-	93,  // [93:93] is the sub-list for extension type_name
-	93,  // [93:93] is the sub-list for extension extendee
-	0,   // [0:93] is the sub-list for field type_name
+	124, // 28: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
+	34,  // 29: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
+	36,  // 30: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
+	43,  // 31: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
+	42,  // 32: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	8,   // 33: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
+	125, // 34: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
+	124, // 35: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
+	124, // 36: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	7,   // 37: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
+	44,  // 38: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
+	35,  // 39: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
+	46,  // 40: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
+	47,  // 41: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
+	49,  // 42: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
+	50,  // 43: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
+	9,   // 44: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
+	48,  // 45: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
+	51,  // 46: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
+	51,  // 47: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
+	45,  // 48: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
+	45,  // 49: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	96,  // 50: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	45,  // 51: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
+	50,  // 52: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
+	64,  // 53: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	10,  // 54: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
+	124, // 55: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	65,  // 56: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	65,  // 57: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	65,  // 58: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	75,  // 59: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
+	45,  // 60: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	65,  // 61: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	96,  // 62: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	125, // 63: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	124, // 64: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	124, // 65: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	79,  // 66: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
+	125, // 67: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	85,  // 68: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	85,  // 69: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	96,  // 70: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	42,  // 71: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	124, // 72: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	124, // 73: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	33,  // 74: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
+	43,  // 75: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
+	96,  // 76: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	101, // 77: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	35,  // 78: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
+	44,  // 79: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
+	47,  // 80: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
+	50,  // 81: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
+	102, // 82: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
+	45,  // 83: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	12,  // 84: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
+	11,  // 85: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
+	124, // 86: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	124, // 87: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	125, // 88: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
+	108, // 89: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
+	32,  // 90: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
+	125, // 91: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
+	1,   // 92: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
+	123, // 93: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
+	13,  // 94: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
+	18,  // 95: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
+	22,  // 96: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
+	20,  // 97: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
+	24,  // 98: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
+	26,  // 99: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
+	28,  // 100: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
+	30,  // 101: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
+	31,  // 102: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
+	40,  // 103: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
+	36,  // 104: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
+	37,  // 105: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
+	38,  // 106: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
+	39,  // 107: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
+	52,  // 108: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
+	54,  // 109: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
+	55,  // 110: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
+	56,  // 111: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
+	58,  // 112: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	62,  // 113: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	59,  // 114: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	60,  // 115: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	66,  // 116: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
+	68,  // 117: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
+	69,  // 118: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
+	71,  // 119: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
+	73,  // 120: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
+	76,  // 121: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
+	77,  // 122: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
+	80,  // 123: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
+	82,  // 124: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
+	83,  // 125: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
+	86,  // 126: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	88,  // 127: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	89,  // 128: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	91,  // 129: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	92,  // 130: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	93,  // 131: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	94,  // 132: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	99,  // 133: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	97,  // 134: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
+	103, // 135: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
+	104, // 136: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
+	105, // 137: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
+	106, // 138: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
+	109, // 139: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
+	111, // 140: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
+	112, // 141: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
+	113, // 142: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
+	115, // 143: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
+	116, // 144: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
+	118, // 145: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
+	119, // 146: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
+	120, // 147: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
+	121, // 148: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
+	14,  // 149: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	19,  // 150: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	23,  // 151: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	19,  // 152: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	25,  // 153: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	27,  // 154: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	29,  // 155: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	32,  // 156: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	32,  // 157: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	41,  // 158: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	43,  // 159: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
+	43,  // 160: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
+	43,  // 161: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
+	43,  // 162: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
+	53,  // 163: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	45,  // 164: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	45,  // 165: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	57,  // 166: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	45,  // 167: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	63,  // 168: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	45,  // 169: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	61,  // 170: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	67,  // 171: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	65,  // 172: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	70,  // 173: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	72,  // 174: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	74,  // 175: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	45,  // 176: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	78,  // 177: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	81,  // 178: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	79,  // 179: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	84,  // 180: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	87,  // 181: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	85,  // 182: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	90,  // 183: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	45,  // 184: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	45,  // 185: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	45,  // 186: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	95,  // 187: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	100, // 188: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	98,  // 189: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	108, // 190: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
+	108, // 191: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
+	45,  // 192: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
+	107, // 193: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
+	110, // 194: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
+	108, // 195: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
+	108, // 196: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
+	114, // 197: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
+	32,  // 198: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
+	117, // 199: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
+	19,  // 200: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
+	19,  // 201: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
+	122, // 202: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
+	122, // 203: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
+	149, // [149:204] is the sub-list for method output_type
+	94,  // [94:149] is the sub-list for method input_type
+	94,  // [94:94] is the sub-list for extension type_name
+	94,  // [94:94] is the sub-list for extension extendee
+	0,   // [0:94] is the sub-list for field type_name
 }
 
 func init() { file_twinsan_proto_init() }
@@ -9492,7 +9628,7 @@ func file_twinsan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   110,
+			NumMessages:   111,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -60,9 +60,28 @@ func (n *nodePage) text(p *printer) {
 			"writes", fmt.Sprintf("%d, %s", v.Traffic.WriteOps, p.size(v.Traffic.WriteBytes)))
 	}
 	if v.Pool != nil {
-		p.facts("pool", fmt.Sprintf("%s used of %s usable, %s garbage, %s free", p.size(v.Pool.Live), p.size(v.Pool.Usable), p.size(v.Pool.Garbage), p.size(v.Pool.Free)),
-			"savings", fmt.Sprintf("%s mapped by volumes, %s stored %s", p.size(v.Pool.Mapped), p.size(v.Pool.Stored), savings(v.Pool.Mapped, v.Pool.Stored)))
+		facts := []string{"pool", fmt.Sprintf("%s used of %s usable, %s garbage, %s free", p.size(v.Pool.Live), p.size(v.Pool.Usable), p.size(v.Pool.Garbage), p.size(v.Pool.Free)),
+			"savings", fmt.Sprintf("%s mapped by volumes, %s stored %s", p.size(v.Pool.Mapped), p.size(v.Pool.Stored), savings(v.Pool.Mapped, v.Pool.Stored))}
+		for _, c := range v.Pool.Caches {
+			facts = append(facts, c.Tier+" cache", cacheState(p, &c))
+		}
+		p.facts(facts...)
 	}
+}
+
+// cacheState is a level of the cache in one line.
+func cacheState(p *printer, c *cacheView) string {
+	if c.Failure != "" {
+		return fmt.Sprintf("off, reads go to the pool: %s", c.Failure)
+	}
+	s := fmt.Sprintf("%s of %s, %.0f %% of %d blocks found", p.size(c.Bytes), p.size(c.Capacity), 100*c.HitRate, c.Hits+c.Misses)
+	if c.Path != "" {
+		s += fmt.Sprintf(", %s written to %s", p.size(c.Written), c.Path)
+	}
+	if c.Warming {
+		s += ", warming up"
+	}
+	return s
 }
 
 // nodeState is the state in one word or two.

@@ -46,14 +46,28 @@ type nodeView struct {
 }
 
 type poolView struct {
-	Size    uint64  `json:"size_bytes"`
-	Live    uint64  `json:"live_bytes"`
-	Garbage uint64  `json:"garbage_bytes"`
-	Free    uint64  `json:"free_bytes"`
-	Usable  uint64  `json:"usable_bytes"`
-	Mapped  uint64  `json:"mapped_bytes"`
-	Stored  uint64  `json:"stored_bytes"`
-	Savings float64 `json:"savings"` // mapped / stored; 0: nothing stored
+	Size    uint64      `json:"size_bytes"`
+	Live    uint64      `json:"live_bytes"`
+	Garbage uint64      `json:"garbage_bytes"`
+	Free    uint64      `json:"free_bytes"`
+	Usable  uint64      `json:"usable_bytes"`
+	Mapped  uint64      `json:"mapped_bytes"`
+	Stored  uint64      `json:"stored_bytes"`
+	Savings float64     `json:"savings"` // mapped / stored; 0: nothing stored
+	Caches  []cacheView `json:"caches"`
+}
+
+type cacheView struct {
+	Tier     string  `json:"tier"`
+	Path     string  `json:"path,omitempty"`
+	Bytes    uint64  `json:"bytes"`
+	Capacity uint64  `json:"capacity_bytes"`
+	Hits     uint64  `json:"hits"`
+	Misses   uint64  `json:"misses"`
+	HitRate  float64 `json:"hit_rate"` // 0 to 1
+	Written  uint64  `json:"written_bytes"`
+	Failure  string  `json:"failure,omitempty"`
+	Warming  bool    `json:"warming,omitempty"`
 }
 
 type trafficView struct {
@@ -214,6 +228,15 @@ func viewNode(n *v1.Node) nodeView {
 			Usable: p.UsableBytes, Mapped: p.MappedBytes, Stored: p.StoredBytes}
 		if p.StoredBytes > 0 {
 			v.Pool.Savings = float64(p.MappedBytes) / float64(p.StoredBytes)
+		}
+		v.Pool.Caches = []cacheView{}
+		for _, c := range p.Caches {
+			x := cacheView{Tier: c.Tier, Path: c.Path, Bytes: c.Bytes, Capacity: c.CapacityBytes, Hits: c.Hits, Misses: c.Misses,
+				Written: c.WrittenBytes, Failure: c.Failure, Warming: c.Warming}
+			if all := c.Hits + c.Misses; all > 0 {
+				x.HitRate = float64(c.Hits) / float64(all)
+			}
+			v.Pool.Caches = append(v.Pool.Caches, x)
 		}
 	}
 	return v

@@ -1,6 +1,10 @@
 package device
 
-import "golang.org/x/sys/unix"
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
 
 // AlignedBuffer gives n bytes of zeroed memory outside the Go heap, aligned to a
 // page, for direct I/O. The garbage collector does not know it: the owner returns
@@ -29,4 +33,9 @@ func FreeAligned(b []byte) {
 	if err := unix.Munmap(b[:cap(b)]); err != nil {
 		panic("device: free of a buffer that AlignedBuffer did not give: " + err.Error())
 	}
+}
+
+// Aligned says whether p begins where direct I/O may begin in memory.
+func Aligned(p []byte) bool {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%Align == 0
 }

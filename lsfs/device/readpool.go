@@ -1,6 +1,9 @@
 package device
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // Read is one read that somebody else's goroutine performs. The caller owns the
 // memory, sets the first fields, submits it, and must leave it alone until Done.
@@ -15,18 +18,18 @@ type Read struct {
 	// Ctx belongs to the caller.
 	Ctx any
 
-	next *Read
+	next  *Read
+	begun time.Time
 }
 
-// ReadPool performs reads by a bounded number of goroutines that pread, at most
-// so many at the device at once. Submit neither blocks nor allocates: the queue
-// is a list through the callers' Reads, and so as long as what callers have.
-//
-// At few reads at once this is the fastest way there is; from some 32 on a ring
-// of io_uring takes a third of the processor time, and can stand behind the same
-// methods.
+// ReadPool performs reads: by io_uring where the kernel has it and the device is a
+// file or block device opened for direct I/O, else, and for what the ring does not
+// take, by a bounded number of goroutines that pread. Submit neither blocks nor
+// allocates: the queue is a list through the callers' Reads, and so as long as
+// what callers have.
 type ReadPool struct {
 	workers int
+	ring    *ring // nil: there is none
 	wg      sync.WaitGroup
 
 	mu      sync.Mutex
@@ -44,18 +47,31 @@ type ReadPool struct {
 const DefaultReaders = 16
 
 // NewReadPool makes a pool of at most the given number of readers (0 for
-// DefaultReaders). They are started as reads come.
+// DefaultReaders), which are started as reads come, and a ring if there can be one.
 func NewReadPool(readers int) *ReadPool {
 	if readers <= 0 {
 		readers = DefaultReaders
 	}
 	p := &ReadPool{workers: readers}
 	p.wake.L = &p.mu
+	p.ring, _ = newRing(p) // without it everything works, more slowly at depth
 	return p
 }
 
-// Submit starts reads. After Close they are Done with ErrClosed, on this goroutine.
+// Ring says whether reads go through io_uring.
+func (p *ReadPool) Ring() bool { return p.ring != nil }
+
+// Submit starts reads, and uses the slice for itself. After Close they are Done
+// with ErrClosed, on this goroutine.
 func (p *ReadPool) Submit(reads ...*Read) {
+	if p.ring != nil {
+		reads = p.ring.take(reads)
+	}
+	p.enqueue(reads)
+}
+
+// enqueue gives reads to the goroutines.
+func (p *ReadPool) enqueue(reads []*Read) {
 	if len(reads) == 0 {
 		return
 	}
@@ -120,22 +136,34 @@ func (p *ReadPool) work() {
 	}
 }
 
-// ReadBatch performs reads and returns when all are done: one on the calling
-// goroutine, the others by the pool. It uses Done and Ctx of the reads for itself.
-// Each read's Err is set, and the first one that is not nil is returned. It must
-// not be called by a Done.
+// ReadBatch performs reads and returns when all are done. A single one, while no
+// other is in flight, is performed on the calling goroutine; without a ring always
+// one is. It uses Done and Ctx of the reads for itself. Each read's Err is set, and
+// the first one that is not nil is returned. It must not be called by a Done.
 func (p *ReadPool) ReadBatch(reads []*Read) error {
 	if len(reads) == 0 {
 		return nil
 	}
+	here := 1
+	if p.ring != nil {
+		if len(reads) == 1 && p.ring.alone() {
+			defer p.ring.notAlone()
+		} else {
+			here = 0
+		}
+	}
 	b, _ := batches.Get().(*batch)
-	b.left.Add(len(reads) - 1)
-	for _, r := range reads[1:] {
+	b.left.Add(len(reads) - here)
+	b.reads = append(b.reads[:0], reads[here:]...)
+	for _, r := range b.reads {
 		r.Done, r.Ctx = batchDone, b
 	}
-	p.Submit(reads[1:]...)
-	reads[0].Err = reads[0].Device.ReadAt(reads[0].P, reads[0].Off)
+	p.Submit(b.reads...)
+	if here > 0 {
+		reads[0].Err = reads[0].Device.ReadAt(reads[0].P, reads[0].Off)
+	}
 	b.left.Wait()
+	clear(b.reads)
 	batches.Put(b)
 	for _, r := range reads {
 		if r.Err != nil {
@@ -145,7 +173,10 @@ func (p *ReadPool) ReadBatch(reads []*Read) error {
 	return nil
 }
 
-type batch struct{ left sync.WaitGroup }
+type batch struct {
+	left  sync.WaitGroup
+	reads []*Read
+}
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
 
@@ -154,6 +185,9 @@ func batchDone(r *Read) { r.Ctx.(*batch).left.Done() }
 // Close ends the pool when the reads that were submitted are done, and returns
 // when its goroutines are gone. It must not be called by a Done.
 func (p *ReadPool) Close() {
+	if p.ring != nil {
+		p.ring.close()
+	}
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
