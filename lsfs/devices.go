@@ -223,6 +223,10 @@ func (s *Store) adopt(m *member, o NewDevice) error {
 	return nil
 }
 
+// remainMin is how many segments must remain in use for a drain: enough for the pool to
+// work (segmentsMin), and to take in what moves while checkpoints are cut in between.
+const remainMin = 2 * segmentsMin
+
 // fitsWithout refuses when what the pool holds does not fit on the devices in use
 // without m, with more segments besides. The caller holds Store.mu.
 func (s *Store) fitsWithout(m *member, more int64) error {
@@ -230,8 +234,8 @@ func (s *Store) fitsWithout(m *member, more int64) error {
 	if m.open {
 		left -= int64(m.count)
 	}
-	if left < segmentsMin {
-		return fmt.Errorf("%w: without device %s the pool has %d segments, it needs at least %d: add a device first", ErrNoSpace, m.Path(), left, segmentsMin)
+	if left < remainMin {
+		return fmt.Errorf("%w: without device %s the pool has %d segments, it needs at least %d: add a device first", ErrNoSpace, m.Path(), left, remainMin)
 	}
 	if usable := s.usableOf(left * int64(s.segs.bytes)); usable < s.charged()+s.waiting.Load() {
 		return fmt.Errorf("%w: the pool holds %d bytes, without device %s it has room for %d: add a device or delete data first", ErrNoSpace, s.charged(), m.Path(), usable)

@@ -43,6 +43,11 @@ func (r *rig) crashAll(o devicetest.CrashOptions) *rig {
 		names = append(names, n)
 	}
 	slices.Sort(names)
+	// All disks stand still for the moment: the power goes for all of them at once.
+	for _, n := range names {
+		defer r.disks[n].Hold(devicetest.Write)()
+		defer r.disks[n].Hold(devicetest.Flush)()
+	}
 	for _, n := range names {
 		o.Seed++
 		c.disks[n] = r.disks[n].Crash(o)
@@ -75,7 +80,12 @@ func waitDevices(tb testing.TB, s *Store, what string, ok func([]DeviceInfo) boo
 		select {
 		case <-tick.C:
 		case <-deadline:
-			tb.Fatalf("not %s: %+v\nsegments %v", what, s.Devices(), s.Stats().Segments)
+			for _, d := range s.Devices() {
+				if d.State != DeviceOK {
+					tb.Logf("%s %s: %d bytes live, %d of %d free %s", d.Path, d.State, d.LiveBytes, d.FreeBytes, d.SizeBytes, d.Stuck)
+				}
+			}
+			tb.Fatalf("not in time: %s, segments %v", what, s.Stats().Segments)
 		}
 	}
 }

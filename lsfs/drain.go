@@ -38,11 +38,9 @@ func (s *Store) drainStep() bool {
 		s.drainStuck(m, "")
 		return true
 	case left.log:
-		// The log leaves an open segment when that has no room. A checkpoint then writes
-		// into the next one, so none is passed over without a commit.
-		s.log.turn.Lock()
-		s.log.left.Store(0)
-		s.log.turn.Unlock()
+		if s.post(&task{kind: taskTurn}) != nil {
+			return false
+		}
 		return s.checkpoint() == nil
 	case left.cold:
 		s.closeCold()
@@ -60,6 +58,15 @@ func (s *Store) drainStep() bool {
 		return false
 	}
 	return s.drained(m)
+}
+
+// turnLog has the log leave its open segment for the next one, with an empty commit: none
+// is passed over without a commit, where replay would not find the way. The caller has the committing role.
+func (s *Store) turnLog() error {
+	s.log.turn.Lock()
+	s.log.left.Store(0)
+	s.log.turn.Unlock()
+	return s.commitMoves(nil)
 }
 
 // drainLeft is what keeps a device from being empty.

@@ -23,6 +23,7 @@ const (
 	taskFrom
 	taskForge
 	taskSeal
+	taskTurn
 )
 
 // task is a change that is not an operation of a volume. It gets a commit of its own.
@@ -124,6 +125,8 @@ func (s *Store) runTask(t *task) error {
 		buf = format.AppendVolume(buf, format.RecordGone, uint64(t.volume))
 	case taskMove:
 		return s.runMoves(t.moves)
+	case taskTurn:
+		return s.turnLog()
 	default:
 		var err error
 		if buf, err = s.snapshotTask(t, v, buf); err != nil || len(buf) == format.CommitHeaderSize {
