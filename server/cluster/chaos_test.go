@@ -84,7 +84,7 @@ func TestRaftChaos(t *testing.T) {
 	seed := mathrand.Uint64()
 	t.Logf("seed %d", seed)
 	r := mathrand.New(mathrand.NewPCG(seed, 1))
-	l, a, b, _ := full(t)
+	l, a, _, _ := full(t)
 	v := must(a.CreateVolume(testContext(t), VolumeSpec{Name: "vm1", SizeBytes: 1 << 20}))(t)
 	l.mirror(v)
 	u := &unruly{fails: map[string]bool{}, slow: map[string]time.Duration{}, failed: map[string]bool{}}
@@ -94,10 +94,9 @@ func TestRaftChaos(t *testing.T) {
 		l.crash(name)
 		l.ready(l.restart(name))
 	}
-	a, b = l.members["a"], l.members["b"]
 
 	var mu sync.Mutex // guards live and winners
-	live := map[string]*Cluster{"a": a.Cluster, "b": b.Cluster}
+	live := map[string]*Cluster{"a": l.members["a"].Cluster, "b": l.members["b"].Cluster}
 	winners := map[lsfs.Epoch]string{}
 	ctx, cancel := context.WithCancel(testContext(t))
 	var wg sync.WaitGroup

@@ -13,9 +13,8 @@ import (
 
 // The feature level of a cluster says what its replicated formats may hold. It is
 // raised by an administrator, when every node runs a program that knows the new
-// one, and never falls. Until then nodes write what the version before reads: so
-// nodes of two versions work side by side, and the newer ones can still be
-// replaced by the older ones.
+// one, and never falls. Until then nodes write what the version before reads, so
+// that nodes of two versions work side by side.
 //
 //	1  encodings 1 and 2
 //	2  encoding 3: replicas that are added, removed and moved; modes of nodes;

@@ -34,11 +34,11 @@ func (h *heard) count(text string) (n int) {
 // TestSuccession: a refused connection to the leader makes a survivor stand for
 // election, and makes nobody stand whose leader lives.
 func TestSuccession(t *testing.T) {
-	l, a, b, w := full(t)
+	l, a, _, w := full(t)
 	log := &heard{}
 	l.logger = slog.New(slog.NewTextHandler(log, nil))
 	l.crash("b")
-	b = l.restart("b")
+	b := l.restart("b")
 	l.ready(b)
 	const stands = "stands for election"
 	eventually(t, "a leads", func() bool {
