@@ -50,12 +50,6 @@ func (c *Config) giveUp(m *format.Member) bool {
 	return false
 }
 
-// onLost says whether an address is on a device that was given up.
-func (t *segmentTable) onLost(a format.Addr) bool {
-	m := t.layout.Load().find(a.Segment())
-	return m != nil && m.lost()
-}
-
 // explainLost adds to an error of a start what is behind it when a device was given up.
 func (s *Store) explainLost(err error) error {
 	if errors.Is(err, ErrLost) {

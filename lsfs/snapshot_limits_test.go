@@ -159,7 +159,6 @@ func TestSnapshotRefuses(t *testing.T) {
 		return err
 	}
 	for name, x := range map[string]struct{ err, want error }{
-		"snapshot without an id":        {snap(0), ErrInvalidOp},
 		"snapshot with a volume's id":   {snap(2), ErrExists},
 		"rollback without an id":        {rollback(0), ErrInvalidOp},
 		"rollback to nothing":           {rollback(99), ErrNoVolume},

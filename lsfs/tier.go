@@ -115,7 +115,7 @@ func (s *Store) tierStep() bool {
 	}
 	victim, waiting := s.coldest()
 	switch {
-	case free < all*flashEasy/100 && waiting > 0:
+	case free <= all*flashEasy/100 && waiting > 0:
 		// Emptied ones are free only after checkpoints.
 		return s.checkpoint() == nil
 	case all*flashFree/100 <= free+waiting || victim == format.NoSegment || s.segs.freeOf[Capacity].Load() <= 2:
