@@ -24,7 +24,7 @@ BENCH     ?=
 # Where the race detector is worth its price: whatever shares memory between goroutines.
 RACE_PACKAGES := ./cache/... ./dedup/... ./lsfs/... ./replication/... ./server/... ./api/... ./cmd/... ./tests/initiator/...
 
-.PHONY: help build demo test lint unit race fuzz e2e e2e-short conformance bench gen clean FORCE
+.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance bench gen clean FORCE
 
 ## build: the one binary, bin/twinsan
 build: bin/twinsan
@@ -67,6 +67,24 @@ unit:
 race:
 	tests/install.sh race
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $(RACE_PACKAGES)
+
+# Of the simulator: how many seeds, the first one (0: from the clock), virtual time of each.
+SEEDS  ?= 1000
+SEED   ?= 0
+LENGTH ?= 60s
+
+## sim: the cluster in virtual time, SEEDS of them from SEED; STORY=1 tells of one
+sim:
+	tests/sim.sh $(if $(STORY),story,run) -sim.seeds $(SEEDS) -sim.seed $(SEED) -sim.length $(LENGTH)
+
+## sim-test: past failures, fresh seeds for two minutes, all partitions
+sim-test:
+	tests/sim.sh partitions -sim.partitions
+	tests/sim.sh run -sim.seeds 2000 -sim.limit 2m
+
+## mutants: the simulator against each rule switched off; MUTANTS= names some
+mutants:
+	tests/sim.sh mutants -sim.hard -sim.length 25s -sim.mutants '$(MUTANTS)'
 
 ## fuzz: every fuzz target for FUZZTIME
 fuzz:

@@ -25,6 +25,7 @@ func (v *Volume) startActivation(at Instant) {
 	v.node.spawn(func() {
 		defer cancel()
 		if err := v.activate(ctx, epoch, at); err != nil && ctx.Err() == nil {
+			v.node.failedBy(err)
 			v.log.Error("cannot become owner", "epoch", epoch, "err", err)
 			v.node.cfg.Event(levelError, "activation-failed", fmt.Sprintf("volume %d: this node is recorded as owner and cannot serve: %v", v.id, err))
 		}
@@ -37,7 +38,7 @@ func (v *Volume) startActivation(at Instant) {
 // this node never had it, absent everywhere.
 func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) error {
 	// L2, tested again here whatever was believed before (M7).
-	for v.node.now() < at {
+	for v.node.now() < at && !mutant("M3-retest") {
 		if !pause(ctx, 20*time.Millisecond) {
 			return ctx.Err()
 		}
@@ -58,7 +59,7 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 		return err
 	}
 	m := c.Meta()
-	if m.Promised < epoch || m.Inconsistent {
+	if m.Promised < epoch && !mutant("W2-durable") || m.Inconsistent {
 		m.Promised = max(m.Promised, epoch)
 		if m.Inconsistent {
 			// Only a promotion by force makes an owner of such a copy: what it holds is
@@ -81,7 +82,7 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 			return nil // the record moved on; its event starts another activation
 		}
 		stands := v.promises(ctx, others, epoch)
-		if ahead := longest(stands, m.Durable); ahead != 0 && len(stands) == len(others) {
+		if ahead := longest(stands, m.Durable); ahead != 0 && !mutant("M3-longest") && len(stands) == len(others) {
 			v.yield(ahead, epoch)
 		} else if len(stands) == len(others) {
 			equal := 0
@@ -112,6 +113,9 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 			f.acked = v.local
 			f.link = v.node.linkTo(f.id)
 			g.progressed(v.node.now(), f.id)
+		}
+		if mutant("M3-epoch") {
+			g.activated(v.node.now(), epoch)
 		}
 		v.appendEpoch(func(err error) {
 			if err != nil {
@@ -225,6 +229,9 @@ func (v *Volume) equalize(ctx context.Context, peer NodeID, pos wire.Position, e
 		return errors.New("no link")
 	}
 	if pos.Durable == m.Durable && lastEpoch(pos.EpochLog) == lastEpoch(m.EpochLog) {
+		return nil
+	}
+	if mutant("M3-level") {
 		return nil
 	}
 	s := &resync{v: v, peer: peer, link: l, epoch: epoch}

@@ -108,7 +108,7 @@ func (v *Volume) allows(epoch lsfs.Epoch, m wire.Method) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
-	case epoch < v.g.promised:
+	case epoch < v.g.promised && !mutant("W2"):
 		return errStale
 	case v.copy() == nil || v.gone != nil:
 		return errAbsent
@@ -149,7 +149,7 @@ func (v *Volume) syncStart(meta []byte) (out, list []byte, err error) {
 			if m.Inconsistent && m.SyncFrom.Seq < from.Seq {
 				from = m.SyncFrom
 			}
-			m.Inconsistent, m.SyncFrom = true, from
+			m.Inconsistent, m.SyncFrom = !mutant("Y2"), from
 			if err := c.SetMeta(v.node.ctx, m); err != nil {
 				return err
 			}

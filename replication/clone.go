@@ -55,7 +55,9 @@ func (v *Volume) clone(r *Request) error {
 	locks := []func() (func(), error){lock, lockSource}
 	switch {
 	case src == v:
-		to.from, to.to = read.start, read.end
+		if !mutant("C4-hold") {
+			to.from, to.to = read.start, read.end
+		}
 		locks = locks[:1]
 	case src.id < v.id: // ordered by id: two clones never wait for each other
 		slices.Reverse(locks)
@@ -108,7 +110,7 @@ func (v *Volume) cloneable(src *Volume, to, read *hold) error {
 		return ErrNoClone // R1: what is cloned is what a read would return at this moment
 	}
 	for _, f := range v.followers {
-		if f.link == nil && !v.g.needsAck(f.id) {
+		if mutant("C4-followers") || f.link == nil && !v.g.needsAck(f.id) {
 			continue
 		}
 		if !src.g.rec.Has(f.id) || f.mirror && !f.ready {
@@ -184,7 +186,7 @@ func (v *Volume) takes(w *work) bool {
 // has says whether a clone that was sequenced when the source stood at source finds
 // the same content in this node's copy of it. Called with mu, of the source.
 func (v *Volume) has(source lsfs.OpID) bool {
-	return v.replica.Load() != nil && v.gone == nil && v.g.fit && v.g.promised <= source.Epoch && source.Seq <= v.local
+	return mutant("C4-replica") || v.replica.Load() != nil && v.gone == nil && v.g.fit && v.g.promised <= source.Epoch && source.Seq <= v.local
 }
 
 // unblockClone appends a clone that waited for operations before it, if nothing at

@@ -28,6 +28,11 @@ func (v *Volume) redirect(r *Request) {
 		v.end(r, ErrBusy)
 		return
 	}
+	if err := v.outlived(r); err != nil {
+		v.mu.Unlock()
+		v.end(r, err)
+		return
+	}
 	if l := v.ownerLink(); l != nil {
 		epoch := v.g.rec.Epoch
 		v.mu.Unlock()
@@ -73,20 +78,27 @@ func (v *Volume) holdLocked(r *Request, now Instant, moved bool) {
 // retryHeld sends held requests on their way when there is one.
 func (v *Volume) retryHeld() {
 	v.mu.Lock()
-	if len(v.held) == 0 || v.gone != nil || !v.active.Load() && v.ownerLink() == nil {
+	if len(v.held) == 0 || v.gone != nil {
 		v.mu.Unlock()
 		return
 	}
+	reach := v.active.Load() || v.ownerLink() != nil
 	held := v.held
 	v.held = nil
 	var failed []heldRequest
 	known := v.stated.Load().id
 	again := held[:0]
 	for _, h := range held {
+		if h.r.Err = v.outlived(h.r); h.r.Err != nil {
+			failed = append(failed, h)
+			continue
+		}
 		switch {
 		case h.r.abandoned():
 			h.r.Err = ErrBusy
 			failed = append(failed, h)
+		case !reach:
+			v.held = append(v.held, h)
 		case !h.moved || v.active.Load() || h.epoch != v.g.rec.Epoch:
 			again = append(again, h)
 		case h.r.State != known && h.refused(v):
@@ -102,12 +114,47 @@ func (v *Volume) retryHeld() {
 		v.end(h.r, translate(h.r.Err))
 	}
 	for _, h := range again {
-		v.Submit(h.r)
+		v.route(h.r)
 	}
 	v.node.Kick()
 	if len(failed) > 0 {
 		v.node.flush()
 	}
+}
+
+// outlived says that r must not take effect any more: the session that it came by has
+// been dropped (Z1), so its initiator may have repeated it elsewhere and gone on; or it
+// was forwarded to us in an earlier reign (Z2), and who sent it has ended it. It is
+// never stamped again. Called with mu.
+func (v *Volume) outlived(r *Request) error {
+	switch {
+	case mutant("Z1-outlived"):
+	case r.served && r.term != v.term:
+		return ErrBusy
+	case !r.served && (r.drops != v.drops.Load() || v.dropping.Load() > 0):
+		return ErrUnavailable
+	}
+	return nil
+}
+
+// dropSessions has every session that uses the volume dropped, and sees to it that
+// nothing that came by one of them takes effect later (Z1).
+func (v *Volume) dropSessions(reason string) {
+	v.beginDrop()
+	v.node.cfg.DropSessions(v.id, reason)
+	v.endDrop()
+}
+
+// Between beginDrop and endDrop, sessions are being dropped: whatever comes in by them
+// now is dead as well.
+func (v *Volume) beginDrop() {
+	v.dropping.Add(1)
+	v.drops.Add(1)
+}
+
+func (v *Volume) endDrop() {
+	v.drops.Add(1)
+	v.dropping.Add(-1)
 }
 
 // refused looks at the request anew, with the newest state that is known here, and
@@ -324,7 +371,9 @@ func (n *Node) endForwards(err error, which func(*forwarded) bool) {
 	}
 	now := n.now()
 	for _, x := range lost {
-		if op := x.r.Op; op == OpRead || op == OpFlush || op == OpReadState || op == OpExtents {
+		if op := x.r.Op; mutant("C1-busy") && op == OpCompareAndWrite {
+			x.v.end(x.r, ErrBusy)
+		} else if op == OpRead || op == OpFlush || op == OpReadState || op == OpExtents {
 			x.v.mu.Lock()
 			x.v.holdLocked(x.r, now, false)
 			x.v.mu.Unlock()
@@ -387,10 +436,11 @@ func (n *Node) serveForward(l *link, h wire.Header, meta, data []byte) error {
 		return fmt.Errorf("%w: forwarded request %d at %d for %d with %d bytes of data", wire.ErrFrame, b.Op, b.Off, b.Len, len(data))
 	}
 	v.mu.Lock()
-	current := v.serves() && lsfs.Epoch(h.Epoch) == v.g.rec.Epoch
+	current := v.serves() && (lsfs.Epoch(h.Epoch) == v.g.rec.Epoch || mutant("Z2"))
+	r.served, r.term = true, v.term
 	v.mu.Unlock()
 	// Z3: it has waited too long on its way. Whoever issued it may have given it up.
-	current = current && n.now() < Instant(b.Stamp).After(n.timing.Fresh)
+	current = current && (n.now() < Instant(b.Stamp).After(n.timing.Fresh) || mutant("Z3"))
 	refuse := func() {
 		r.Err = ErrBusy
 		done.done(r)

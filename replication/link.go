@@ -254,6 +254,7 @@ func (l *link) reply(h wire.Header, status uint8, meta, data []byte) {
 }
 
 func (l *link) replyError(h wire.Header, err error) {
+	l.node.failedBy(err)
 	switch {
 	case errors.Is(err, errStale):
 		l.reply(h, wire.StatusStale, nil, nil)
@@ -303,7 +304,9 @@ func (l *link) read(handle func(h wire.Header, meta, data []byte) error, batch f
 			}
 			select {
 			case <-l.closed: // what is still in the buffer came from a life that is over (Z1)
-				return net.ErrClosed
+				if !mutant("Z1-link") {
+					return net.ErrClosed
+				}
 			default:
 			}
 			if err := handle(h, meta, rest[wire.HeaderLen+int(h.MetaLen):size]); err != nil {

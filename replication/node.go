@@ -324,6 +324,14 @@ func (n *Node) finish(works []*work) {
 	n.cfg.Flush()
 }
 
+// failedBy withdraws this node when err says that its store has stopped: no operation
+// may be under way that would tell, as on a replica that is about to be filled.
+func (n *Node) failedBy(err error) {
+	if errors.Is(err, lsfs.ErrPoisoned) {
+		n.storeFailed(err)
+	}
+}
+
 // storeFailed withdraws this node: nothing more is acknowledged or granted (DURABLE).
 func (n *Node) storeFailed(err error) {
 	if n.failed.Swap(true) {
@@ -377,8 +385,18 @@ func (n *Node) beaconNow() {
 // paused drops everything that may hold commands from before a pause (Z1): the
 // sessions, and the links on which forwarded commands may wait unread.
 func (n *Node) paused(gap time.Duration) {
+	if mutant("Z1-pause") {
+		return
+	}
 	n.log.Warn("this process was paused, sessions are dropped", "gap", gap)
+	volumes := *n.volumes.Load()
+	for _, v := range volumes {
+		v.beginDrop()
+	}
 	n.cfg.DropSessions(0, "the node was paused for "+gap.Round(time.Millisecond).String())
+	for _, v := range volumes {
+		v.endDrop()
+	}
 	for _, l := range *n.inbound.Load() {
 		l.fail(errPaused)
 	}

@@ -74,7 +74,7 @@ func (v *Volume) stored(w *work) {
 	if rolled {
 		v.node.spawn(v.rolledBack)
 	}
-	if brought {
+	if brought && !mutant("C2-announce") {
 		v.announce() // before the acknowledgement: what the owner answers is known at every door (C2)
 	}
 	if !owned {
@@ -140,18 +140,29 @@ func (v *Volume) durable(list []*work) []*work {
 		list = v.retireLocked(list)
 	} else if l := v.ackTo; l != nil {
 		l.lock()
-		l.out = wire.AppendFrame(l.out, wire.Header{Type: wire.Ack, Volume: uint64(v.id), Epoch: uint64(v.g.promised), Seq: uint64(v.local)}, nil, nil)
+		l.out = wire.AppendFrame(l.out, wire.Header{Type: wire.Ack, Volume: uint64(v.id), Epoch: uint64(v.g.promised), Seq: uint64(v.ackable())}, nil, nil)
 		l.unlock()
 	}
 	v.mu.Unlock()
 	return list
 }
 
+// ackable is the newest operation that a replica may acknowledge: what is on its disk
+// (W3). Called with mu.
+func (v *Volume) ackable() lsfs.Seq {
+	if mutant("W3-ack") {
+		return v.next - 1
+	}
+	return v.local
+}
+
 // acknowledged takes a replica's cumulative acknowledgement (W3).
 func (v *Volume) acknowledged(peer NodeID, epoch lsfs.Epoch, seq lsfs.Seq) {
 	var list []*work
 	v.mu.Lock()
-	if f := v.follower(peer); f != nil && f.link != nil && seq > f.acked && seq < v.next {
+	// A replica that has promised a later epoch follows another owner: its numbers are
+	// not ours any more (W2).
+	if f := v.follower(peer); f != nil && f.link != nil && epoch <= v.g.rec.Epoch && seq > f.acked && seq < v.next {
 		f.acked = seq
 		v.g.progressed(v.node.now(), peer)
 		list = v.retireLocked(nil)
@@ -174,8 +185,12 @@ func (v *Volume) retireLocked(list []*work) []*work {
 		return list
 	}
 	committed := v.local
+	if mutant("W4-local") {
+		committed = v.next
+	}
 	for _, f := range v.followers {
 		switch {
+		case mutant("W4"):
 		case v.g.needsAck(f.id):
 			committed = min(committed, f.acked)
 		case f.mirror && f.link != nil:
@@ -269,25 +284,30 @@ func (v *Volume) linkUp(p *peer, l *link, at wire.Position, here bool) {
 		if f.mirror && !g.needsAck(f.id) {
 			return // its resync starts over
 		}
-		if !here || at.Durable.Seq < f.acked {
+		if lsfs.Epoch(at.Promised) > g.rec.Epoch && !mutant("W2-position") {
+			// It follows another owner, and its numbers count that one's operations (W2).
+			v.node.spawn(v.reread)
+			return
+		}
+		if !here || at.Durable.Seq < f.acked && !mutant("B4") {
 			// B4: it had acknowledged more than it has. It is out, and filled again.
 			v.node.cfg.Event(levelError, "replica-amnesia", "a replica came back without operations it had acknowledged; it is filled again")
 			g.broken(now, p.id)
 			return
 		}
 		f.acked = at.Durable.Seq
-		v.resend(f, l)
+		v.resend(f, l, f.acked+1)
 	})
 	v.retire()
 	v.retryHeld()
 }
 
-// resend sends everything in flight above what f has, and leaves the stream open.
-func (v *Volume) resend(f *follower, l *link) {
+// resend sends everything in flight from a number on, and leaves the stream open.
+func (v *Volume) resend(f *follower, l *link, from lsfs.Seq) {
 	f.link = l
 	l.lock()
 	for i := range v.flight.len() {
-		if w := v.flight.at(i); w.op.ID.Seq > f.acked {
+		if w := v.flight.at(i); w.op.ID.Seq >= from {
 			l.out = wire.AppendPrepare(l.out, &w.op, w.source)
 		}
 	}
@@ -324,8 +344,12 @@ func (v *Volume) gap(p *peer, l *link, expected lsfs.Seq) {
 			}
 			return
 		}
-		f.acked = expected - 1
-		v.resend(f, l)
+		// It has received what is below, and may not have it on disk: that is for its
+		// acknowledgements to say (W3).
+		if mutant("W3-received") {
+			f.acked = expected - 1
+		}
+		v.resend(f, l, expected)
 	})
 	l.flush()
 }
@@ -339,6 +363,9 @@ func (v *Volume) demote(reason string) func() {
 	var free []*work
 	v.term++
 	v.leaving = false
+	if reason != "" {
+		v.beginDrop() // under the mutex: from here on nothing old finds its way to the next owner
+	}
 	if v.activation != nil {
 		v.activation()
 		v.activation = nil
@@ -384,7 +411,10 @@ func (v *Volume) demote(reason string) func() {
 	return func() {
 		if reason != "" {
 			v.log.Warn("ownership lost, sessions are dropped", "reason", reason)
-			v.node.cfg.DropSessions(v.id, reason)
+			if !mutant("Z1") {
+				v.node.cfg.DropSessions(v.id, reason)
+			}
+			v.endDrop()
 		}
 		for _, r := range failed {
 			v.end(r, ErrUnavailable)

@@ -63,7 +63,7 @@ func (p *peer) run() {
 		if ctx.Err() != nil {
 			return
 		}
-		if errors.Is(err, syscall.ECONNREFUSED) {
+		if errors.Is(err, syscall.ECONNREFUSED) || mutant("L5") && err != nil {
 			now := n.now()
 			for _, v := range *n.volumes.Load() {
 				v.event(func(g *reign) { g.died(now, p.id) })

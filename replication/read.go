@@ -19,17 +19,25 @@ func (v *Volume) TryRead(off uint64, dst []byte) bool {
 	}
 	start, end := lsfs.BlockNo(off/blockSize), lsfs.BlockNo((off+uint64(len(dst))+blockSize-1)/blockSize)
 	c := v.replica.Load()
+	if mutant("R2") {
+		return c != nil && c.TryRead(off, dst) && v.mayServe()
+	}
+	before := mutant("R1-before") && v.mayServe()
 	if c == nil || !v.locks.clear(start, end) || !c.TryRead(off, dst) || !v.locks.clear(start, end) {
 		return false
 	}
-	return v.mayServe()
+	return before || v.mayServe()
 }
 
 // readSlow reads with I/O, under a shared lock: writes in flight on the range
 // commit first, later ones wait (R2).
 func (v *Volume) readSlow(r *Request, elsewhere func()) {
 	h := &hold{start: lsfs.BlockNo(r.Off / blockSize), end: lsfs.BlockNo((r.Off + r.Len + blockSize - 1) / blockSize)}
+	if mutant("R2") {
+		h.end = h.start
+	}
 	err := v.lockFor(h, r)
+	before := mutant("R1-before") && v.mayServe()
 	if err == nil {
 		if r.Op == OpExtents {
 			err = v.extents(h, r)
@@ -38,7 +46,7 @@ func (v *Volume) readSlow(r *Request, elsewhere func()) {
 		}
 		v.unlockRange(h)
 	}
-	if err == nil && !v.mayServe() {
+	if err == nil && !before && !v.mayServe() {
 		err = v.waitLease() // R1
 	}
 	if errors.Is(err, errElsewhere) {

@@ -134,7 +134,11 @@ type action struct {
 
 func newReign(self NodeID, t Timing, now Instant) *reign {
 	// L2 after a restart: the process before this one may have granted just now.
-	return &reign{self: self, timing: t, boot: now, lastBeacon: now, lastGrant: now, peers: map[NodeID]*peerView{}}
+	g := &reign{self: self, timing: t, boot: now, lastBeacon: now, lastGrant: now, peers: map[NodeID]*peerView{}}
+	if mutant("L2-restart") {
+		g.lastGrant = 0
+	}
+	return g
 }
 
 func (g *reign) do(a action) { g.actions = append(g.actions, a) }
@@ -162,7 +166,10 @@ func (g *reign) needsAck(n NodeID) bool {
 	if n == g.self {
 		return false
 	}
-	return g.rec.Has(n) || g.proposal.open && slices.Contains(g.proposal.change.InSync, n)
+	if mutant("M1-ack-before-commit") && g.proposal.open && !slices.Contains(g.proposal.change.InSync, n) {
+		return false
+	}
+	return g.rec.Has(n) || g.proposal.open && !mutant("W4-union") && slices.Contains(g.proposal.change.InSync, n)
 }
 
 // lease is the instant until which this node may serve (L1): the earliest of the
@@ -173,6 +180,9 @@ func (g *reign) lease() Instant {
 		return 0
 	}
 	until := never
+	if mutant("L4") && len(g.rec.InSync) == 1 {
+		return 0
+	}
 	for _, n := range g.rec.InSync {
 		if n != g.self {
 			until = min(until, g.peer(n).grantUntil)
@@ -212,7 +222,7 @@ func (g *reign) record(now Instant, rec Record, fit bool) {
 	}
 	// M6: only its owner gives a volume to another and stays in sync itself, and it
 	// has stopped serving before it proposes that. So there is no lease to wait for.
-	given := before.Owner != 0 && before.Owner != g.self && before.Epoch+1 == rec.Epoch && rec.Has(before.Owner)
+	given := mutant("M6-given") || before.Owner != 0 && before.Owner != g.self && before.Epoch+1 == rec.Epoch && rec.Has(before.Owner)
 	switch g.role {
 	case Active:
 		g.do(action{kind: actEpoch})
@@ -247,7 +257,7 @@ func (g *reign) settle(now Instant, before Record) {
 		return
 	}
 	role := Stale
-	if g.rec.Has(g.self) && g.fit {
+	if (g.rec.Has(g.self) || mutant("I8-stale")) && (g.fit || mutant("I8-fit")) {
 		role = Standby
 	}
 	if g.role == Candidate && g.proposal.open && role == Standby && before.Epoch == g.rec.Epoch {
@@ -285,6 +295,11 @@ func (g *reign) restart(now Instant) {
 	}
 	g.evictFrom = g.boot.After(g.timing.BootWait)
 	g.activateAfter = 0 // our own older process is dead, and only it could serve
+	if mutant("M5") {
+		g.become(Activating)
+		g.do(action{kind: actActivate})
+		return
+	}
 	reason := "owner restarted"
 	if g.rec.Epoch == 1 {
 		reason = "first start"
@@ -326,16 +341,22 @@ func (g *reign) proposed(now Instant, c Change, rec Record, err error) {
 			g.do(action{kind: actKeep})
 		}
 	}
+	if mutant("M7") && err != nil && !errors.Is(err, ErrConflict) {
+		g.proposal.open = false
+		if g.role == Candidate {
+			g.become(Standby)
+		}
+	}
 	// Otherwise it may still commit (M7): it stays open, W4's union stays, tick repeats it.
 }
 
 // beacon takes a beacon of peer, who claims the volume in epoch, and says
 // whether the lease is granted. fresh is false for a peer that does not hear us (L3).
 func (g *reign) beacon(now Instant, peer NodeID, epoch lsfs.Epoch, fresh bool) bool {
-	if !fresh || !g.known || peer != g.rec.Owner {
+	if !fresh && !mutant("L3") || !g.known || peer != g.rec.Owner && !mutant("L1-owner") {
 		return false
 	}
-	if g.role != Standby && g.role != Stale || epoch < g.promised {
+	if g.role != Standby && g.role != Stale && !(mutant("M2-stop-granting") && g.role == Candidate) && !(mutant("B1") && g.role == Unknown) || epoch < g.promised && !mutant("W2-beacon") {
 		return false
 	}
 	g.lastBeacon, g.heard, g.ownerDead = now, true, false
@@ -347,6 +368,9 @@ func (g *reign) beacon(now Instant, peer NodeID, epoch lsfs.Epoch, fresh bool) b
 func (g *reign) granted(now Instant, peer NodeID, sent Instant) {
 	p := g.peer(peer)
 	p.seen, p.dead = now, false
+	if mutant("L1-send-time") {
+		sent = now
+	}
 	p.grantUntil = max(p.grantUntil, sent.After(g.timing.Lease))
 }
 
@@ -448,7 +472,7 @@ func (g *reign) tick(now Instant) {
 
 // tickOwner drops replicas that are dead, silent or stuck from the in-sync set (M1).
 func (g *reign) tickOwner(now Instant) {
-	if now < g.evictFrom {
+	if now < g.evictFrom || mutant("M1-evict") {
 		return
 	}
 	keep := make([]NodeID, 0, len(g.rec.InSync))
@@ -491,7 +515,7 @@ func (g *reign) tickStandby(now Instant) {
 	}
 	g.become(Candidate) // stops granting: beacon answers only standbys
 	g.activateAfter = g.lastGrant.After(g.timing.Grace)
-	if g.ownerDead {
+	if g.ownerDead || mutant("M2-wait") {
 		g.activateAfter = 0
 	}
 	reason := "the owner is silent"

@@ -15,11 +15,11 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 	n := v.node
 	epoch, seq := lsfs.Epoch(h.Epoch), lsfs.Seq(h.Seq)
 	v.mu.Lock()
-	if v.replica.Load() == nil || v.gone != nil || v.g.role == Active || v.g.role == Activating || v.g.role == Candidate {
+	if v.replica.Load() == nil || v.gone != nil || v.g.role == Active || v.g.role == Activating || v.g.role == Candidate && !mutant("M2-stop-acking") {
 		v.mu.Unlock()
 		return nil // M2: a candidate acknowledges nothing
 	}
-	if epoch < v.g.promised {
+	if epoch < v.g.promised && !mutant("W2") {
 		promised := v.g.promised
 		v.mu.Unlock()
 		l.lock()
@@ -77,7 +77,7 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 	src := v.cloneSource(&w.op)
 	lockBoth(v, src)
 	defer unlockBoth(v, src)
-	if v.gone != nil || v.ackTo != l || seq != v.next || epoch < v.g.promised {
+	if v.gone != nil || v.ackTo != l || seq != v.next || epoch < v.g.promised && !mutant("W2") {
 		n.unpin(w)
 		n.works.put(w)
 		return nil
@@ -291,13 +291,15 @@ func (v *Volume) promise(ctx context.Context, l *link, e lsfs.Epoch) (pos wire.P
 		v.mu.Unlock()
 		return pos, errAbsent
 	}
-	v.g.promised = e // from now on nothing older is taken or granted
+	if !mutant("M3-promise") {
+		v.g.promised = e // from now on nothing older is taken or granted
+	}
 	v.ackTo, v.deaf = l, nil
 	v.dropBlocked()
 	v.mu.Unlock()
 	err = v.hush(func(c Copy) error {
 		m := c.Meta()
-		if m.Promised < e {
+		if m.Promised < e && !mutant("M3-promise") && !mutant("W2-durable") {
 			m.Promised = e
 			if err := c.SetMeta(ctx, m); err != nil {
 				return err

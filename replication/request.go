@@ -131,6 +131,10 @@ type Request struct {
 
 	// Scratch belongs to the volume while it has the request.
 	Scratch any
+
+	drops  uint64 // Volume.drops when the request came in
+	served bool   // it came from another node, in
+	term   uint64 // this Volume.term
 }
 
 func (r *Request) abandoned() bool { return r.Abandoned != nil && r.Abandoned.Load() }

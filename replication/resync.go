@@ -131,9 +131,15 @@ func (s *resync) whole(r Replica) error {
 	if err != nil {
 		return err
 	}
+	if mutant("Y1-target-tail") {
+		theirs = nil
+	}
 	chunks := union(ours, theirs, c.Blocks())
 	v.log.Info("resync starts", "peer", s.peer, "from", from.Seq, "chunks", len(chunks))
 	v.node.cfg.Event(levelInfo, "resync-started", fmt.Sprintf("volume %d: node %d is filled from operation %d on: %d MiB to compare", v.id, s.peer, from.Seq, len(chunks)))
+	if mutant("Y3") {
+		chunks = nil
+	}
 	if err := s.copyChunks(c, chunks, true); err != nil {
 		return err
 	}
@@ -148,14 +154,14 @@ func (s *resync) whole(r Replica) error {
 	var last lsfs.Seq
 	v.mu.Lock()
 	if f := v.follower(s.peer); f != nil {
-		f.joining = true
+		f.joining = !mutant("M4-joining")
 	}
 	last = v.next - 1
 	v.mu.Unlock()
 	for {
 		v.mu.Lock()
 		f := v.follower(s.peer)
-		level := f != nil && f.joining && f.link == s.link && f.acked >= last
+		level := f != nil && (f.joining && f.acked >= last || mutant("M4-level") || mutant("M4-joining")) && f.link == s.link
 		v.mu.Unlock()
 		if f == nil || s.ctx.Err() != nil {
 			return errors.New("the stream to the replica broke")
@@ -175,7 +181,7 @@ func (s *resync) whole(r Replica) error {
 	v.event(func(g *reign) {
 		// Looked at under the same hold of the mutex: when the stream broke meanwhile,
 		// operations have retired without it.
-		if f := v.follower(s.peer); f != nil && f.joining && f.link == s.link {
+		if f := v.follower(s.peer); f != nil && (f.joining || mutant("M4-joining")) && (f.link == s.link || mutant("M4-stream")) {
 			proposed = g.grow(v.node.now(), s.peer, r.ID, inc)
 		}
 	})
@@ -211,6 +217,9 @@ func (s *resync) level(pos wire.Position, m lsfs.Meta) error {
 	if err != nil {
 		return err
 	}
+	if mutant("M3-target-tail") {
+		theirs = nil
+	}
 	chunks := union(ours, theirs, c.Blocks())
 	s.v.log.Info("replica is levelled", "peer", s.peer, "from", from.Seq, "ours", m.Durable.Seq, "theirs", pos.Durable.Seq, "chunks", len(chunks))
 	if err := s.copyChunks(c, chunks, false); err != nil {
@@ -244,7 +253,7 @@ func (s *resync) start(from lsfs.OpID, mode byte) ([]uint32, error) {
 // the chunks tell of it.
 func (s *resync) mirror() error {
 	v := s.v
-	if err := s.stored(); err != nil { // the record of this epoch among them
+	if err := s.stored(); err != nil && !mutant("Y3-stored") { // the record of this epoch among them
 		return err
 	}
 	v.mu.Lock()
@@ -342,7 +351,7 @@ func chunkRange(chunk uint32, blocks uint64) (start, end lsfs.BlockNo) {
 func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
 	v := s.v
 	start, end := chunkRange(chunk, c.Blocks())
-	if locked {
+	if locked && !mutant("Y4") {
 		h := &hold{start: start, end: end}
 		if err := v.lockRange(h); err != nil {
 			return err

@@ -52,6 +52,9 @@ func (r *Request) blocks() (first, last lsfs.BlockNo) {
 func (v *Volume) modify(r *Request) error {
 	first, last := r.blocks()
 	h := &hold{start: first, end: last, exclusive: true}
+	if mutant("C1-lock") {
+		h.exclusive = false
+	}
 	if err := v.lockFor(h, r); err != nil {
 		return err
 	}
@@ -140,7 +143,7 @@ func (v *Volume) lockUntil(h *hold, r *Request, done <-chan struct{}) error {
 		v.mu.Lock()
 	}
 	var err error
-	if !v.serves() || h.term != v.term {
+	if !v.serves() || h.term != v.term && !mutant("W1-term") {
 		err = errElsewhere
 	} else {
 		err = v.recheck(r)
@@ -171,7 +174,7 @@ func (v *Volume) letGo(h *hold) {
 // being given away: what holds a range is waited for (M6).
 func (v *Volume) execute(w *work, h *hold) (lsfs.OpID, error) {
 	v.mu.Lock()
-	if v.g.role != Active || v.gone != nil || h.term != v.term {
+	if v.g.role != Active || v.gone != nil || h.term != v.term && !mutant("W1-term") {
 		v.mu.Unlock()
 		v.node.unpin(w)
 		v.node.works.put(w)
@@ -310,7 +313,7 @@ func (v *Volume) writeSame(h *hold, r *Request) error {
 		return v.unmap(h, r.Off, r.Len)
 	}
 	const piece = 1 << 20
-	buf := bytes.Repeat(r.Data, piece/len(r.Data))
+	buf := bytes.Repeat(r.Data, int(min(piece, r.Len))/len(r.Data))
 	off, end := r.Off, r.Off+r.Len
 	for off < end {
 		n := min(piece-off%piece, end-off)
@@ -336,7 +339,7 @@ func (v *Volume) merge(h *hold, r *Request) error {
 	if err := v.fetch(from, buf); err != nil {
 		return err
 	}
-	if !v.mayServe() {
+	if !v.mayServe() && !mutant("C1-lease") {
 		return errElsewhere // what was read may be old: it must not be compared with
 	}
 	if err := change(r, buf[r.Off-from:][:r.span()]); err != nil {

@@ -106,13 +106,19 @@ func (v *Volume) announce() {
 	}
 }
 
-// recheck says whether r may still be executed under the value in force (C2), and
-// at all (Z1). Called with mu.
+// recheck says whether r may still be executed: at all (Z1, Z2), and under the value in
+// force (C2). Called with mu.
 func (v *Volume) recheck(r *Request) error {
-	if r != nil && r.abandoned() {
+	if r == nil {
+		return nil
+	}
+	if r.abandoned() {
 		return ErrBusy
 	}
-	if r == nil || r.Recheck == nil || r.State == v.stated.Load().id {
+	if err := v.outlived(r); err != nil {
+		return verdict{err}
+	}
+	if r.Recheck == nil || r.State == v.stated.Load().id || mutant("C2-recheck") {
 		return nil
 	}
 	if err := r.Recheck(r); err != nil {
@@ -136,11 +142,17 @@ func refuseMoved(*Request) error { return errMoved }
 // against the new value, which the watcher knows by then.
 func (v *Volume) changeState(r *Request) error {
 	h := &hold{end: lsfs.AnnexStart + lsfs.AnnexBlocks, exclusive: true}
+	if mutant("C2-hold") {
+		h.end = 0
+	}
 	if err := v.lockFor(h, r); err != nil {
 		return err
 	}
 	defer v.unlockRange(h)
-	if v.stated.Load().id != r.State {
+	if v.stated.Load().id != r.State && !mutant("C2-from") {
+		if !v.mayServe() {
+			return errElsewhere // what is known here may be old: it must not be compared with
+		}
 		return ErrStateMoved
 	}
 	w := v.node.works.get(stateName + len(r.Data))

@@ -43,6 +43,8 @@ type Volume struct {
 	compress atomic.Bool
 	replica  atomic.Pointer[localCopy]
 	replicas atomic.Pointer[[]Replica] // as recorded
+	drops    atomic.Uint64             // rises whenever sessions are dropped (Z1)
+	dropping atomic.Int32              // they are being dropped just now
 	locks    rangeLock                 // its filter is read without mu
 	stated   atomic.Pointer[stated]    // the ordered state that the watcher knows (C2)
 	watch    watcher
@@ -204,7 +206,7 @@ func (v *Volume) prepareCopy(rec Record) bool {
 		c = nil
 	}
 	if c == nil {
-		if inSync && rec.Epoch > 1 {
+		if inSync && rec.Epoch > 1 && !mutant("B4-copy") {
 			// B4: the record says that we hold the data, and we do not.
 			v.node.cfg.Event(levelError, "replica-lost", fmt.Sprintf("volume %d: this node should hold a copy and has none (was its pool replaced?); it will be filled again from another node", v.id))
 			return false
@@ -391,7 +393,7 @@ func (v *Volume) tick(now Instant) {
 	}
 	if stuck {
 		v.log.Error("writes wait for a replica or a quorum, sessions are dropped")
-		v.node.cfg.DropSessions(v.id, "writes cannot be replicated and the cluster has no quorum to go on without the replica")
+		v.dropSessions("writes cannot be replicated and the cluster has no quorum to go on without the replica")
 	}
 }
 
@@ -418,7 +420,7 @@ func (v *Volume) reigns() (lsfs.Epoch, bool) {
 
 // mayServe is the lease test (R1): made after the data was fetched, right before the reply.
 func (v *Volume) mayServe() bool {
-	return v.active.Load() && int64(v.node.now()) < v.lease.Load()
+	return v.active.Load() && (int64(v.node.now()) < v.lease.Load() || mutant("R1"))
 }
 
 // shut ends everything of a volume that is deleted or whose node closes.

@@ -60,6 +60,12 @@ func (v *Volume) Submit(r *Request) {
 	if !v.valid(r) {
 		panic("REQUEST: checked by the device server") // our own bug: it would write beyond the volume
 	}
+	r.drops, r.served = v.drops.Load(), false
+	v.route(r)
+}
+
+// route executes r where the owner is.
+func (v *Volume) route(r *Request) {
 	if !v.active.Load() {
 		v.redirect(r)
 		return
@@ -215,7 +221,9 @@ func finishPart(v *Volume, r *Request, then func(error), err error) {
 
 // serves says whether new operations are taken here: by the owner, unless it is
 // about to give the volume away (M6). Called with mu.
-func (v *Volume) serves() bool { return v.g.role == Active && v.gone == nil && !v.leaving }
+func (v *Volume) serves() bool {
+	return v.g.role == Active && v.gone == nil && (!v.leaving || mutant("M6-stop"))
+}
 
 // enqueue locks w's range and sequences it, now or when the range is free.
 func (v *Volume) enqueue(w *work, elsewhere func()) {

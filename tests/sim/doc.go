@@ -1,0 +1,27 @@
+// Package sim runs a whole cluster in one process, in virtual time, from a seed.
+//
+// What is real: package replication, unchanged, with its goroutines. What is a
+// model, with faults: the pool of each node (store), the network (network), raft
+// with the rules of its state machine (court), the clock and the process (process),
+// the device server's door with its sessions (door), and hosts (client).
+//
+// A run (world) lives in a bubble of testing/synctest: time stands still while any
+// goroutine can run and then jumps to the next timer. Every choice is drawn from the
+// seed. Which of several runnable goroutines goes first is drawn too when the binary
+// is built with the runtime of ./overlay (make sim does so): then two runs of a seed
+// are the same to the last event, which their trace hashes prove.
+//
+// A run has a phase with faults (a random subset of kinds, faults.go), then all of them
+// heal, and everything must work again within a bounded time (LIVE). The checks:
+//
+//	history     each 4 KiB block is a register with one writer: a read returns a version
+//	            that is not older than the newest acknowledged or ever returned when the
+//	            read began, and a version that its writer gave up never comes back (I1,
+//	            I2, I9, I13, register.go)
+//	copies      when a write is acknowledged, every recorded in-sync replica has it on its
+//	            disk (I5, I6); at the end all are equal, ordered state too (I7)
+//	owners      at no inspected instant two nodes serve (I3); promises never go back (I4)
+//	locks       COMPARE AND WRITE never grants a lock twice (I2)
+//	fencing     nothing of a fenced host lands after the change of the ordered state was
+//	            acknowledged (I12)
+package sim
