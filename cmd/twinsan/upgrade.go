@@ -64,9 +64,9 @@ func (a *app) upgradeCommand() *cobra.Command {
 	apply := &cobra.Command{
 		Use: "apply", Short: "Let the cluster use what all nodes know by now, for good", Args: arguments(),
 		Long: `Let the cluster use the formats that all nodes know by now. Before that the nodes
-write what the version before reads, so each of them can still go back to it.
-Afterwards they cannot. Refused (exit code 4) while a node does not answer or
-does not know the new level.`,
+keep its state as the version before reads it, so that both run side by side.
+There is no way back. Refused (exit code 4) while a node does not answer or does
+not know the new level.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.call(c, func(ctx context.Context, client *api.Client) error {
 				p, err := client.Maintenance.GetUpgradePlan(ctx, &v1.GetUpgradePlanRequest{})
