@@ -125,6 +125,23 @@ func TestSnapshots(t *testing.T) {
 		}
 	}
 
+	lost, err := a.cluster.TakeSnapshots(ctx, "lost", "lost", []lsfs.VolumeID{db}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.cluster.SnapshotsTaken(ctx, lost); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.CloneSnapshot(ctx, CloneSpec{Volume: "db", Snapshot: "lost", Name: "db-lost"}); !errors.Is(err, ErrRefused) {
+		t.Errorf("a clone of a snapshot that the owner lacks: %v", err)
+	}
+	if _, _, _, err := b.RollBackVolume(ctx, "db", "lost", false, false); !errors.Is(err, ErrNotFound) {
+		t.Errorf("rolled back to a snapshot that the owner lacks: %v", err)
+	}
+	if _, err := b.DeleteSnapshot(ctx, "db", "lost", false); err != nil {
+		t.Error(err)
+	}
+
 	if _, _, _, err := a.RollBackVolume(ctx, "db", "s1", true, false); err != nil {
 		t.Errorf("dry run: %v", err)
 	}

@@ -309,9 +309,18 @@ func (n *Node) DeleteSnapshot(ctx context.Context, volume, name string, dryRun b
 
 // CloneSnapshot makes a volume that begins as a snapshot, on the same nodes.
 func (n *Node) CloneSnapshot(ctx context.Context, spec CloneSpec) (*Volume, error) {
-	_, v, s, err := n.snapshotNamed(ctx, spec.Volume, spec.Snapshot)
+	state, v, s, err := n.snapshotNamed(ctx, spec.Volume, spec.Snapshot)
 	if err != nil {
 		return nil, err
+	}
+	// A copy that was promoted by force may lack what the record names: nothing could be
+	// made from it.
+	found, err := n.stepAt(ctx, state, SnapshotStep{Act: ActFind, Volume: v.ID, Snapshot: s.ID})
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, fmt.Errorf("%w: the owner of volume %s does not have snapshot %s\n  delete it: twinsan snapshot delete %s@%s", ErrRefused, v.Name, s.Name, v.Name, s.Name)
 	}
 	size := spec.Size
 	if size == 0 {

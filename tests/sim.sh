@@ -13,8 +13,8 @@ tags=simruntime
 if [ "$mode" = mutants ]; then
 	tags=simruntime,mutants name=mutants
 fi
-go run ./tests/sim/overlay "$out/overlay"
-go test -c -tags "$tags" -overlay "$out/overlay/overlay.json" -o "$out/$name.test" ./tests/sim
+go run ./tests/sim/overlay "$out/_overlay"
+go test -c -tags "$tags" -overlay "$out/_overlay/overlay.json" -o "$out/$name.test" ./tests/sim
 binary=$PWD/$out/$name.test
 cd tests/sim
 case $mode in

@@ -529,6 +529,7 @@ func (c *localCopy) AdmitClone(lsfs.BlockNo, lsfs.VolumeID, lsfs.BlockNo, uint32
 func (c *localCopy) AdmitUnmap(lsfs.BlockNo, uint32) bool { return true }
 func (c *localCopy) AdmitSnapshot() error                 { return lsfs.ErrNoSpace }
 func (c *localCopy) AdmitRollback(lsfs.VolumeID) error    { return lsfs.ErrNoVolume }
+func (c *localCopy) Wanted(lsfs.BlockNo, []bool) bool     { return false }
 func (c *localCopy) Kept(lsfs.BlockNo, uint32) bool       { return false }
 
 func (c *localCopy) TryRead(off uint64, dst []byte) bool {
@@ -672,6 +673,3 @@ func (c *localCopy) Repair(ctx context.Context, no lsfs.BlockNo, b dedup.Block) 
 		return nil
 	})
 }
-
-// Wanted: a store in RAM has no cache in front of it.
-func (c *localCopy) Wanted(lsfs.BlockNo, []bool) bool { return false }
