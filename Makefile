@@ -20,11 +20,14 @@ FUZZTIME  ?= 10s
 RUNS      ?= 1
 RUN       ?= .
 BENCH     ?=
+STATES    ?= 1000000
+FIRST     ?= 1
+MIB       ?= 1024
 
 # Where the race detector is worth its price: whatever shares memory between goroutines.
 RACE_PACKAGES := ./cache/... ./dedup/... ./lsfs/... ./replication/... ./server/... ./api/... ./cmd/... ./tests/initiator/...
 
-.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance bench gen clean FORCE
+.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance crash rot bench gen clean FORCE
 
 ## build: the one binary, bin/twinsan
 build: bin/twinsan
@@ -99,6 +102,14 @@ e2e:
 	tests/install.sh e2e
 	$(MAKE) --no-print-directory bin/twinsan
 	tests/e2e.sh 4h -bin $(CURDIR)/bin/twinsan -test.run '$(RUN)' -rounds $(ROUNDS) -image-mib $(IMAGE_MIB) -absence $(ABSENCE) -conformance . -locks $(LOCKS) -copy-mib $(COPY_MIB)
+
+## crash: STATES crash states of the store, from seed FIRST on
+crash:
+	$(GO) test ./lsfs -run '^TestCrashStates$$' -v -timeout 0 -crash.states $(STATES) -crash.first $(FIRST)
+
+## rot: one bit flipped in every 4 KiB of a store of MIB
+rot:
+	$(GO) test ./lsfs -run '^TestRot$$' -v -timeout 0 -rot.mib $(MIB)
 
 ## conformance: all of libiscsi's conformance suite on every kind of unit, RUNS times
 conformance:

@@ -57,6 +57,9 @@ type NodeBackend interface {
 	// DrainNode records that initiators and volumes leave a node, or may come back;
 	// it does not wait for them.
 	DrainNode(ctx context.Context, name string, drain bool) (*server.Member, error)
+	// ScrubNode shows, starts or stops the scrub of a data node's pool; it does not
+	// wait for it. A node that is not that one asks it, unless here.
+	ScrubNode(ctx context.Context, name string, action server.ScrubAction, fullSpeed, here bool) (*server.Scrub, error)
 }
 
 // VolumeBackend manages volumes. Changes are committed in the cluster on return.

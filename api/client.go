@@ -206,6 +206,19 @@ func (p *Peers) ClearReservations(ctx context.Context, node replication.NodeID, 
 	return err
 }
 
+// ScrubNode asks a node to show, start or stop its scrub.
+func (p *Peers) ScrubNode(ctx context.Context, node replication.NodeID, address, name string, action server.ScrubAction, fullSpeed bool) (*server.Scrub, error) {
+	conn, err := p.conn(peerKey{node, address})
+	if err != nil {
+		return nil, err
+	}
+	m, err := v1.NewNodesClient(conn).ScrubNode(ctx, &v1.ScrubNodeRequest{Name: name, Action: string(action), FullSpeed: fullSpeed, Here: true})
+	if err != nil {
+		return nil, err
+	}
+	return scrubOf(m), nil
+}
+
 func (p *Peers) conn(key peerKey) (*grpc.ClientConn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

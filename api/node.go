@@ -42,6 +42,18 @@ func (s *nodeService) DrainNode(ctx context.Context, r *v1.DrainNodeRequest) (*v
 	return nodeMessage(m), nil
 }
 
+func (s *nodeService) ScrubNode(ctx context.Context, r *v1.ScrubNodeRequest) (*v1.Scrub, error) {
+	action := server.ScrubAction(r.GetAction())
+	if action == "" {
+		action = server.ScrubShow
+	}
+	x, err := s.backend.ScrubNode(ctx, r.GetName(), action, r.GetFullSpeed(), r.GetHere())
+	if err != nil {
+		return nil, err
+	}
+	return scrubMessage(x), nil
+}
+
 type sessionService struct {
 	v1.UnimplementedSessionsServer
 	backend NodeBackend

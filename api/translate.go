@@ -97,6 +97,7 @@ func nodeMessage(n *server.Member) *v1.Node {
 		Owns: uint32(n.Owns), InSync: uint32(n.InSync), Replicas: uint32(n.Replicas),
 		Pool: poolMessage(n.Pool), Traffic: trafficMessage(&n.Traffic), Sessions: uint32(n.Sessions), Error: n.Error,
 		Draining: n.Draining, Mode: enum[v1.NodeMode](v1.NodeMode_value, "NODE_MODE_", string(n.Mode)), EvacuateTo: n.EvacuateTo, ModeSince: stamp(n.ModeSince),
+		Scrub: scrubMessage(n.Scrub),
 	}
 }
 
@@ -215,7 +216,7 @@ func eventMessage(e *server.Event) *v1.Event {
 
 func reportMessage(r *server.Report) *v1.NodeReport {
 	return &v1.NodeReport{
-		Node: uint32(r.Node), Version: r.Version, Started: stamp(r.Started), Ready: r.Ready, Pool: poolMessage(r.Pool),
+		Node: uint32(r.Node), Version: r.Version, Started: stamp(r.Started), Ready: r.Ready, Pool: poolMessage(r.Pool), Scrub: scrubMessage(r.Scrub),
 		Devices: each(r.Devices, deviceMessage), Sessions: each(r.Sessions, sessionMessage),
 		Volumes: each(r.Volumes, func(v *server.VolumeReport) *v1.VolumeReport {
 			return &v1.VolumeReport{Id: uint64(v.ID), Role: v.Role, Owner: v.Owner, Epoch: uint64(v.Epoch), Served: v.Served, MappedBytes: v.Mapped,
@@ -227,7 +228,7 @@ func reportMessage(r *server.Report) *v1.NodeReport {
 
 func reportOf(m *v1.NodeReport) *server.Report {
 	return &server.Report{
-		Node: replication.NodeID(m.Node), Version: m.Version, Started: Time(m.Started), Ready: m.Ready, Pool: poolOf(m.Pool),
+		Node: replication.NodeID(m.Node), Version: m.Version, Started: Time(m.Started), Ready: m.Ready, Pool: poolOf(m.Pool), Scrub: scrubOf(m.Scrub),
 		Devices: each(m.Devices, deviceOf), Sessions: each(m.Sessions, sessionOf),
 		Volumes: each(m.Volumes, func(v **v1.VolumeReport) server.VolumeReport {
 			r := *v

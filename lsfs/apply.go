@@ -401,9 +401,11 @@ func (s *Store) applyMove(r format.Record) {
 			s.visit(m.New.Segment()) // it was written beside the log, see tiers
 		}
 		s.segs.addLive(e.Addr, -int32(e.Len))
+		s.pg.refs.moved(BID(m.BID), e.Addr, -int32(e.Len))
 		e.Addr, e.Sum, e.Len, e.Encoding = m.New, m.Sum, m.Len, m.Encoding
 		format.PutEntry(at, &e)
 		s.segs.addLive(e.Addr, int32(e.Len))
+		s.pg.refs.moved(BID(m.BID), e.Addr, int32(e.Len))
 	}
 }
 

@@ -15,7 +15,7 @@ type Report struct {
 	Snapshots                          uint64
 	Blocks                             uint64 // stored blocks whose checksum was verified
 	// Problems names everything that is wrong, at most ProblemsMax of them; Count is all.
-	Problems []string
+	Problems []Finding
 	Count    int
 }
 
@@ -25,10 +25,46 @@ const ProblemsMax = 100
 // OK says whether nothing is wrong.
 func (r *Report) OK() bool { return r.Count == 0 }
 
-func (r *Report) add(text string, args ...any) {
+// Finding is one thing that is wrong: what and where, and by its kind what to do.
+type Finding struct {
+	Kind FindingKind
+	Text string
+}
+
+func (f Finding) String() string { return f.Text }
+
+// FindingKind says what is wrong with a pool, as far as it matters for what to do.
+type FindingKind string
+
+const (
+	// FoundCounter: a count is not what the maps say. No data is wrong.
+	FoundCounter FindingKind = "counter"
+	// FoundDamage: bytes on a device are not what was written there.
+	FoundDamage FindingKind = "damage"
+	// FoundStructure: intact metadata contradicts itself.
+	FoundStructure FindingKind = "structure"
+)
+
+// Remedy says what to do about a finding.
+func (k FindingKind) Remedy() string {
+	switch k {
+	case FoundCounter:
+		return "twinsan store check --repair-counters, or start the node: its scrub corrects it"
+	case FoundDamage:
+		return "start the node, then: twinsan scrub start --full-speed; it is repaired from the other nodes"
+	}
+	return "leave the devices as they are, and rebuild this node's replicas from the other nodes"
+}
+
+// add, counter and damage note a finding of the kind of their name; add's is structure.
+func (r *Report) add(text string, args ...any)     { r.find(FoundStructure, text, args) }
+func (r *Report) counter(text string, args ...any) { r.find(FoundCounter, text, args) }
+func (r *Report) damage(text string, args ...any)  { r.find(FoundDamage, text, args) }
+
+func (r *Report) find(kind FindingKind, text string, args []any) {
 	r.Count++
 	if len(r.Problems) < ProblemsMax {
-		r.Problems = append(r.Problems, fmt.Sprintf(text, args...))
+		r.Problems = append(r.Problems, Finding{kind, fmt.Sprintf(text, args...)})
 	}
 }
 
@@ -42,10 +78,7 @@ func (s *Store) Check(ctx context.Context) (*Report, error) { return s.check(ctx
 // checksum of every stored block besides. It replays the log in memory and
 // writes nothing.
 func CheckPool(ctx context.Context, c Config) (*Report, error) {
-	if c.OpenDevice == nil {
-		c.OpenDevice = func(path string) (device.Device, error) { return device.Open(path, device.Options{ReadOnly: true}) }
-	}
-	s, err := open(ctx, c)
+	s, err := open(ctx, readOnly(c))
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +110,7 @@ func (s *Store) check(ctx context.Context, blocks bool) (*Report, error) {
 		return nil, err
 	}
 	if n := uint64(s.stored.Load()); n != k.r.Identities {
-		k.r.add("the store counts %d identities, holds %d", n, k.r.Identities)
+		k.r.counter("the store counts %d identities, holds %d", n, k.r.Identities)
 	}
 	if err := k.directory(ctx); err != nil {
 		return nil, err
@@ -96,6 +129,8 @@ type checker struct {
 	pages   []uint32
 	refs    []uint32 // of identities in the window
 	low     BID
+	prover  *prover
+	list    []suspect
 }
 
 // known says whether there is a page of that id. Reads go on beside a check, and bring
@@ -163,7 +198,7 @@ func (k *checker) walk(ctx context.Context, t tree, shift uint, name string, cou
 			k.s.mu.RUnlock()
 			if data == nil {
 				if err := k.s.fault(id, false); err != nil {
-					k.r.add("%s: %v", name, err)
+					k.r.damage("%s: %v", name, err)
 					return nil
 				}
 				continue
@@ -202,7 +237,7 @@ func (k *checker) load(id uint32, buf []byte) []byte {
 			return buf
 		}
 		if err := k.s.fault(id, false); err != nil {
-			k.r.add("page %d: %v", id, err)
+			k.r.damage("page %d: %v", id, err)
 			return nil
 		}
 	}
@@ -268,10 +303,10 @@ func (k *checker) counters(v *Volume, name string) {
 		mapped = k.mapped(t.top, t.height-1, 0, end, name)
 	}
 	if mapped != v.mapped {
-		k.r.add("%s maps %d blocks, counts %d", name, mapped, v.mapped)
+		k.r.counter("%s maps %d blocks, counts %d", name, mapped, v.mapped)
 	}
 	if annex != v.annex {
-		k.r.add("%s maps %d blocks of its annex, counts %d", name, annex, v.annex)
+		k.r.counter("%s maps %d blocks of its annex, counts %d", name, annex, v.annex)
 	}
 	k.r.Mapped += mapped + annex
 }
@@ -345,11 +380,10 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 	}
 	s.queue.mu.Unlock()
 	k.refs = make([]uint32, min(uint64(s.nextBID), checkWindow))
-	rc, err := s.lease(ctx)
-	if err != nil {
-		return err
+	if blocks {
+		k.prover, k.list = newProver(s), make([]suspect, 0, 512)
+		defer k.prover.close()
 	}
-	defer s.giveBack(rc)
 	for k.low = 0; k.low < s.nextBID; k.low += checkWindow {
 		clear(k.refs)
 		clear(k.seen)
@@ -383,9 +417,9 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 					k.r.add("identity %d is dead but %d map entries name it", bid, want)
 				case e.Addr == 0:
 				case e.Refs != want:
-					k.r.add("identity %d counts %d references, %d map entries name it", bid, e.Refs, want)
+					k.r.counter("identity %d counts %d references, %d map entries name it", bid, e.Refs, want)
 				case want == 0 && !dormant[bid]:
-					k.r.add("identity %d has neither references nor pins", bid)
+					k.r.counter("identity %d has neither references nor pins", bid)
 				}
 				if e.Addr == 0 {
 					continue
@@ -396,8 +430,11 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 					continue
 				}
 				k.live[e.Addr.Segment()] += uint32(e.Len)
-				if blocks {
-					k.block(rc, BID(bid), &e)
+				if !blocks {
+					continue
+				}
+				if k.list = append(k.list, suspect{bid: BID(bid), e: e}); len(k.list) == cap(k.list) {
+					k.proveBlocks()
 				}
 			}
 		})
@@ -410,20 +447,22 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 			}
 		}
 	}
+	if blocks {
+		k.proveBlocks()
+	}
 	return nil
 }
 
-// block verifies the stored bytes of an identity.
-func (k *checker) block(rc *readContext, bid BID, e *format.Entry) {
-	k.s.segs.all[e.Addr.Segment()].readers.Add(1)
-	rc.blocks = append(rc.blocks[:0], located{bid: bid, e: *e})
-	err := k.s.fetchAll(rc, nil, 0, func(_ *located, stored []byte) error {
-		return dedup.Decode(rc.block[:], e.Encoding, stored)
+// proveBlocks verifies stored blocks. Nothing changes on the devices meanwhile but the
+// checker's own store, which waits.
+func (k *checker) proveBlocks() {
+	k.prover.prove(k.list, func(l *suspect, found uint32, why error) {
+		ce := k.s.corrupt("block", l.e.Addr, l.e.Sum, found, why)
+		ce.BID, ce.Fingerprint = l.bid, l.e.Fingerprint
+		k.r.damage("%v", ce)
 	})
-	if err != nil {
-		k.r.add("%v", err)
-	}
-	k.r.Blocks++
+	k.r.Blocks += uint64(len(k.list))
+	k.list = k.list[:0]
 }
 
 // directory compares pages with what the newest checkpoint says of them.
@@ -460,15 +499,15 @@ func (k *checker) directory(ctx context.Context) error {
 		if e.Addr != 0 {
 			k.pages[e.Addr.Segment()] += format.PageSize
 			if err := s.readPage(buf, e); err != nil {
-				k.r.add("page %d: %v", id, err)
+				k.r.damage("page %d: %v", id, err)
 			}
 		}
 	}
 	if n := uint64(s.pg.nAlive.Load()); n != k.r.Pages {
-		k.r.add("the store counts %d pages, holds %d", n, k.r.Pages)
+		k.r.counter("the store counts %d pages, holds %d", n, k.r.Pages)
 	}
 	if n := s.pg.shared.Load(); n != shared {
-		k.r.add("the store counts %d shared pages, holds %d", n, shared)
+		k.r.counter("the store counts %d shared pages, holds %d", n, shared)
 	}
 	c := &s.ckpt
 	for j := range c.dirAt {
@@ -478,7 +517,7 @@ func (k *checker) directory(ctx context.Context) error {
 		}
 		k.pages[x.Addr.Segment()] += format.PageSize
 		if err := s.readPage(buf, format.DirEntry{Addr: x.Addr, Sum: x.Sum}); err != nil {
-			k.r.add("directory page %d: %v", j, err)
+			k.r.damage("directory page %d: %v", j, err)
 		}
 	}
 	for _, x := range c.rootAt {
@@ -491,10 +530,10 @@ func (k *checker) segments() {
 	for i := range k.s.segs.all {
 		seg := &k.s.segs.all[i]
 		if seg.live != k.live[i] {
-			k.r.add("segment %d counts %d live bytes, holds %d", i, seg.live, k.live[i])
+			k.r.counter("segment %d counts %d live bytes, holds %d", i, seg.live, k.live[i])
 		}
 		if seg.pages != k.pages[i] {
-			k.r.add("segment %d counts %d bytes of pages, holds %d", i, seg.pages, k.pages[i])
+			k.r.counter("segment %d counts %d bytes of pages, holds %d", i, seg.pages, k.pages[i])
 		}
 		if k.live[i]+k.pages[i] > 0 && seg.state != segmentOpen && seg.state != segmentSealed {
 			k.r.add("segment %d holds %d live bytes but is in state %d", i, k.live[i]+k.pages[i], seg.state)

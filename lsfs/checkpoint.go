@@ -50,6 +50,8 @@ type checkpointer struct {
 	taken    []uint32
 	released []uint32 // segments that lose a page when the checkpoint is durable
 
+	super sync.Mutex // held while superblocks are written, and guards Store.pool
+
 	// Guarded by Store.mu.
 	dirAt    []format.Extent // where the directory pages stand
 	dirDirty []bool
@@ -213,23 +215,7 @@ func (s *Store) checkpointLoop() {
 			if !ok {
 				return
 			}
-			err := s.failure()
-			if err == nil {
-				err = s.writeCheckpoint()
-			}
-			if err != nil {
-				s.poison(fmt.Errorf("checkpoint %d: %w", c.number, err))
-			} else {
-				s.stats.checkpoints.Add(1)
-			}
-			c.mu.Lock()
-			c.running = false
-			if err == nil {
-				c.done = c.number
-			}
-			c.cond.Broadcast()
-			c.mu.Unlock()
-			s.wake()
+			s.runCheckpoint()
 		case <-tick.C:
 			if c.changed.Load() {
 				c.mu.Lock()
@@ -239,6 +225,28 @@ func (s *Store) checkpointLoop() {
 			}
 		}
 	}
+}
+
+// runCheckpoint writes the checkpoint that was cut, and says that it is through.
+func (s *Store) runCheckpoint() {
+	c := &s.ckpt
+	err := s.failure()
+	if err == nil {
+		err = s.writeCheckpoint()
+	}
+	if err != nil {
+		s.poison(fmt.Errorf("checkpoint %d: %w", c.number, err))
+	} else {
+		s.stats.checkpoints.Add(1)
+	}
+	c.mu.Lock()
+	c.running = false
+	if err == nil {
+		c.done = c.number
+	}
+	c.cond.Broadcast()
+	c.mu.Unlock()
+	s.wake()
 }
 
 // wake makes the committer look again.
@@ -301,10 +309,14 @@ func (s *Store) writeCheckpoint() error {
 	sb := s.pool
 	sb.Sequence++
 	sb.Checkpoint, sb.Root, sb.Durable = c.number, extents, last
-	if err := s.writeDevices(&sb); err != nil {
+	c.super.Lock()
+	if err = s.writeDevices(&sb); err == nil {
+		s.pool = sb
+	}
+	c.super.Unlock()
+	if err != nil {
 		return err
 	}
-	s.pool = sb
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -325,6 +337,9 @@ func (s *Store) writeCheckpoint() error {
 // begins behind them, and no reader is inside.
 func (s *Store) releaseQuarantine() {
 	c := &s.ckpt
+	if s.scrub.halted.Load() {
+		return // a reference count was too low: nothing is reused until all are proved
+	}
 	for i := range s.segs.all {
 		seg := &s.segs.all[i]
 		if seg.state != segmentQuarantine || c.number <= seg.cut || seg.readers.Load() != 0 {
@@ -367,9 +382,10 @@ func (s *Store) stagePages() int {
 	return min(pagesPerCommit, int(s.segs.bytes/format.PageSize)-2)
 }
 
-// fitPages is stagePages or what the open segment has room for, if that is worth a commit.
+// fitPages is stagePages or what the open segment has room for beside header and
+// parity, if that is worth a commit.
 func (s *Store) fitPages() int {
-	if n := int(s.log.left.Load()/format.PageSize) - 1; n >= 4 {
+	if n := int(s.log.left.Load()/format.PageSize) - 2; n >= 4 {
 		return min(n, s.stagePages())
 	}
 	return s.stagePages()
@@ -430,11 +446,12 @@ func (s *Store) writeStaged(kind format.RecordKind, ids []uint32) (format.Addr, 
 	}
 	size := format.ListFixed + n*format.PageEntrySize
 	clear(c.buf[format.CommitHeaderSize+size : format.PageSize])
-	base, err := s.begin((n + 1) * format.PageSize)
+	base, err := s.begin((n + 2) * format.PageSize)
 	if err != nil {
 		return 0, err
 	}
-	if err := s.commit(c.buf, 1, size, format.PageSize, n*format.PageSize); err != nil {
+	putParity(c.buf, n+1)
+	if err := s.commit(c.buf, 1, size, format.PageSize, (n+1)*format.PageSize); err != nil {
 		return 0, err
 	}
 	return base + format.PageSize, nil
@@ -492,12 +509,15 @@ func (s *Store) writeRoot() (extents []format.Extent, last uint64, err error) {
 		copy(c.buf[format.PageSize:], p)
 		format.PutRootRecord(c.buf[format.CommitHeaderSize:], i, parts)
 		clear(c.buf[format.CommitHeaderSize+format.ListFixed : format.PageSize])
-		base, err := s.begin(format.PageSize + roundUp(len(p)))
+		pages := 1 + roundUp(len(p))/format.PageSize
+		clear(c.buf[format.PageSize+len(p) : pages*format.PageSize])
+		base, err := s.begin((pages + 1) * format.PageSize)
 		if err != nil {
 			return nil, 0, err
 		}
 		last = s.log.seq + 1
-		if err := s.commit(c.buf, 1, format.ListFixed, format.PageSize, len(p)); err != nil {
+		putParity(c.buf, pages)
+		if err := s.commit(c.buf, 1, format.ListFixed, format.PageSize, pages*format.PageSize); err != nil {
 			return nil, 0, err
 		}
 		x := format.Extent{Addr: base + format.PageSize, Len: uint32(len(p)), Sum: format.Checksum(p)}

@@ -249,6 +249,7 @@ func (s *Store) shareLeaf(v *Volume, i uint64, leaf uint32) bool {
 		invariant("REFS", "leaf %d is shared before it was counted", leaf)
 	}
 	s.pg.setParents(leaf, p.parents+1)
+	s.pg.refs.share()
 	s.pg.putLeaf(&v.mapTree, i, leaf)
 	*v.counter(i) += uint64(p.count)
 	if old != 0 {

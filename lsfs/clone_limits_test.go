@@ -256,7 +256,7 @@ func TestCheckFindsParents(t *testing.T) {
 	find := func(want string) {
 		t.Helper()
 		rep, err := s.Check(context.Background())
-		if err != nil || !strings.Contains(strings.Join(rep.Problems, "\n"), want) {
+		if err != nil || !strings.Contains(fmt.Sprint(rep.Problems), want) {
 			t.Fatalf("%v %v, want %q", err, rep, want)
 		}
 	}

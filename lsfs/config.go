@@ -69,6 +69,14 @@ type Config struct {
 	// files it would give the preallocation away.
 	Discard bool
 
+	// ScrubInterval is how long a scrub of the whole pool may take, and how often one
+	// begins. Default 14 days; negative: none begins by itself.
+	ScrubInterval time.Duration
+	// ScrubFrom is where scrub goes on: Store.Scrub of the process before. The zero value begins anew.
+	ScrubFrom ScrubState
+	// Now is the clock of scrub's schedule. Default time.Now.
+	Now func() time.Time
+
 	// Logger takes the few lines that the store writes. Default: none.
 	Logger *slog.Logger
 	// Event is told facts that an operator should see. It must not block or call
@@ -104,6 +112,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.CheckpointInterval == 0 {
 		c.CheckpointInterval = 30 * time.Second
+	}
+	if c.ScrubInterval == 0 {
+		c.ScrubInterval = ScrubInterval
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.GarbageMax == 0 {
 		c.GarbageMax = 20

@@ -34,7 +34,9 @@
 //	read.go volume.go extents.go what callers see
 //	fetch.go flight.go           from identities to bytes; one read for many who want a block
 //	readahead.go l2.go           streams; the cache on flash
-//	check.go                     the walk that proves the counters
+//	check.go dump.go             the walk that proves the counters, offline; what people look at
+//	scrub.go scrubread.go ...    the same while operations go on, and the repair of what is damaged
+//	refcheck.go parity.go        references counted beside operations; metadata made again
 //
 // # Roles and locks
 //

@@ -145,6 +145,8 @@ func (s *Store) born(b BID, e *format.BlockEntry) {
 		invariant("REFS", "identity %d is born twice", b)
 	}
 	s.pg.page(leaf).count++
+	s.pg.refs.touch(b)
+	s.pg.refs.moved(b, e.Addr, int32(e.Len))
 	format.PutEntry(at, &format.Entry{Fingerprint: e.Fingerprint, Addr: e.Addr, Sum: e.Sum, Refs: 1, Len: e.Len, Encoding: e.Encoding})
 	s.segs.addLive(e.Addr, int32(e.Len))
 	s.stored.Add(1)
@@ -166,6 +168,7 @@ func (s *Store) ref(b BID, e *format.BlockEntry) {
 		s.born(b, e)
 		return
 	}
+	s.pg.refs.touch(b)
 	data := s.pg.touch(leaf)
 	at = format.EntryAt(data, int(b%format.EntriesPerPage))
 	format.PutEntryRefs(at, format.EntryRefs(at)+1)
@@ -177,6 +180,7 @@ func (s *Store) addRef(b BID) {
 	if at == nil || format.EntryRefs(at) == 0 || format.EntryRefs(at) == 1<<32-1 {
 		invariant("REFS", "identity %d takes no reference (page %d missing)", b, missing)
 	}
+	s.pg.refs.touch(b)
 	at = format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
 	format.PutEntryRefs(at, format.EntryRefs(at)+1)
 }
@@ -188,6 +192,7 @@ func (s *Store) unref(b BID) {
 	if at == nil || format.EntryRefs(at) == 0 {
 		invariant("REFS", "identity %d loses a reference that it does not have", b)
 	}
+	s.pg.refs.touch(b)
 	n := format.EntryRefs(at) - 1
 	at = format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
 	format.PutEntryRefs(at, n)
@@ -208,6 +213,8 @@ func (s *Store) reapDormant(b BID) {
 
 func (s *Store) kill(b BID, at []byte, leaf uint32) {
 	fp := dedup.Fingerprint(at[:32])
+	s.pg.refs.touch(b)
+	s.pg.refs.moved(b, format.EntryAddr(at), -int32(format.EntryLen(at)))
 	s.segs.addLive(format.EntryAddr(at), -int32(format.EntryLen(at)))
 	clear(at)
 	s.stored.Add(-1)

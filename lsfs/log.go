@@ -134,6 +134,9 @@ func (s *Store) commit(buf []byte, records, recordBytes, payloadOff, payloadLen 
 		RecordSum: format.Checksum(buf[format.CommitHeaderSize : format.CommitHeaderSize+recordBytes]),
 	}
 	h.Put(buf)
+	if hasParity(buf[format.CommitHeaderSize:]) {
+		xorPage(buf[total-format.PageSize:], buf)
+	}
 	d, off := s.segs.locate(format.MakeAddr(l.segment, l.offset))
 	start := time.Now()
 	if err := d.WriteAt(buf[:total], off); err != nil {

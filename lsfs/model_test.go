@@ -15,14 +15,47 @@ import (
 	"github.com/twinsan/twinsan/lsfs/format"
 )
 
+// rotSome flips a bit in some stored blocks and returns how many.
+func rotSome(s *Store, r *rig, rng *rand.Rand) (n int) {
+	_ = s.eachEntryPage(nil, func(_ BID, page []byte) {
+		for i := range format.EntriesPerPage {
+			var e format.Entry
+			if format.ParseEntry(format.EntryAt(page, i), &e); e.Addr != 0 && rng.IntN(40) == 0 {
+				d, off := s.segs.locate(e.Addr)
+				r.disks[d.Path()].FlipBit(off, rng.Int64N(int64(e.Len)*8))
+				n++
+			}
+		}
+	})
+	return n
+}
+
 // TestModel runs random operations on a few volumes against a plain map, with
 // readers beside, the cleaner and checkpoints at random moments, deletes,
-// resizes, clean restarts and power cuts.
+// resizes, clean restarts, power cuts, and rot that scrub repairs from a peer. What the
+// store is configured to is random too.
 func TestModel(t *testing.T) {
 	eachSeed(t, 5, func(t *testing.T, seed uint64) {
 		ctx := context.Background()
 		rng := rand.New(rand.NewPCG(seed, 2))
 		r := newRig(t, seed, 16<<20, 12<<20)
+		r.opts = func(c *Config) {
+			c.ScrubInterval = -1
+			c.CheckpointBytes = 64 << 10 << rng.IntN(6)
+			c.GarbageMax = 5 + rng.IntN(46)
+			c.IndexBytes = 64 << 10 << rng.IntN(3)
+			c.L1Bytes = 1 << 20 << rng.IntN(2)
+		}
+		numbers := map[dedup.Fingerprint]uint64{}
+		red := dedup.NewReducer(testKey)
+		for n := uint64(1); n <= 150; n++ {
+			numbers[red.Fingerprint(pattern(n))] = n
+		}
+		donor := func(_ context.Context, fp dedup.Fingerprint, _ []Place) (dedup.Block, error) {
+			enc, data := red.Encode(make([]byte, 0, dedup.EncodeRoom), pattern(numbers[fp]), true)
+			return dedup.Block{Fingerprint: fp, Encoding: enc, Data: data, Sum: dedup.Sum(data)}, nil
+		}
+		r.configure()
 		s := r.start()
 		model := map[VolumeID]*history{}
 		created := VolumeID(0)
@@ -112,7 +145,7 @@ func TestModel(t *testing.T) {
 				}
 			}
 			h := model[id]
-			switch k := rng.IntN(40); {
+			switch k := rng.IntN(44); {
 			case k < 30:
 				var wg sync.WaitGroup
 				for range rng.IntN(5) + 1 {
@@ -177,6 +210,22 @@ func TestModel(t *testing.T) {
 				mustClose(t, old)
 				s = r.start()
 				c = newClient(t, s)
+				verify()
+				read()
+			case k == 40:
+				evict(s)
+			case k == 41:
+				// Reads would refuse what is damaged until scrub has been there.
+				quiet()
+				n := rotSome(s, r, rng)
+				s.SetDonor(donor)
+				s.StartScrub(true)
+				if err := s.WaitScrub(ctx); err != nil {
+					t.Fatal(err)
+				}
+				if last := s.Scrub().Last; last.Damaged < uint64(n) || last.Repaired != last.Damaged || last.Counters != 0 {
+					t.Fatalf("%d damaged: %+v", n, last)
+				}
 				verify()
 				read()
 			case k == 39:
@@ -411,18 +460,26 @@ func TestImport(t *testing.T) {
 	r.disks["old"] = old
 	refused("stale", "stale", func(c *Config) { c.Devices = []string{"disk0", "old"} })
 	// Two damaged copies of four are survived, three are not.
-	for n, off := range format.SuperblockOffsets[:3] {
-		r.disks["disk0"].FlipBit(off, 777)
-		if n < 2 {
-			s := r.start()
-			mustCheck(t, s)
-			_ = s.Close()
-			for range n + 1 { // a checkpoint would have written them anew
-				if c := s.Stats().Checkpoints; c != 0 {
-					t.Fatalf("%d checkpoints of an untouched store", c)
-				}
+	for _, bad := range [][]int{{0}, {1, 2}, {2, 3}, {0, 3}} {
+		for _, n := range bad {
+			r.disks["disk0"].FlipBit(format.SuperblockOffsets[n], 777)
+		}
+		s := r.start()
+		mustCheck(t, s)
+		_ = s.Close()
+		if c := s.Stats().Checkpoints; c != 0 {
+			t.Fatalf("%d checkpoints of an untouched store", c)
+		}
+		for _, off := range format.SuperblockOffsets {
+			p := make([]byte, 4096)
+			r.disks["disk0"].Peek(p, off)
+			if _, err := format.ParseSuperblock(p); err != nil {
+				t.Fatalf("after %d were damaged: %v", bad, err)
 			}
 		}
+	}
+	for _, off := range format.SuperblockOffsets[:3] {
+		r.disks["disk0"].FlipBit(off, 777)
 	}
 	refused("superblocks", "no two of four superblocks agree", func(*Config) {})
 }
@@ -531,6 +588,9 @@ func TestNoAllocation(t *testing.T) {
 	}); a != 0 {
 		t.Errorf("%.1f allocations per cached read", a)
 	}
-	mustCheck(t, s)
+	// Its fingerprints are made up, so the blocks are not proved.
+	if r, err := s.check(context.Background(), false); err != nil || !r.OK() {
+		t.Fatal(r, err)
+	}
 	mustClose(t, s)
 }

@@ -167,6 +167,7 @@ func (pg *pager) parts(t tree, slot int) (main, annex int) {
 // shareMain is another lead to what a tree holds before its annex, which begins at
 // index at. The top page is resident where it reaches the annex (scanTop).
 func (pg *pager) shareMain(t tree, at uint64) tree {
+	pg.refs.share()
 	if t.top == 0 {
 		return t
 	}
@@ -206,6 +207,7 @@ func (pg *pager) copyMain(top uint32, slots, count int, more uint32) uint32 {
 
 // detachMain takes what a tree holds before its annex out of it and gives it to the caller.
 func (pg *pager) detachMain(t *tree, at uint64) (old tree) {
+	pg.refs.share()
 	slot := t.annexSlot(at)
 	main, annex := 0, 0
 	if slot > 0 {
@@ -234,6 +236,7 @@ func (pg *pager) detachMain(t *tree, at uint64) (old tree) {
 // attachMain makes a tree that holds nothing before its annex lead to what from, which
 // has no annex, leads to.
 func (pg *pager) attachMain(t *tree, from tree) {
+	pg.refs.share()
 	switch {
 	case from.top == 0:
 	case t.top == 0:

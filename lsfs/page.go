@@ -72,6 +72,7 @@ type pager struct {
 	ids   []uint32            // free ids
 	dirty []uint32            // pages dirty or dead since the last cut
 	moved []uint32            // clean pages whose parents changed since the last cut
+	refs  *refPass            // counts references beside the operations; nil: none does
 
 	slabs  []*slab
 	free   []uint32 // free frames
@@ -353,6 +354,10 @@ func (s *Store) fault(id uint32, hold bool) error {
 		seg.readers.Add(1)
 		s.mu.RUnlock()
 		err := s.readPage(buf, e)
+		damaged := err != nil
+		if damaged {
+			err = s.repairPage(buf, e.Addr, e.Sum, err)
+		}
 		seg.readers.Add(-1)
 		if err != nil {
 			return err
@@ -364,6 +369,9 @@ func (s *Store) fault(id uint32, hold bool) error {
 				continue
 			}
 			s.pg.install(id, buf)
+			if damaged {
+				s.pg.touch(id) // the next checkpoint writes it to another place
+			}
 		}
 		if hold {
 			s.pg.hold(id)

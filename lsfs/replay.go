@@ -14,6 +14,11 @@ type logReader struct {
 	buf     []byte // aligned
 	segment uint32
 	off, n  uint32 // what of the segment is in buf
+	ahead   uint32 // read at a time at least; 0: readAhead
+
+	// A page that was made again from parity and is read in the place of the damaged one.
+	patch   []byte
+	patchAt format.Addr
 }
 
 const readAhead = 256 << 10
@@ -22,13 +27,20 @@ const readAhead = 256 << 10
 func (r *logReader) bytes(segment, off, n uint32) ([]byte, error) {
 	if r.n == 0 || r.segment != segment || off < r.off || r.off+r.n < off+n {
 		from := off &^ (format.PageSize - 1)
-		want := min(max(roundUp(off+n-from), readAhead), r.s.segs.bytes-from)
+		ahead := r.ahead
+		if ahead == 0 {
+			ahead = readAhead
+		}
+		want := min(max(roundUp(off+n-from), ahead), r.s.segs.bytes-from)
 		d, at := r.s.segs.locate(format.MakeAddr(segment, from))
 		r.n = 0
 		if err := d.ReadAt(r.buf[:want], at); err != nil {
 			return nil, fmt.Errorf("read the log: %w", err)
 		}
 		r.segment, r.off, r.n = segment, from, want
+		if at := r.patchAt.Offset(); r.patch != nil && r.patchAt.Segment() == segment && from <= at && at < from+want {
+			copy(r.buf[at-from:], r.patch)
+		}
 	}
 	return r.buf[off-r.off : off-r.off+n], nil
 }
@@ -43,6 +55,26 @@ func (r *logReader) header(segment, off uint32, c *format.Commit) (ok bool, err 
 		return false, err
 	}
 	return format.ParseCommit(b, c, r.s.id, segment, off, r.s.segs.bytes) == nil, nil
+}
+
+// heal makes the first page of the commit at a place again, where the log has lost one
+// that was durable. It says whether the log can go on there.
+func (r *logReader) heal(segment, off uint32, seq uint64, previous [16]byte) bool {
+	s := r.s
+	if r.patch == nil {
+		r.patch = make([]byte, format.PageSize)
+	}
+	at := format.MakeAddr(segment, off)
+	var c format.Commit
+	if !s.rebuildHeader(r.patch, segment, off, &c) || c.Seq != seq || c.Previous != previous {
+		r.patchAt = 0
+		return false
+	}
+	r.patchAt, r.n = at, 0
+	_ = s.report(s.corrupt("commit", at, 0, 0, fmt.Errorf("commit %d is damaged, and was made again from parity: %w", seq, format.ErrInvalid)))
+	s.stats.rebuilt.Add(1)
+	s.ckpt.changed.Store(true)
+	return true
 }
 
 // records reads and checks the records of a commit whose header was read: header
@@ -68,6 +100,7 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 	defer device.FreeAligned(r.buf)
 	var c, peek, successor format.Commit
 	var successorOK bool
+	var healed uint64 // sequence of the last commit that was tried to be made again
 	var err error
 	look := func() error {
 		if pos.Next == format.NoSegment || !s.segs.exists(pos.Next) {
@@ -100,6 +133,18 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 		if ok {
 			if all, ok, err = r.records(&c); err != nil {
 				return pos, err
+			}
+		}
+		if !ok && pos.Seq < s.pool.Durable && healed != pos.Seq+1 {
+			healed = pos.Seq + 1
+			if pos.Segment != format.NoSegment && pos.Offset < s.segs.bytes && r.heal(pos.Segment, pos.Offset, healed, pos.Hash) {
+				continue
+			}
+			if r.heal(pos.Next, 0, healed, pos.Hash) {
+				if err := look(); err != nil {
+					return pos, err
+				}
+				continue
 			}
 		}
 		if !ok {
@@ -283,7 +328,9 @@ func (s *Store) loadRoot() (*format.Root, error) {
 			return nil, s.report(s.corrupt("root", x.Addr, x.Sum, 0, err))
 		}
 		if sum := format.Checksum(buf[:x.Len]); sum != x.Sum {
-			return nil, s.report(s.corrupt("root", x.Addr, x.Sum, sum, nil))
+			if err := s.report(s.corrupt("root", x.Addr, x.Sum, sum, nil)); !s.rebuildRoot(buf[:roundUp(x.Len)], x) {
+				return nil, err
+			}
 		}
 		raw = append(raw, buf[:x.Len]...)
 	}
@@ -365,7 +412,11 @@ func (s *Store) loadDirectory(root *format.Root) error {
 		for i := range n {
 			p := buf[i*format.PageSize : (i+1)*format.PageSize]
 			if sum := format.Checksum(p); sum != dirs[j].Sum {
-				return s.report(s.corrupt("page", dirs[j].Addr, dirs[j].Sum, sum, nil))
+				err := s.report(s.corrupt("page", dirs[j].Addr, dirs[j].Sum, sum, nil))
+				if err := s.repairPage(p, dirs[j].Addr, dirs[j].Sum, err); err != nil {
+					return err
+				}
+				s.ckpt.dirDirty[j] = true
 			}
 			first := j * format.DirEntriesPerPage
 			format.ParseDirPage(p, pg.dir[first/pagesPerPart][first%pagesPerPart:][:format.DirEntriesPerPage])

@@ -228,7 +228,7 @@ func (t *segmentTable) valid(a format.Addr, n uint32) bool {
 func (t *segmentTable) classOf(seg uint32) Class { return t.layout.Load().find(seg).class }
 
 func (t *segmentTable) setFree(n uint32) {
-	t.all[n].state = segmentFree
+	t.all[n].state, t.all[n].bad = segmentFree, false
 	t.all[n].heat.Store(0)
 	m := t.layout.Load().find(n)
 	if !m.open {

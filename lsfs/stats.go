@@ -46,6 +46,7 @@ type counters struct {
 	pageReads, blockReads, deviceReads    atomic.Int64
 	checksumErrors, deviceErrors, repairs atomic.Int64
 	spaceWaits, spaceRefused              atomic.Int64
+	rebuilt                               atomic.Int64
 	sharedReads, aheadBlocks, aheadFailed atomic.Int64
 	warmBlocks                            atomic.Int64
 	tryHits, tryMisses                    atomic.Int64 // of TryRead in vain: Read looks for the same blocks again
@@ -74,6 +75,7 @@ type Stats struct {
 	WarmBlocks                                  int64 // blocks that entered the cache when they were written
 	ChecksumErrors, DeviceErrors, Repairs       int64
 	SpaceWaits, SpaceRefused                    int64
+	PagesRebuilt                                int64 // metadata pages made again from parity
 
 	Segments      map[string]int // by state
 	MappedBlocks  uint64         // of all volumes and their annexes
@@ -124,7 +126,7 @@ func (s *Store) Stats() Stats {
 		Checkpoints: c.checkpoints.Load(), CheckpointPages: c.checkpointPages.Load(),
 		PageReads: c.pageReads.Load(), BlockReads: c.blockReads.Load(), DeviceReads: c.deviceReads.Load(),
 		ChecksumErrors: c.checksumErrors.Load(), DeviceErrors: c.deviceErrors.Load(), Repairs: c.repairs.Load(),
-		SpaceWaits: c.spaceWaits.Load(), SpaceRefused: c.spaceRefused.Load(),
+		SpaceWaits: c.spaceWaits.Load(), SpaceRefused: c.spaceRefused.Load(), PagesRebuilt: c.rebuilt.Load(),
 		SharedReads: c.sharedReads.Load(), AheadBlocks: c.aheadBlocks.Load(), WarmBlocks: c.warmBlocks.Load(), Ring: s.reads.Ring(),
 		L1: s.l1.Stats(), L2: s.l2Stats(), Index: s.index.Stats(), Poisoned: s.failure(),
 		Segments: map[string]int{},

@@ -47,6 +47,7 @@ type Store struct {
 	ckpt    checkpointer
 	cleaner cleaner
 	trimmer trimmer
+	scrub   scrubber
 	stats   counters
 
 	commitMax            int64        // bytes of the largest commit
@@ -61,6 +62,7 @@ type Store struct {
 	onCommit             func()
 	failed               atomic.Pointer[error]
 	pageBufs             chan []byte
+	pageMem              []byte // of pageBufs
 	smallReaders         *readers
 	largeReaders         *readers
 	flights              *flights
@@ -86,6 +88,14 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	healed, err := s.healSuperblocks()
+	if err != nil {
+		s.free()
+		return nil, fmt.Errorf("open pool %x: %w", s.id, err)
+	}
+	if healed > 0 {
+		s.logger.Info("superblocks written anew", "copies", healed)
+	}
 	s.mu.Lock()
 	for _, m := range s.segs.layout.Load().members {
 		if leaves(m.state) {
@@ -98,12 +108,13 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		s.free()
 		return nil, fmt.Errorf("open pool %x: record its devices: %w", s.id, err)
 	}
-	s.running.Add(5)
+	s.running.Add(6)
 	go s.committer()
 	go s.checkpointLoop()
 	go s.cleanLoop()
 	go s.trimLoop()
 	go s.fillIndex()
+	go s.scrubLoop()
 	if s.aheadMax > 0 {
 		s.running.Add(aheadReaders)
 		for range aheadReaders {
@@ -157,8 +168,9 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	s.log.hasher = keyedHasher(c.Key)
 	s.batch.buf = device.AlignedBuffer(int(s.commitMax))
 	s.pageBufs = make(chan []byte, 32)
-	for range cap(s.pageBufs) {
-		s.pageBufs <- device.AlignedBuffer(format.PageSize)
+	s.pageMem = device.AlignedBuffer(cap(s.pageBufs) * format.PageSize)
+	for i := range cap(s.pageBufs) {
+		s.pageBufs <- s.pageMem[i*format.PageSize:][:format.PageSize:format.PageSize]
 	}
 	s.smallReaders, s.largeReaders = newReaders(smallReads), newReaders(largeReads)
 	s.flights = newFlights()
@@ -168,9 +180,10 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	ck.limitBytes = min(c.CheckpointBytes, max(size/16, 2*int64(sb.SegmentBytes)))
 	ck.limitDirty = func() bool { return s.dirtySoft <= s.pg.nDirty.Load() }
 	ck.start = make(chan struct{}, 1)
-	ck.buf = device.AlignedBuffer((s.stagePages() + 1) * format.PageSize)
+	ck.buf = device.AlignedBuffer((s.stagePages() + 2) * format.PageSize)
 	s.cleaner.init()
 	s.trimmer.init()
+	s.scrub.init(&c)
 	s.tiers.init()
 	if s.index, err = dedup.NewIndex(c.IndexBytes); err != nil {
 		return nil, err
@@ -219,9 +232,7 @@ func (s *Store) free() {
 	device.FreeAligned(s.batch.buf)
 	device.FreeAligned(s.ckpt.buf)
 	s.tiers.close()
-	for range cap(s.pageBufs) {
-		device.FreeAligned(<-s.pageBufs)
-	}
+	device.FreeAligned(s.pageMem)
 	if s.largeReaders != nil {
 		s.smallReaders.close()
 		s.largeReaders.close()
@@ -235,6 +246,7 @@ func (s *Store) Close() error {
 	close(s.stop)
 	s.cleaner.stopNow()
 	s.trimmer.stopNow()
+	s.scrub.stopNow()
 	s.Kick()
 	err := s.drain()
 	if err == nil && s.ckpt.changed.Load() {

@@ -27,6 +27,7 @@ type rig struct {
 	disks map[string]*devicetest.Disk
 	names []string
 	cfg   Config
+	opts  func(*Config) // what a test changes of the configuration
 }
 
 func newRig(tb testing.TB, seed uint64, sizes ...int64) *rig {
@@ -51,6 +52,9 @@ func (r *rig) configure() {
 		Devices: r.names, OpenDevice: r.open, Key: testKey,
 		L1Bytes: 1 << 20, MetadataBytes: 8 << 20, IndexBytes: 64 << 10,
 	}
+	if r.opts != nil {
+		r.opts(&r.cfg)
+	}
 }
 
 func (r *rig) open(path string) (device.Device, error) {
@@ -73,7 +77,7 @@ func (r *rig) start() *Store {
 
 // crash gives the pool that a power cut would leave.
 func (r *rig) crash(o devicetest.CrashOptions) *rig {
-	c := &rig{tb: r.tb, disks: map[string]*devicetest.Disk{}, names: r.names}
+	c := &rig{tb: r.tb, disks: map[string]*devicetest.Disk{}, names: r.names, opts: r.opts}
 	for i, n := range r.names {
 		o.Seed += uint64(i)
 		c.disks[n] = r.disks[n].Crash(o)

@@ -63,10 +63,19 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 		return nil
 	case wire.SyncStart, wire.SyncCompare, wire.SyncApply, wire.SyncEnd, wire.Digests, wire.Changed, wire.StateSum,
 		wire.SnapList, wire.SnapDrop, wire.SnapForge, wire.SnapCompare, wire.SnapApply, wire.SnapSeal, wire.SnapDigests:
+		session := v.session.Load() // here, in the order of the link
 		n.spawn(func() {
 			if err := v.allows(epoch, method); err != nil {
 				l.replyError(h, err)
 				return
+			}
+			if changesReplica(method) {
+				v.sessions.RLock()
+				defer v.sessions.RUnlock()
+				if v.session.Load() != session {
+					l.replyError(h, errSuperseded)
+					return
+				}
 			}
 			var out, outData []byte
 			var err error
@@ -103,6 +112,28 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 	return nil
 }
 
+// changesReplica says whether a call changes what this node holds, on the ground of
+// what the owner saw in this session.
+func changesReplica(m wire.Method) bool {
+	switch m {
+	case wire.SyncApply, wire.SyncEnd, wire.SnapDrop, wire.SnapForge, wire.SnapApply, wire.SnapSeal:
+		return true
+	}
+	return false
+}
+
+// newSession begins another attempt to make this replica equal. What is left of an
+// earlier one, whose owner has given it up and holds no range for it any more, has
+// ended when it returns, or is refused: a chunk that was read then must not replace
+// what the stream has brought since (Y4).
+func (v *Volume) newSession() {
+	v.sessions.Lock()
+	v.session.Add(1)
+	v.sessions.Unlock()
+}
+
+var errSuperseded = errors.New("a later attempt to fill the replica has begun")
+
 // allows refuses what comes from an epoch that is over (W2).
 func (v *Volume) allows(epoch lsfs.Epoch, m wire.Method) error {
 	v.mu.Lock()
@@ -122,6 +153,9 @@ func (v *Volume) allows(epoch lsfs.Epoch, m wire.Method) error {
 func (n *Node) serveFetch(l *link, h wire.Header, fp dedup.Fingerprint) {
 	buf := make([]byte, blockSize)
 	b, err := n.pool.ReadFingerprint(n.ctx, &fp, buf)
+	if errors.Is(err, lsfs.ErrNotFound) && h.Epoch > 0 {
+		b, err = n.intactAt(lsfs.VolumeID(h.Volume), lsfs.BlockNo(h.Epoch-1), fp, buf)
+	}
 	if err != nil {
 		l.replyError(h, err)
 		return
@@ -143,6 +177,7 @@ func (v *Volume) syncStart(meta []byte) (out, list []byte, err error) {
 		return nil, nil, err
 	}
 	full := meta[len(meta)-1] == syncFull
+	v.newSession()
 	err = v.hush(func(c Copy) error {
 		m := c.Meta()
 		if full {

@@ -27,8 +27,9 @@
 // (reign.settle), READ-STABLE (TryRead, readSlow), BOUNDED (workPool), CHECKED
 // (resolve).
 //
-// Lock order: Volume.sizing, watcher.mu, then Volume.mu (of two volumes the one with the lower id
-// first, lockBoth), then link.mu, then the store's own queue. No lock is held across
-// I/O. Completions run without any lock of this package; Recheck runs under
+// Lock order: Node.reconcile, Volume.sessions, Volume.sizing, watcher.mu, then
+// Volume.mu (of two volumes the one with the lower id first, lockBoth), then link.mu,
+// then the store's own queue. No lock but the first three is held across I/O, and
+// those never on the way of a read or a write. Completions run without any lock of this package; Recheck runs under
 // Volume.mu, the function of Watch under watcher.mu alone.
 package replication

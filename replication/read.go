@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs"
 	"github.com/twinsan/twinsan/replication/wire"
 )
@@ -137,16 +138,11 @@ func (v *Volume) repair(c Copy, bad *lsfs.CorruptError) error {
 		if l == nil {
 			continue
 		}
-		var rep reply
-		if rep, err = l.call(wire.Header{Volume: uint64(v.id)}, wire.Fetch, bad.Fingerprint[:], nil, v.node.ctx.Done()); err != nil {
+		var b dedup.Block
+		if b, err = fetchFrom(l, wire.Header{Volume: uint64(v.id), Epoch: uint64(bad.Block) + 1}, bad.Fingerprint, v.node.ctx.Done()); err != nil {
 			continue
 		}
-		_, blocks, derr := wire.DecodeContent(rep.meta, rep.data)
-		if derr != nil || len(blocks) != 1 {
-			err = fmt.Errorf("node %d sent no block: %w", r.Node, derr)
-			continue
-		}
-		if err = c.Repair(v.node.ctx, bad.Block, blocks[0]); err == nil {
+		if err = c.Repair(v.node.ctx, bad.Block, b); err == nil {
 			v.node.cfg.Event(levelWarn, "block-repaired", fmt.Sprintf("volume %d: a damaged block (%v) was replaced by the intact copy of node %d", v.id, bad, r.Node))
 			return nil
 		}

@@ -297,6 +297,7 @@ func (v *Volume) promise(ctx context.Context, l *link, e lsfs.Epoch) (pos wire.P
 	v.ackTo, v.deaf = l, nil
 	v.dropBlocked()
 	v.mu.Unlock()
+	v.newSession()
 	err = v.hush(func(c Copy) error {
 		m := c.Meta()
 		if m.Promised < e && !mutant("M3-promise") && !mutant("W2-durable") {

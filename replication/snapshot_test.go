@@ -13,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication/wire"
 )
 
 // content reads a whole snapshot in a node's store; nil when it is not there.
@@ -689,4 +691,57 @@ func TestReconcile(t *testing.T) {
 	if count() != 0 {
 		t.Errorf("%d snapshots of a volume that is placed elsewhere", count())
 	}
+}
+
+// TestLateApply (Y4): a replica is slow with a chunk that it was told to copy. The owner
+// gives up meanwhile, begins anew, and the chunk is written again. What was read for
+// the first attempt must not come on top.
+func TestLateApply(t *testing.T) {
+	b := newBench(t)
+	b.timing = DefaultTiming
+	a, c := b.pair(1 << 20)
+	for n := 0; !a.Volume(1).Status().Serving; n++ {
+		pause(t.Context(), 5*time.Millisecond)
+	}
+	old, fresh := pattern(1, 1<<20), pattern(2, 1<<20)
+	a.write(t, 0, old)
+	v := c.Volume(1)
+	session := v.session.Load()
+	v.sessions.RLock() // a call of the first attempt at work
+	begun := make(chan struct{})
+	go func() { v.newSession(); close(begun) }()
+	select {
+	case <-begun:
+		t.Fatal("a new attempt began while the old one was at work")
+	case <-time.After(50 * time.Millisecond):
+	}
+	v.sessions.RUnlock()
+	<-begun
+	if v.session.Load() == session {
+		t.Fatal("what is left of the old attempt is not told from the new one")
+	}
+	a.write(t, 0, fresh)
+	// Over the wire: a call that was read before the next attempt began is refused.
+	l := a.linkTo(2)
+	h := wire.Header{Volume: 1, Epoch: uint64(b.record().Epoch)}
+	hole := wire.AppendSyncChunk(nil, &wire.SyncChunk{Chunk: 0, Version: 1, Fingerprints: make([]dedup.Fingerprint, 256)})
+	v.sessions.Lock() // the call is read, and comes no further
+	call := l.begin(h, wire.SyncApply, hole, nil)
+	l.flush()
+	read := l.begin(h, wire.StateSum, nil, nil) // behind it
+	l.flush()
+	if _, err := l.wait(read, t.Context().Done()); err != nil {
+		t.Fatal(err)
+	}
+	v.session.Add(1)
+	v.sessions.Unlock()
+	if _, err := l.wait(call, t.Context().Done()); err == nil {
+		t.Error("Y4: a chunk of an attempt that was given up was taken")
+	}
+	if got := c.store.Volume(1); got == nil {
+		t.Fatal("no copy")
+	} else if data := make([]byte, 1<<20); got.Read(t.Context(), 0, data) != nil || !bytes.Equal(data, fresh) {
+		t.Error("Y4: what came late has replaced what was newer")
+	}
+	b.equal()
 }

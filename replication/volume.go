@@ -52,6 +52,11 @@ type Volume struct {
 
 	touched bool // the committing goroutine's
 
+	// Replica: the attempts to make it equal. What changes it holds sessions shared
+	// over its I/O; taken first of all.
+	sessions sync.RWMutex
+	session  atomic.Uint64 // changed under sessions
+
 	sizing sync.Mutex // from giving the copy its size to noting that size; taken before mu, held over I/O
 
 	mu         sync.Mutex

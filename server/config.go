@@ -56,6 +56,9 @@ type StoreConfig struct {
 	Metadata Size `toml:"metadata"`
 	// Index is the RAM for the index of fingerprints, 4 MiB to 1 TiB.
 	Index Size `toml:"index"`
+	// ScrubDays is how many days a scrub of the whole pool may take, and how often
+	// one begins, 1 to 365; 0: none begins by itself.
+	ScrubDays int `toml:"scrub-days"`
 }
 
 // paths are all devices.
@@ -113,7 +116,7 @@ const (
 func DefaultConfig() *Config {
 	return &Config{
 		DataDir: DefaultDataDir,
-		Store:   StoreConfig{Cache: 1 << 30, Metadata: 1 << 30, Index: 256 << 20},
+		Store:   StoreConfig{Cache: 1 << 30, Metadata: 1 << 30, Index: 256 << 20, ScrubDays: 14},
 		API:     APIConfig{Socket: DefaultSocket},
 		Log:     LogConfig{Level: "info"},
 	}
@@ -250,6 +253,9 @@ func (c *Config) complete(path string, text []byte) error {
 	}
 	between("store.metadata", c.Store.Metadata, 16<<20, 4<<40)
 	between("store.index", c.Store.Index, 4<<20, 1<<40)
+	if c.Store.ScrubDays < 0 || 365 < c.Store.ScrubDays {
+		wrong("store.scrub-days", "%d, want 0 to 365", c.Store.ScrubDays)
+	}
 
 	address := func(key, s string, port int, literal bool) string {
 		full, err := CompleteAddress(s, port, literal)

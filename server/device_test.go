@@ -110,7 +110,7 @@ func TestChangeDevices(t *testing.T) {
 	}
 	n.Close()
 	delete(l.nodes, n.id.Node)
-	if r, err := CheckStore(context.Background(), c); err != nil || r.Count != 0 {
+	if r, err := CheckStore(context.Background(), c, nil, false); err != nil || r.Count != 0 {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	// What was removed does not come back, though the file names it.

@@ -36,7 +36,7 @@ func merge(s *Status, replies map[replication.NodeID]reply) {
 		default:
 			n.State = NodeUp
 		}
-		n.Version, n.Started, n.Pool = r.report.Version, r.report.Started, r.report.Pool
+		n.Version, n.Started, n.Pool, n.Scrub = r.report.Version, r.report.Started, r.report.Pool, r.report.Scrub
 		n.Sessions = len(r.report.Sessions)
 		for _, v := range r.report.Volumes {
 			n.Traffic.add(v.Traffic)
@@ -225,6 +225,7 @@ func problems(s *Status) []Problem {
 			add(Healthy, "node-draining", fmt.Sprintf("node %s is drained, and owns %d volumes", n.Name, n.Owns),
 				"the failure of the other node stops I/O until this one takes over", "twinsan node resume "+n.Name)
 		}
+		list = append(list, scrubProblems(&n)...)
 		if p := n.Pool; p != nil && p.Usable > 0 {
 			switch used := p.Live * 100 / p.Usable; {
 			case used >= 95:

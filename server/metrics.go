@@ -144,6 +144,13 @@ var (
 	descDevState   = description("device_state", "1 for the state that a device is in.", "device", "state")
 	descChecksum   = description("checksum_errors_total", "Blocks and pages whose checksum was wrong.")
 	descRepaired   = description("repaired_total", "Blocks that were repaired from another replica.")
+	descRebuilt    = description("pages_rebuilt_total", "Metadata pages that were made again from parity.")
+	descScrub      = description("scrub_progress", "Part of the scrub pass under way that is done, 0 to 1.")
+	descScrubbed   = description("scrub_running", "1 while a scrub pass runs.")
+	descScrubEnd   = description("scrub_finished_timestamp_seconds", "When the last scrub pass ended; absent: none has.")
+	descScrubRead  = description("scrub_read_bytes", "Bytes that the newest scrub pass has read.")
+	descScrubFound = description("scrub_found", "What the newest scrub pass found.", "kind")
+	descReclaim    = description("pool_reclaim", "0 while nothing is given back because a reference count was too low.")
 	descRefused    = description("space_refused_total", "Operations refused for want of space.")
 )
 
@@ -165,6 +172,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	c.volumes(m, state)
 	if n.store != nil {
 		m.store(n.store.Stats(), n.store.Room())
+		m.scrub(n.store.Scrub())
 		m.devices(n.store.Devices())
 	}
 }
@@ -308,6 +316,24 @@ func (m metricSink) powers(d *prometheus.Desc, h *lsfs.Histogram, unit float64) 
 	m.out <- prometheus.MustNewConstHistogram(d, total, float64(h.Sum)*unit, buckets)
 }
 
+func (m metricSink) scrub(s lsfs.ScrubStatus) {
+	m.gauge(descScrubbed, flag(s.Running))
+	m.gauge(descReclaim, flag(s.Reclaim))
+	newest := s.Last
+	if s.Phase != lsfs.ScrubIdle {
+		newest = s.Current
+		m.gauge(descScrub, s.Done)
+	}
+	if !s.Last.Finished.IsZero() {
+		m.gauge(descScrubEnd, float64(s.Last.Finished.Unix()))
+	}
+	m.gauge(descScrubRead, float64(newest.Bytes))
+	m.gauge(descScrubFound, float64(newest.Damaged), "damaged")
+	m.gauge(descScrubFound, float64(newest.Repaired), "repaired")
+	m.gauge(descScrubFound, float64(newest.Lost), "lost")
+	m.gauge(descScrubFound, float64(newest.Counters), "counters")
+}
+
 func (m metricSink) devices(list []lsfs.DeviceInfo) {
 	for i := range list {
 		d, u := &list[i], &list[i].Usage
@@ -376,5 +402,6 @@ func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 	m.gauge(descMetadata, float64(s.MetadataBytes))
 	m.count(descChecksum, float64(s.ChecksumErrors))
 	m.count(descRepaired, float64(s.Repairs))
+	m.count(descRebuilt, float64(s.PagesRebuilt))
 	m.count(descRefused, float64(s.SpaceRefused))
 }

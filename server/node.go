@@ -38,6 +38,8 @@ type Peers interface {
 	ChangeDevice(ctx context.Context, node replication.NodeID, address string, c DeviceChange) (*Device, error)
 	// ClearReservations drops the reservations of a volume that the asked node owns.
 	ClearReservations(ctx context.Context, node replication.NodeID, address, volume string) error
+	// ScrubNode shows, starts or stops the scrub of the asked node, which is called name.
+	ScrubNode(ctx context.Context, node replication.NodeID, address, name string, action ScrubAction, fullSpeed bool) (*Scrub, error)
 	// SnapshotStep does one step of a snapshot on the asked node.
 	SnapshotStep(ctx context.Context, node replication.NodeID, address string, step SnapshotStep) (bool, error)
 	// Changes passes on what the asked node sends.
@@ -59,6 +61,7 @@ type Node struct {
 	freed   *freer
 	watch   *worker // of the pool's fill; nil on a witness
 	drainer *worker // nil on a witness
+	saver   *worker // of the scrub's place; nil on a witness
 	keeper  *worker // of snapshots; nil on a witness
 	steward *worker // nil on a witness
 	moves   *hostMoves
@@ -162,6 +165,7 @@ func (n *Node) openStore(ctx context.Context) error {
 	}
 	config.Discard = onBlockDevices(config.Devices)
 	config.Logger = n.log
+	config.ScrubFrom = readScrub(n.config.DataDir)
 	config.Event = func(e lsfs.Event) {
 		level, code := slog.LevelWarn, "store-"+e.Code
 		switch {
@@ -240,6 +244,7 @@ func (n *Node) start(s *cluster.State) (*serving, error) {
 		},
 		DropSessions: n.dropSessions,
 	})
+	n.store.SetDonor(out.replication.Intact)
 	out.scsi = scsi.New(scsi.Config{Backend: out.replication, NodePort: uint16(self), PortGroup: uint16(self), TargetName: n.id.Target, Logger: n.log})
 	out.target, err = iscsi.New(iscsi.Config{
 		TargetName: n.id.Target, PortGroup: uint16(self), Listen: n.config.ISCSI.Portals,
@@ -286,6 +291,7 @@ func (n *Node) Close() {
 	n.drainer.close()
 	n.keeper.close()
 	n.watch.close()
+	n.saver.close()
 	if s := n.serving.Load(); s != nil {
 		n.moves.cancel() // commands that wait for one get their answer
 		s.target.Close()
@@ -305,6 +311,7 @@ func (n *Node) Close() {
 		}
 	}
 	if n.store != nil {
+		n.saveScrub(&lsfs.ScrubState{})
 		if err := n.store.Close(); err != nil {
 			n.log.Error("store did not close", "err", err)
 		}

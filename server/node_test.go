@@ -69,6 +69,13 @@ func (p labPeers) ClearReservations(ctx context.Context, node replication.NodeID
 	return errors.New("connection refused")
 }
 
+func (p labPeers) ScrubNode(ctx context.Context, node replication.NodeID, _, name string, action ScrubAction, fullSpeed bool) (*Scrub, error) {
+	if n := p.nodes[node]; n != nil {
+		return n.ScrubNode(ctx, name, action, fullSpeed, true)
+	}
+	return nil, errors.New("connection refused")
+}
+
 func (p labPeers) SnapshotStep(ctx context.Context, node replication.NodeID, _ string, step SnapshotStep) (bool, error) {
 	if n := p.nodes[node]; n != nil {
 		return n.SnapshotStep(ctx, step)
@@ -273,7 +280,7 @@ func TestOneNode(t *testing.T) {
 		return nil
 	})
 	l.close(n)
-	if r, err := CheckStore(ctx, c); err != nil || r.Count != 0 {
+	if r, err := CheckStore(ctx, c, nil, false); err != nil || r.Count != 0 {
 		t.Errorf("offline check: %+v, %v", r, err)
 	}
 }

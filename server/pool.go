@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"github.com/google/uuid"
@@ -142,8 +143,13 @@ func (c *Config) store() (lsfs.Config, error) {
 		forget = append(forget, lsfs.DeviceID(id))
 	}
 	k := &poolKeeper{dir: c.DataDir, last: *record}
+	interval := time.Duration(c.Store.ScrubDays) * 24 * time.Hour
+	if interval == 0 {
+		interval = -1
+	}
 	return lsfs.Config{
-		Devices: paths, Key: key, Pool: record.Pool, Generation: record.Generation, Persist: k.persist, Forget: forget,
+		ScrubInterval: interval,
+		Devices:       paths, Key: key, Pool: record.Pool, Generation: record.Generation, Persist: k.persist, Forget: forget,
 		Search:  func() []string { return searchDevices(record.Pool, paths) },
 		L1Bytes: int64(c.Store.Cache), L2: c.Store.L2, L2Bytes: int64(c.Store.L2Size), MetadataBytes: int64(c.Store.Metadata), IndexBytes: int64(c.Store.Index),
 	}, nil

@@ -31,6 +31,7 @@ func (n *Node) Report(context.Context) (*Report, error) {
 		Size: bytesOf(room.Size), Live: bytesOf(room.Live), Garbage: bytesOf(room.Garbage), Free: bytesOf(room.Free), Usable: bytesOf(room.Usable),
 		Mapped: stats.MappedBlocks * 4096, Stored: bytesOf(stats.UniqueBytes), Caches: caches(&stats),
 	}
+	r.Scrub = n.scrub(state)
 	for _, d := range n.store.Devices() {
 		r.Devices = append(r.Devices, n.deviceReport(&d))
 	}

@@ -190,23 +190,78 @@ func formatPool(ctx context.Context, c *Config, wipe bool) error {
 type StoreReport struct {
 	Devices  []string
 	Volumes  int
-	Blocks   uint64   // stored blocks whose checksum was verified
-	Mapped   uint64   // bytes that volumes map
-	Problems []string // the first hundred
-	Count    int      // of all problems
+	Blocks   uint64         // stored blocks whose checksum was verified
+	Mapped   uint64         // bytes that volumes map
+	Problems []StoreProblem // the first hundred
+	Count    int            // of all problems
+	// Corrected is how many counters were made right, when that was asked for.
+	Corrected uint64
+}
+
+// StoreProblem is one thing that is wrong with a store.
+type StoreProblem struct {
+	Kind   string // counter, damage or structure
+	Text   string // what and where
+	Remedy string
+}
+
+// storeAt is what the store of a node is opened with, on other devices if any are
+// named: a pool that was moved here from another slot.
+func (c *Config) storeAt(devices []string) (lsfs.Config, error) {
+	config, err := c.store()
+	if err == nil && len(devices) > 0 {
+		config.Devices = devices
+	}
+	return config, err
+}
+
+// DumpOptions choose what DumpStore prints; see lsfs.DumpOptions.
+type DumpOptions struct{ lsfs.DumpOptions }
+
+// NewDumpOptions are those that print superblocks, root and volumes only.
+func NewDumpOptions() DumpOptions {
+	return DumpOptions{lsfs.DumpOptions{Segment: format.NoSegment}}
+}
+
+// Range adds where blocks of a volume stand, both by their numbers.
+func (o *DumpOptions) Range(volume, start, count uint64) {
+	o.Volume, o.Start, o.Count = lsfs.VolumeID(volume), lsfs.BlockNo(start), count
+}
+
+// DumpStore prints for people what stands on the devices of this node's store, which
+// must not be running.
+func DumpStore(ctx context.Context, c *Config, devices []string, o DumpOptions, to io.Writer) error {
+	config, err := c.storeAt(devices)
+	if err != nil {
+		return err
+	}
+	return lsfs.DumpPool(ctx, config, o.DumpOptions, to)
 }
 
 // CheckStore verifies the whole store of this node, which must not be running.
 // It writes nothing. Damage is in the report; an error means that the check
 // could not be made.
-func CheckStore(ctx context.Context, c *Config) (*StoreReport, error) {
-	config, err := c.store()
+//
+// With repair it first makes reference counts and live bytes what the maps say, which
+// writes. devices are used instead of those of the node's file, if any are named.
+func CheckStore(ctx context.Context, c *Config, devices []string, repair bool) (*StoreReport, error) {
+	config, err := c.storeAt(devices)
 	if err != nil {
 		return nil, err
+	}
+	out := &StoreReport{Devices: config.Devices}
+	if repair {
+		if out.Corrected, err = lsfs.RepairCounters(ctx, config); err != nil {
+			return nil, err
+		}
 	}
 	r, err := lsfs.CheckPool(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	return &StoreReport{Devices: config.Devices, Volumes: int(r.Volumes), Blocks: r.Blocks, Mapped: r.Mapped * 4096, Problems: r.Problems, Count: r.Count}, nil
+	out.Volumes, out.Blocks, out.Mapped, out.Count = int(r.Volumes), r.Blocks, r.Mapped*4096, r.Count
+	for _, p := range r.Problems {
+		out.Problems = append(out.Problems, StoreProblem{string(p.Kind), p.Text, p.Kind.Remedy()})
+	}
+	return out, nil
 }

@@ -138,6 +138,8 @@ func (n *Node) startWorkers() {
 	n.keeper = newWorker(keeperEvery, func(ctx context.Context) { n.keep(ctx, k, time.Now()) })
 	d := &drainState{}
 	n.drainer = newWorker(time.Second, func(ctx context.Context) { n.drain(ctx, d) })
+	saved := n.store.Scrub().ScrubState
+	n.saver = newWorker(scrubSaveEvery, func(context.Context) { n.saveScrub(&saved) })
 	st := &stewardState{}
 	n.steward = newWorker(stewardEvery, func(ctx context.Context) { n.stewardship(ctx, st) })
 }

@@ -113,6 +113,7 @@ type Member struct {
 	Mode        Mode
 	EvacuateTo  string    // empty: any node
 	ModeSince   time.Time // when it was set to Mode
+	Scrub       *Scrub    // nil: a witness, or no answer
 	Error       string    // why it is not up, when known
 }
 
@@ -341,6 +342,7 @@ type Report struct {
 	Devices  []Device
 	Sessions []Session
 	Volumes  []VolumeReport
+	Scrub    *Scrub // nil on a witness
 }
 
 // VolumeReport is a node's view of one volume of which it has a replica.

@@ -534,6 +534,27 @@ func (b *Backend) remap(call, name string, hosts []string, add, readOnly bool) (
 	return &out, nil
 }
 
+// ScrubNode shows a scrub that is half way, or was stopped.
+func (b *Backend) ScrubNode(_ context.Context, name string, action server.ScrubAction, fullSpeed, _ bool) (*server.Scrub, error) {
+	if err := b.begin(fmt.Sprintf("ScrubNode %s %s %v", name, action, fullSpeed)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	for i := range b.State.Nodes {
+		if m := &b.State.Nodes[i]; m.Name == name && m.Role == server.Data {
+			if m.Scrub == nil {
+				m.Scrub = &server.Scrub{Node: name, Phase: "blocks", Done: 0.5, Left: time.Hour, Reclaim: true, Current: server.ScrubResult{Started: Epoch, Blocks: 1000}}
+			}
+			if action != server.ScrubShow {
+				m.Scrub.Running, m.Scrub.Stopped, m.Scrub.FullSpeed = action == server.ScrubStart, action == server.ScrubStop, fullSpeed
+			}
+			s := *m.Scrub
+			return &s, nil
+		}
+	}
+	return nil, fmt.Errorf("node %q: %w", name, server.ErrNotFound)
+}
+
 // DrainNode moves all volumes of the node at once.
 func (b *Backend) DrainNode(_ context.Context, name string, drain bool) (*server.Member, error) {
 	if err := b.begin(fmt.Sprintf("DrainNode %s %v", name, drain)); err != nil {

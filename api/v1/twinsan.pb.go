@@ -2013,6 +2013,324 @@ func (x *DrainNodeRequest) GetResume() bool {
 	return false
 }
 
+type ScrubNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "show" (also when empty), "start", or "stop": no pass begins by itself then.
+	Action string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
+	// With start: take all the device time that it can get.
+	FullSpeed bool `protobuf:"varint,3,opt,name=full_speed,json=fullSpeed,proto3" json:"full_speed,omitempty"`
+	// Do not ask another node: the one that is called must be it.
+	Here          bool `protobuf:"varint,4,opt,name=here,proto3" json:"here,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubNodeRequest) Reset() {
+	*x = ScrubNodeRequest{}
+	mi := &file_twinsan_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubNodeRequest) ProtoMessage() {}
+
+func (x *ScrubNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubNodeRequest.ProtoReflect.Descriptor instead.
+func (*ScrubNodeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ScrubNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ScrubNodeRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *ScrubNodeRequest) GetFullSpeed() bool {
+	if x != nil {
+		return x.FullSpeed
+	}
+	return false
+}
+
+func (x *ScrubNodeRequest) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
+}
+
+type Scrub struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Node      string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Running   bool                   `protobuf:"varint,2,opt,name=running,proto3" json:"running,omitempty"`
+	Stopped   bool                   `protobuf:"varint,3,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	FullSpeed bool                   `protobuf:"varint,4,opt,name=full_speed,json=fullSpeed,proto3" json:"full_speed,omitempty"`
+	// superblocks, pages, references, blocks or commits; empty: no pass is under way.
+	Phase string `protobuf:"bytes,5,opt,name=phase,proto3" json:"phase,omitempty"`
+	// Part of the pass that is done, 0 to 1, and how long the rest takes; 0: not known.
+	Done        float64                `protobuf:"fixed64,6,opt,name=done,proto3" json:"done,omitempty"`
+	LeftSeconds int64                  `protobuf:"varint,7,opt,name=left_seconds,json=leftSeconds,proto3" json:"left_seconds,omitempty"`
+	NextPass    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=next_pass,json=nextPass,proto3" json:"next_pass,omitempty"`
+	// False: a reference count was too low, and no space is given back until a pass
+	// has found all right.
+	Reclaim bool         `protobuf:"varint,9,opt,name=reclaim,proto3" json:"reclaim,omitempty"`
+	Current *ScrubResult `protobuf:"bytes,10,opt,name=current,proto3" json:"current,omitempty"`
+	// The pass that finished last.
+	Last *ScrubResult `protobuf:"bytes,11,opt,name=last,proto3" json:"last,omitempty"`
+	// Blocks without an intact copy in reach, the first 64 ranges.
+	Lost          []string `protobuf:"bytes,12,rep,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scrub) Reset() {
+	*x = Scrub{}
+	mi := &file_twinsan_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scrub) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scrub) ProtoMessage() {}
+
+func (x *Scrub) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
+func (*Scrub) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Scrub) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Scrub) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *Scrub) GetStopped() bool {
+	if x != nil {
+		return x.Stopped
+	}
+	return false
+}
+
+func (x *Scrub) GetFullSpeed() bool {
+	if x != nil {
+		return x.FullSpeed
+	}
+	return false
+}
+
+func (x *Scrub) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *Scrub) GetDone() float64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *Scrub) GetLeftSeconds() int64 {
+	if x != nil {
+		return x.LeftSeconds
+	}
+	return 0
+}
+
+func (x *Scrub) GetNextPass() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextPass
+	}
+	return nil
+}
+
+func (x *Scrub) GetReclaim() bool {
+	if x != nil {
+		return x.Reclaim
+	}
+	return false
+}
+
+func (x *Scrub) GetCurrent() *ScrubResult {
+	if x != nil {
+		return x.Current
+	}
+	return nil
+}
+
+func (x *Scrub) GetLast() *ScrubResult {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *Scrub) GetLost() []string {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+type ScrubResult struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Started  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=started,proto3" json:"started,omitempty"`
+	Finished *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=finished,proto3" json:"finished,omitempty"`
+	Blocks   uint64                 `protobuf:"varint,3,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Pages    uint64                 `protobuf:"varint,4,opt,name=pages,proto3" json:"pages,omitempty"`
+	Bytes    uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Damaged  uint64                 `protobuf:"varint,6,opt,name=damaged,proto3" json:"damaged,omitempty"`
+	Repaired uint64                 `protobuf:"varint,7,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	Lost     uint64                 `protobuf:"varint,8,opt,name=lost,proto3" json:"lost,omitempty"`
+	// Reference counts and live bytes that were corrected.
+	Counters      uint64 `protobuf:"varint,9,opt,name=counters,proto3" json:"counters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubResult) Reset() {
+	*x = ScrubResult{}
+	mi := &file_twinsan_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubResult) ProtoMessage() {}
+
+func (x *ScrubResult) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubResult.ProtoReflect.Descriptor instead.
+func (*ScrubResult) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ScrubResult) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *ScrubResult) GetFinished() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Finished
+	}
+	return nil
+}
+
+func (x *ScrubResult) GetBlocks() uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *ScrubResult) GetPages() uint64 {
+	if x != nil {
+		return x.Pages
+	}
+	return 0
+}
+
+func (x *ScrubResult) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ScrubResult) GetDamaged() uint64 {
+	if x != nil {
+		return x.Damaged
+	}
+	return 0
+}
+
+func (x *ScrubResult) GetRepaired() uint64 {
+	if x != nil {
+		return x.Repaired
+	}
+	return 0
+}
+
+func (x *ScrubResult) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *ScrubResult) GetCounters() uint64 {
+	if x != nil {
+		return x.Counters
+	}
+	return 0
+}
+
 type Node struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Id             uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2042,15 +2360,17 @@ type Node struct {
 	Draining bool     `protobuf:"varint,21,opt,name=draining,proto3" json:"draining,omitempty"`
 	Mode     NodeMode `protobuf:"varint,40,opt,name=mode,proto3,enum=twinsan.v1.NodeMode" json:"mode,omitempty"`
 	// NODE_MODE_EVACUATING: who takes its replicas; empty: any node.
-	EvacuateTo    string                 `protobuf:"bytes,41,opt,name=evacuate_to,json=evacuateTo,proto3" json:"evacuate_to,omitempty"`
-	ModeSince     *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=mode_since,json=modeSince,proto3" json:"mode_since,omitempty"`
+	EvacuateTo string                 `protobuf:"bytes,41,opt,name=evacuate_to,json=evacuateTo,proto3" json:"evacuate_to,omitempty"`
+	ModeSince  *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=mode_since,json=modeSince,proto3" json:"mode_since,omitempty"`
+	// Absent for a witness and for a node that does not answer.
+	Scrub         *Scrub `protobuf:"bytes,60,opt,name=scrub,proto3" json:"scrub,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_twinsan_proto_msgTypes[19]
+	mi := &file_twinsan_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2382,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[19]
+	mi := &file_twinsan_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2395,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{19}
+	return file_twinsan_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Node) GetId() uint32 {
@@ -2246,6 +2566,13 @@ func (x *Node) GetModeSince() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Node) GetScrub() *Scrub {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
 // Pool is the store of one node, in bytes.
 type Pool struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -2268,7 +2595,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_twinsan_proto_msgTypes[20]
+	mi := &file_twinsan_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2607,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[20]
+	mi := &file_twinsan_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2620,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{20}
+	return file_twinsan_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Pool) GetSizeBytes() uint64 {
@@ -2375,7 +2702,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2714,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2727,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{21}
+	return file_twinsan_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Cache) GetTier() string {
@@ -2479,7 +2806,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2491,7 +2818,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2504,7 +2831,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{22}
+	return file_twinsan_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Traffic) GetReadOps() uint64 {
@@ -2554,7 +2881,7 @@ type AddDeviceRequest struct {
 
 func (x *AddDeviceRequest) Reset() {
 	*x = AddDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2893,7 @@ func (x *AddDeviceRequest) String() string {
 func (*AddDeviceRequest) ProtoMessage() {}
 
 func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2906,7 @@ func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDeviceRequest.ProtoReflect.Descriptor instead.
 func (*AddDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{23}
+	return file_twinsan_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AddDeviceRequest) GetNode() string {
@@ -2638,7 +2965,7 @@ type DrainDeviceRequest struct {
 
 func (x *DrainDeviceRequest) Reset() {
 	*x = DrainDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +2977,7 @@ func (x *DrainDeviceRequest) String() string {
 func (*DrainDeviceRequest) ProtoMessage() {}
 
 func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2990,7 @@ func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*DrainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{24}
+	return file_twinsan_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DrainDeviceRequest) GetNode() string {
@@ -2705,7 +3032,7 @@ type RemoveDeviceRequest struct {
 
 func (x *RemoveDeviceRequest) Reset() {
 	*x = RemoveDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +3044,7 @@ func (x *RemoveDeviceRequest) String() string {
 func (*RemoveDeviceRequest) ProtoMessage() {}
 
 func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +3057,7 @@ func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{25}
+	return file_twinsan_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RemoveDeviceRequest) GetNode() string {
@@ -2766,7 +3093,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +3105,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +3118,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{26}
+	return file_twinsan_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReplaceDeviceRequest) GetDevice() string {
@@ -2818,7 +3145,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +3157,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +3170,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{27}
+	return file_twinsan_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListDevicesRequest) GetNode() string {
@@ -2864,7 +3191,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3203,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3216,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{28}
+	return file_twinsan_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -2916,7 +3243,7 @@ type Unreachable struct {
 
 func (x *Unreachable) Reset() {
 	*x = Unreachable{}
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3255,7 @@ func (x *Unreachable) String() string {
 func (*Unreachable) ProtoMessage() {}
 
 func (x *Unreachable) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3268,7 @@ func (x *Unreachable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unreachable.ProtoReflect.Descriptor instead.
 func (*Unreachable) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{29}
+	return file_twinsan_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Unreachable) GetNode() string {
@@ -2982,7 +3309,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2994,7 +3321,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3007,7 +3334,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{30}
+	return file_twinsan_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Device) GetNode() string {
@@ -3135,7 +3462,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3474,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3487,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{31}
+	return file_twinsan_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Replica) GetNode() string {
@@ -3272,7 +3599,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3611,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3624,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{32}
+	return file_twinsan_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Volume) GetId() uint64 {
@@ -3545,7 +3872,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3557,7 +3884,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3570,7 +3897,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{33}
+	return file_twinsan_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Path) GetNode() string {
@@ -3619,7 +3946,7 @@ type ClassCount struct {
 
 func (x *ClassCount) Reset() {
 	*x = ClassCount{}
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3631,7 +3958,7 @@ func (x *ClassCount) String() string {
 func (*ClassCount) ProtoMessage() {}
 
 func (x *ClassCount) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3644,7 +3971,7 @@ func (x *ClassCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassCount.ProtoReflect.Descriptor instead.
 func (*ClassCount) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{34}
+	return file_twinsan_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ClassCount) GetClass() string {
@@ -3709,7 +4036,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3721,7 +4048,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3734,7 +4061,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{35}
+	return file_twinsan_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -3807,7 +4134,7 @@ type Offload struct {
 
 func (x *Offload) Reset() {
 	*x = Offload{}
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3819,7 +4146,7 @@ func (x *Offload) String() string {
 func (*Offload) ProtoMessage() {}
 
 func (x *Offload) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3832,7 +4159,7 @@ func (x *Offload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offload.ProtoReflect.Descriptor instead.
 func (*Offload) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{36}
+	return file_twinsan_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Offload) GetName() string {
@@ -3872,7 +4199,7 @@ type Reservations struct {
 
 func (x *Reservations) Reset() {
 	*x = Reservations{}
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3884,7 +4211,7 @@ func (x *Reservations) String() string {
 func (*Reservations) ProtoMessage() {}
 
 func (x *Reservations) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3897,7 +4224,7 @@ func (x *Reservations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservations.ProtoReflect.Descriptor instead.
 func (*Reservations) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{37}
+	return file_twinsan_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Reservations) GetGeneration() uint32 {
@@ -3950,7 +4277,7 @@ type Registration struct {
 
 func (x *Registration) Reset() {
 	*x = Registration{}
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3962,7 +4289,7 @@ func (x *Registration) String() string {
 func (*Registration) ProtoMessage() {}
 
 func (x *Registration) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3975,7 +4302,7 @@ func (x *Registration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Registration.ProtoReflect.Descriptor instead.
 func (*Registration) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{38}
+	return file_twinsan_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Registration) GetHost() string {
@@ -4028,7 +4355,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4040,7 +4367,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4053,7 +4380,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{39}
+	return file_twinsan_proto_rawDescGZIP(), []int{42}
 }
 
 type ListVolumesResponse struct {
@@ -4065,7 +4392,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4077,7 +4404,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4090,7 +4417,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{40}
+	return file_twinsan_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -4109,7 +4436,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4121,7 +4448,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4134,7 +4461,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{41}
+	return file_twinsan_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -4166,7 +4493,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4178,7 +4505,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4191,7 +4518,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{42}
+	return file_twinsan_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -4279,7 +4606,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4291,7 +4618,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4304,7 +4631,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{43}
+	return file_twinsan_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -4346,7 +4673,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4358,7 +4685,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4371,7 +4698,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{44}
+	return file_twinsan_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -4398,7 +4725,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4410,7 +4737,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4423,7 +4750,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{45}
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -4453,7 +4780,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4465,7 +4792,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4478,7 +4805,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{46}
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *MoveVolumeRequest) GetName() string {
@@ -4515,7 +4842,7 @@ type ClearReservationsRequest struct {
 
 func (x *ClearReservationsRequest) Reset() {
 	*x = ClearReservationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4527,7 +4854,7 @@ func (x *ClearReservationsRequest) String() string {
 func (*ClearReservationsRequest) ProtoMessage() {}
 
 func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4540,7 +4867,7 @@ func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsRequest.ProtoReflect.Descriptor instead.
 func (*ClearReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{47}
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ClearReservationsRequest) GetName() string {
@@ -4575,7 +4902,7 @@ type ClearReservationsResponse struct {
 
 func (x *ClearReservationsResponse) Reset() {
 	*x = ClearReservationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4587,7 +4914,7 @@ func (x *ClearReservationsResponse) String() string {
 func (*ClearReservationsResponse) ProtoMessage() {}
 
 func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4600,7 +4927,7 @@ func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsResponse.ProtoReflect.Descriptor instead.
 func (*ClearReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{48}
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ClearReservationsResponse) GetVolume() *Volume {
@@ -4628,7 +4955,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4640,7 +4967,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4653,7 +4980,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{49}
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -4680,7 +5007,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4692,7 +5019,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4705,7 +5032,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{50}
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CheckVolumeResponse) GetDigests() []*ReplicaDigest {
@@ -4739,7 +5066,7 @@ type ReplicaDigest struct {
 
 func (x *ReplicaDigest) Reset() {
 	*x = ReplicaDigest{}
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4751,7 +5078,7 @@ func (x *ReplicaDigest) String() string {
 func (*ReplicaDigest) ProtoMessage() {}
 
 func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4764,7 +5091,7 @@ func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaDigest.ProtoReflect.Descriptor instead.
 func (*ReplicaDigest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{51}
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReplicaDigest) GetNode() string {
@@ -4826,7 +5153,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4838,7 +5165,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4851,7 +5178,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{52}
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Snapshot) GetId() uint64 {
@@ -4934,7 +5261,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4946,7 +5273,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4959,7 +5286,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{53}
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -4978,7 +5305,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4990,7 +5317,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5003,7 +5330,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{54}
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5023,7 +5350,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5035,7 +5362,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5048,7 +5375,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{55}
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -5077,7 +5404,7 @@ type CreateSnapshotsRequest struct {
 
 func (x *CreateSnapshotsRequest) Reset() {
 	*x = CreateSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5089,7 +5416,7 @@ func (x *CreateSnapshotsRequest) String() string {
 func (*CreateSnapshotsRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5102,7 +5429,7 @@ func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{56}
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CreateSnapshotsRequest) GetName() string {
@@ -5135,7 +5462,7 @@ type CreateSnapshotsResponse struct {
 
 func (x *CreateSnapshotsResponse) Reset() {
 	*x = CreateSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5147,7 +5474,7 @@ func (x *CreateSnapshotsResponse) String() string {
 func (*CreateSnapshotsResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5160,7 +5487,7 @@ func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{57}
+	return file_twinsan_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *CreateSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5182,7 +5509,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5194,7 +5521,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5207,7 +5534,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{58}
+	return file_twinsan_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DeleteSnapshotRequest) GetVolume() string {
@@ -5240,7 +5567,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5252,7 +5579,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5265,7 +5592,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{59}
+	return file_twinsan_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DeleteSnapshotResponse) GetSnapshot() *Snapshot {
@@ -5291,7 +5618,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5303,7 +5630,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5316,7 +5643,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{60}
+	return file_twinsan_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListChangesRequest) GetVolume() string {
@@ -5367,7 +5694,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5379,7 +5706,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5392,7 +5719,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{61}
+	return file_twinsan_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Changes) GetRanges() []*ChangedRange {
@@ -5421,7 +5748,7 @@ type ChangedRange struct {
 
 func (x *ChangedRange) Reset() {
 	*x = ChangedRange{}
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5433,7 +5760,7 @@ func (x *ChangedRange) String() string {
 func (*ChangedRange) ProtoMessage() {}
 
 func (x *ChangedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5446,7 +5773,7 @@ func (x *ChangedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedRange.ProtoReflect.Descriptor instead.
 func (*ChangedRange) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{62}
+	return file_twinsan_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ChangedRange) GetOffset() uint64 {
@@ -5487,7 +5814,7 @@ type CloneSnapshotRequest struct {
 
 func (x *CloneSnapshotRequest) Reset() {
 	*x = CloneSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5499,7 +5826,7 @@ func (x *CloneSnapshotRequest) String() string {
 func (*CloneSnapshotRequest) ProtoMessage() {}
 
 func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5512,7 +5839,7 @@ func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CloneSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{63}
+	return file_twinsan_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *CloneSnapshotRequest) GetVolume() string {
@@ -5577,7 +5904,7 @@ type RollBackVolumeRequest struct {
 
 func (x *RollBackVolumeRequest) Reset() {
 	*x = RollBackVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5589,7 +5916,7 @@ func (x *RollBackVolumeRequest) String() string {
 func (*RollBackVolumeRequest) ProtoMessage() {}
 
 func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5602,7 +5929,7 @@ func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{64}
+	return file_twinsan_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RollBackVolumeRequest) GetVolume() string {
@@ -5645,7 +5972,7 @@ type RollBackVolumeResponse struct {
 
 func (x *RollBackVolumeResponse) Reset() {
 	*x = RollBackVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5657,7 +5984,7 @@ func (x *RollBackVolumeResponse) String() string {
 func (*RollBackVolumeResponse) ProtoMessage() {}
 
 func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5670,7 +5997,7 @@ func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{65}
+	return file_twinsan_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RollBackVolumeResponse) GetVolume() *Volume {
@@ -5712,7 +6039,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5724,7 +6051,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5737,7 +6064,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{66}
+	return file_twinsan_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Schedule) GetVolume() string {
@@ -5797,7 +6124,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5809,7 +6136,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5822,7 +6149,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{67}
+	return file_twinsan_proto_rawDescGZIP(), []int{70}
 }
 
 type ListSchedulesResponse struct {
@@ -5834,7 +6161,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5846,7 +6173,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5859,7 +6186,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{68}
+	return file_twinsan_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -5881,7 +6208,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5893,7 +6220,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5906,7 +6233,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{69}
+	return file_twinsan_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SetScheduleRequest) GetVolume() string {
@@ -5946,7 +6273,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5958,7 +6285,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5971,7 +6298,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{70}
+	return file_twinsan_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RemoveScheduleRequest) GetVolume() string {
@@ -5989,7 +6316,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6001,7 +6328,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6014,7 +6341,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{71}
+	return file_twinsan_proto_rawDescGZIP(), []int{74}
 }
 
 type Host struct {
@@ -6033,7 +6360,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6045,7 +6372,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6058,7 +6385,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{72}
+	return file_twinsan_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Host) GetName() string {
@@ -6111,7 +6438,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6123,7 +6450,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6136,7 +6463,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{73}
+	return file_twinsan_proto_rawDescGZIP(), []int{76}
 }
 
 type ListHostsResponse struct {
@@ -6148,7 +6475,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6160,7 +6487,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6173,7 +6500,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{74}
+	return file_twinsan_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -6197,7 +6524,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6209,7 +6536,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6222,7 +6549,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{75}
+	return file_twinsan_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -6279,7 +6606,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6291,7 +6618,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6304,7 +6631,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{76}
+	return file_twinsan_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -6337,7 +6664,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6349,7 +6676,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6362,7 +6689,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{77}
+	return file_twinsan_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -6383,7 +6710,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6395,7 +6722,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6408,7 +6735,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{78}
+	return file_twinsan_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -6444,7 +6771,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6456,7 +6783,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6469,7 +6796,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{79}
+	return file_twinsan_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *MapVolumeRequest) GetVolume() string {
@@ -6503,7 +6830,7 @@ type UnmapVolumeRequest struct {
 
 func (x *UnmapVolumeRequest) Reset() {
 	*x = UnmapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6515,7 +6842,7 @@ func (x *UnmapVolumeRequest) String() string {
 func (*UnmapVolumeRequest) ProtoMessage() {}
 
 func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6528,7 +6855,7 @@ func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{80}
+	return file_twinsan_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *UnmapVolumeRequest) GetVolume() string {
@@ -6553,7 +6880,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6565,7 +6892,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6578,7 +6905,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{81}
+	return file_twinsan_proto_rawDescGZIP(), []int{84}
 }
 
 type ListSessionsResponse struct {
@@ -6591,7 +6918,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6603,7 +6930,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6616,7 +6943,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{82}
+	return file_twinsan_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -6655,7 +6982,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6667,7 +6994,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6680,7 +7007,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{83}
+	return file_twinsan_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Session) GetNode() string {
@@ -6794,7 +7121,7 @@ type SnapshotStepRequest struct {
 
 func (x *SnapshotStepRequest) Reset() {
 	*x = SnapshotStepRequest{}
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6806,7 +7133,7 @@ func (x *SnapshotStepRequest) String() string {
 func (*SnapshotStepRequest) ProtoMessage() {}
 
 func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6819,7 +7146,7 @@ func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotStepRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{84}
+	return file_twinsan_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SnapshotStepRequest) GetStep() string {
@@ -6860,7 +7187,7 @@ type SnapshotStepResponse struct {
 
 func (x *SnapshotStepResponse) Reset() {
 	*x = SnapshotStepResponse{}
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6872,7 +7199,7 @@ func (x *SnapshotStepResponse) String() string {
 func (*SnapshotStepResponse) ProtoMessage() {}
 
 func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6885,7 +7212,7 @@ func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotStepResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{85}
+	return file_twinsan_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SnapshotStepResponse) GetFound() bool {
@@ -6903,7 +7230,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6915,7 +7242,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6928,7 +7255,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{86}
+	return file_twinsan_proto_rawDescGZIP(), []int{89}
 }
 
 type NodeReport struct {
@@ -6941,13 +7268,14 @@ type NodeReport struct {
 	Devices       []*Device              `protobuf:"bytes,6,rep,name=devices,proto3" json:"devices,omitempty"`
 	Sessions      []*Session             `protobuf:"bytes,7,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	Volumes       []*VolumeReport        `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Scrub         *Scrub                 `protobuf:"bytes,60,opt,name=scrub,proto3" json:"scrub,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6959,7 +7287,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6972,7 +7300,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{87}
+	return file_twinsan_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -7031,6 +7359,13 @@ func (x *NodeReport) GetVolumes() []*VolumeReport {
 	return nil
 }
 
+func (x *NodeReport) GetScrub() *Scrub {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
 type VolumeReport struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Id           uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -7052,7 +7387,7 @@ type VolumeReport struct {
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7064,7 +7399,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7077,7 +7412,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{88}
+	return file_twinsan_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -7176,7 +7511,7 @@ type Standing struct {
 
 func (x *Standing) Reset() {
 	*x = Standing{}
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7188,7 +7523,7 @@ func (x *Standing) String() string {
 func (*Standing) ProtoMessage() {}
 
 func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7201,7 +7536,7 @@ func (x *Standing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Standing.ProtoReflect.Descriptor instead.
 func (*Standing) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{89}
+	return file_twinsan_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Standing) GetEpoch() uint64 {
@@ -7235,7 +7570,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7247,7 +7582,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7260,7 +7595,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{90}
+	return file_twinsan_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *AddReplicaRequest) GetVolume() string {
@@ -7288,7 +7623,7 @@ type MoveReplicaRequest struct {
 
 func (x *MoveReplicaRequest) Reset() {
 	*x = MoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7300,7 +7635,7 @@ func (x *MoveReplicaRequest) String() string {
 func (*MoveReplicaRequest) ProtoMessage() {}
 
 func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7313,7 +7648,7 @@ func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*MoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{91}
+	return file_twinsan_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *MoveReplicaRequest) GetVolume() string {
@@ -7350,7 +7685,7 @@ type RemoveReplicaRequest struct {
 
 func (x *RemoveReplicaRequest) Reset() {
 	*x = RemoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7362,7 +7697,7 @@ func (x *RemoveReplicaRequest) String() string {
 func (*RemoveReplicaRequest) ProtoMessage() {}
 
 func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7375,7 +7710,7 @@ func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{92}
+	return file_twinsan_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RemoveReplicaRequest) GetVolume() string {
@@ -7421,7 +7756,7 @@ type PromoteVolumeRequest struct {
 
 func (x *PromoteVolumeRequest) Reset() {
 	*x = PromoteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7433,7 +7768,7 @@ func (x *PromoteVolumeRequest) String() string {
 func (*PromoteVolumeRequest) ProtoMessage() {}
 
 func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7446,7 +7781,7 @@ func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{93}
+	return file_twinsan_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *PromoteVolumeRequest) GetVolume() string {
@@ -7498,7 +7833,7 @@ type PromoteVolumeResponse struct {
 
 func (x *PromoteVolumeResponse) Reset() {
 	*x = PromoteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7510,7 +7845,7 @@ func (x *PromoteVolumeResponse) String() string {
 func (*PromoteVolumeResponse) ProtoMessage() {}
 
 func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7523,7 +7858,7 @@ func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{94}
+	return file_twinsan_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *PromoteVolumeResponse) GetVolume() *Volume {
@@ -7576,7 +7911,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7588,7 +7923,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7601,7 +7936,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{95}
+	return file_twinsan_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -7696,7 +8031,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7708,7 +8043,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7721,7 +8056,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{96}
+	return file_twinsan_proto_rawDescGZIP(), []int{99}
 }
 
 type ListOperationsResponse struct {
@@ -7733,7 +8068,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7745,7 +8080,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7758,7 +8093,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{97}
+	return file_twinsan_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -7777,7 +8112,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7789,7 +8124,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7802,7 +8137,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{98}
+	return file_twinsan_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -7821,7 +8156,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7833,7 +8168,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7846,7 +8181,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{99}
+	return file_twinsan_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -7868,7 +8203,7 @@ type SetMaintenanceRequest struct {
 
 func (x *SetMaintenanceRequest) Reset() {
 	*x = SetMaintenanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7880,7 +8215,7 @@ func (x *SetMaintenanceRequest) String() string {
 func (*SetMaintenanceRequest) ProtoMessage() {}
 
 func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7893,7 +8228,7 @@ func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceRequest.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{100}
+	return file_twinsan_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *SetMaintenanceRequest) GetNode() string {
@@ -7935,7 +8270,7 @@ type SetMaintenanceResponse struct {
 
 func (x *SetMaintenanceResponse) Reset() {
 	*x = SetMaintenanceResponse{}
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7947,7 +8282,7 @@ func (x *SetMaintenanceResponse) String() string {
 func (*SetMaintenanceResponse) ProtoMessage() {}
 
 func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7960,7 +8295,7 @@ func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceResponse.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{101}
+	return file_twinsan_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *SetMaintenanceResponse) GetNode() *Node {
@@ -7990,7 +8325,7 @@ type EvacuateNodeRequest struct {
 
 func (x *EvacuateNodeRequest) Reset() {
 	*x = EvacuateNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8002,7 +8337,7 @@ func (x *EvacuateNodeRequest) String() string {
 func (*EvacuateNodeRequest) ProtoMessage() {}
 
 func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8015,7 +8350,7 @@ func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{102}
+	return file_twinsan_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *EvacuateNodeRequest) GetNode() string {
@@ -8051,7 +8386,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8063,7 +8398,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8076,7 +8411,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{103}
+	return file_twinsan_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -8110,7 +8445,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8122,7 +8457,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8135,7 +8470,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{104}
+	return file_twinsan_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RemoveNodeResponse) GetEffects() []string {
@@ -8156,7 +8491,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8168,7 +8503,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8181,7 +8516,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{105}
+	return file_twinsan_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *SetBalanceRequest) GetOn() bool {
@@ -8208,7 +8543,7 @@ type SetQuorumRequest struct {
 
 func (x *SetQuorumRequest) Reset() {
 	*x = SetQuorumRequest{}
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8220,7 +8555,7 @@ func (x *SetQuorumRequest) String() string {
 func (*SetQuorumRequest) ProtoMessage() {}
 
 func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8233,7 +8568,7 @@ func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumRequest.ProtoReflect.Descriptor instead.
 func (*SetQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{106}
+	return file_twinsan_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *SetQuorumRequest) GetMode() QuorumMode {
@@ -8258,7 +8593,7 @@ type GetUpgradePlanRequest struct {
 
 func (x *GetUpgradePlanRequest) Reset() {
 	*x = GetUpgradePlanRequest{}
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8270,7 +8605,7 @@ func (x *GetUpgradePlanRequest) String() string {
 func (*GetUpgradePlanRequest) ProtoMessage() {}
 
 func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8283,7 +8618,7 @@ func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpgradePlanRequest.ProtoReflect.Descriptor instead.
 func (*GetUpgradePlanRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{107}
+	return file_twinsan_proto_rawDescGZIP(), []int{110}
 }
 
 type RaiseLevelRequest struct {
@@ -8295,7 +8630,7 @@ type RaiseLevelRequest struct {
 
 func (x *RaiseLevelRequest) Reset() {
 	*x = RaiseLevelRequest{}
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8307,7 +8642,7 @@ func (x *RaiseLevelRequest) String() string {
 func (*RaiseLevelRequest) ProtoMessage() {}
 
 func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8320,7 +8655,7 @@ func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseLevelRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{108}
+	return file_twinsan_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RaiseLevelRequest) GetLevel() uint32 {
@@ -8347,7 +8682,7 @@ type UpgradePlan struct {
 
 func (x *UpgradePlan) Reset() {
 	*x = UpgradePlan{}
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8359,7 +8694,7 @@ func (x *UpgradePlan) String() string {
 func (*UpgradePlan) ProtoMessage() {}
 
 func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8372,7 +8707,7 @@ func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradePlan.ProtoReflect.Descriptor instead.
 func (*UpgradePlan) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{109}
+	return file_twinsan_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *UpgradePlan) GetLevel() uint32 {
@@ -8430,7 +8765,7 @@ type UpgradeNode struct {
 
 func (x *UpgradeNode) Reset() {
 	*x = UpgradeNode{}
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8442,7 +8777,7 @@ func (x *UpgradeNode) String() string {
 func (*UpgradeNode) ProtoMessage() {}
 
 func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8455,7 +8790,7 @@ func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeNode.ProtoReflect.Descriptor instead.
 func (*UpgradeNode) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{110}
+	return file_twinsan_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *UpgradeNode) GetName() string {
@@ -8590,7 +8925,38 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
 	"\x10DrainNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06resume\x18\x02 \x01(\bR\x06resume\"\x96\x06\n" +
+	"\x06resume\x18\x02 \x01(\bR\x06resume\"q\n" +
+	"\x10ScrubNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\x12\x1d\n" +
+	"\n" +
+	"full_speed\x18\x03 \x01(\bR\tfullSpeed\x12\x12\n" +
+	"\x04here\x18\x04 \x01(\bR\x04here\"\x82\x03\n" +
+	"\x05Scrub\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\arunning\x18\x02 \x01(\bR\arunning\x12\x18\n" +
+	"\astopped\x18\x03 \x01(\bR\astopped\x12\x1d\n" +
+	"\n" +
+	"full_speed\x18\x04 \x01(\bR\tfullSpeed\x12\x14\n" +
+	"\x05phase\x18\x05 \x01(\tR\x05phase\x12\x12\n" +
+	"\x04done\x18\x06 \x01(\x01R\x04done\x12!\n" +
+	"\fleft_seconds\x18\a \x01(\x03R\vleftSeconds\x127\n" +
+	"\tnext_pass\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\bnextPass\x12\x18\n" +
+	"\areclaim\x18\t \x01(\bR\areclaim\x121\n" +
+	"\acurrent\x18\n" +
+	" \x01(\v2\x17.twinsan.v1.ScrubResultR\acurrent\x12+\n" +
+	"\x04last\x18\v \x01(\v2\x17.twinsan.v1.ScrubResultR\x04last\x12\x12\n" +
+	"\x04lost\x18\f \x03(\tR\x04lost\"\xa5\x02\n" +
+	"\vScrubResult\x124\n" +
+	"\astarted\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x126\n" +
+	"\bfinished\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bfinished\x12\x16\n" +
+	"\x06blocks\x18\x03 \x01(\x04R\x06blocks\x12\x14\n" +
+	"\x05pages\x18\x04 \x01(\x04R\x05pages\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x18\n" +
+	"\adamaged\x18\x06 \x01(\x04R\adamaged\x12\x1a\n" +
+	"\brepaired\x18\a \x01(\x04R\brepaired\x12\x12\n" +
+	"\x04lost\x18\b \x01(\x04R\x04lost\x12\x1a\n" +
+	"\bcounters\x18\t \x01(\x04R\bcounters\"\xbf\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12$\n" +
@@ -8619,7 +8985,8 @@ const file_twinsan_proto_rawDesc = "" +
 	"\vevacuate_to\x18) \x01(\tR\n" +
 	"evacuateTo\x129\n" +
 	"\n" +
-	"mode_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\tmodeSince\"\x9c\x02\n" +
+	"mode_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\tmodeSince\x12'\n" +
+	"\x05scrub\x18< \x01(\v2\x11.twinsan.v1.ScrubR\x05scrub\"\x9c\x02\n" +
 	"\x04Pool\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x1d\n" +
@@ -9000,7 +9367,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x05group\x18\x04 \x01(\x04R\x05group\",\n" +
 	"\x14SnapshotStepResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\"\x0f\n" +
-	"\rReportRequest\"\xbf\x02\n" +
+	"\rReportRequest\"\xe8\x02\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x18\n" +
@@ -9010,7 +9377,8 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x04pool\x18\x05 \x01(\v2\x10.twinsan.v1.PoolR\x04pool\x12,\n" +
 	"\adevices\x18\x06 \x03(\v2\x12.twinsan.v1.DeviceR\adevices\x12/\n" +
 	"\bsessions\x18\a \x03(\v2\x13.twinsan.v1.SessionR\bsessions\x122\n" +
-	"\avolumes\x18\b \x03(\v2\x18.twinsan.v1.VolumeReportR\avolumes\"\xb8\x03\n" +
+	"\avolumes\x18\b \x03(\v2\x18.twinsan.v1.VolumeReportR\avolumes\x12'\n" +
+	"\x05scrub\x18< \x01(\v2\x11.twinsan.v1.ScrubR\x05scrub\"\xb8\x03\n" +
 	"\fVolumeReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
@@ -9195,11 +9563,12 @@ const file_twinsan_proto_rawDesc = "" +
 	"\fSetDiscovery\x12\x1f.twinsan.v1.SetDiscoveryRequest\x1a\x17.twinsan.v1.ClusterInfo\x12P\n" +
 	"\x10IssueCertificate\x12#.twinsan.v1.IssueCertificateRequest\x1a\x17.twinsan.v1.Certificate\x12@\n" +
 	"\n" +
-	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\xc7\x01\n" +
+	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\x85\x02\n" +
 	"\x05Nodes\x12H\n" +
 	"\tListNodes\x12\x1c.twinsan.v1.ListNodesRequest\x1a\x1d.twinsan.v1.ListNodesResponse\x127\n" +
 	"\aGetNode\x12\x1a.twinsan.v1.GetNodeRequest\x1a\x10.twinsan.v1.Node\x12;\n" +
-	"\tDrainNode\x12\x1c.twinsan.v1.DrainNodeRequest\x1a\x10.twinsan.v1.Node2\xe7\x02\n" +
+	"\tDrainNode\x12\x1c.twinsan.v1.DrainNodeRequest\x1a\x10.twinsan.v1.Node\x12<\n" +
+	"\tScrubNode\x12\x1c.twinsan.v1.ScrubNodeRequest\x1a\x11.twinsan.v1.Scrub2\xe7\x02\n" +
 	"\aDevices\x12N\n" +
 	"\vListDevices\x12\x1e.twinsan.v1.ListDevicesRequest\x1a\x1f.twinsan.v1.ListDevicesResponse\x12=\n" +
 	"\tAddDevice\x12\x1c.twinsan.v1.AddDeviceRequest\x1a\x12.twinsan.v1.Device\x12A\n" +
@@ -9276,7 +9645,7 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 }
 
 var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 111)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 114)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
 	(QuorumMode)(0),                   // 1: twinsan.v1.QuorumMode
@@ -9310,311 +9679,323 @@ var file_twinsan_proto_goTypes = []any{
 	(*ListNodesResponse)(nil),         // 29: twinsan.v1.ListNodesResponse
 	(*GetNodeRequest)(nil),            // 30: twinsan.v1.GetNodeRequest
 	(*DrainNodeRequest)(nil),          // 31: twinsan.v1.DrainNodeRequest
-	(*Node)(nil),                      // 32: twinsan.v1.Node
-	(*Pool)(nil),                      // 33: twinsan.v1.Pool
-	(*Cache)(nil),                     // 34: twinsan.v1.Cache
-	(*Traffic)(nil),                   // 35: twinsan.v1.Traffic
-	(*AddDeviceRequest)(nil),          // 36: twinsan.v1.AddDeviceRequest
-	(*DrainDeviceRequest)(nil),        // 37: twinsan.v1.DrainDeviceRequest
-	(*RemoveDeviceRequest)(nil),       // 38: twinsan.v1.RemoveDeviceRequest
-	(*ReplaceDeviceRequest)(nil),      // 39: twinsan.v1.ReplaceDeviceRequest
-	(*ListDevicesRequest)(nil),        // 40: twinsan.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 41: twinsan.v1.ListDevicesResponse
-	(*Unreachable)(nil),               // 42: twinsan.v1.Unreachable
-	(*Device)(nil),                    // 43: twinsan.v1.Device
-	(*Replica)(nil),                   // 44: twinsan.v1.Replica
-	(*Volume)(nil),                    // 45: twinsan.v1.Volume
-	(*Path)(nil),                      // 46: twinsan.v1.Path
-	(*ClassCount)(nil),                // 47: twinsan.v1.ClassCount
-	(*Refusal)(nil),                   // 48: twinsan.v1.Refusal
-	(*Offload)(nil),                   // 49: twinsan.v1.Offload
-	(*Reservations)(nil),              // 50: twinsan.v1.Reservations
-	(*Registration)(nil),              // 51: twinsan.v1.Registration
-	(*ListVolumesRequest)(nil),        // 52: twinsan.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 53: twinsan.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 54: twinsan.v1.GetVolumeRequest
-	(*CreateVolumeRequest)(nil),       // 55: twinsan.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 56: twinsan.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 57: twinsan.v1.DeleteVolumeResponse
-	(*ResizeVolumeRequest)(nil),       // 58: twinsan.v1.ResizeVolumeRequest
-	(*MoveVolumeRequest)(nil),         // 59: twinsan.v1.MoveVolumeRequest
-	(*ClearReservationsRequest)(nil),  // 60: twinsan.v1.ClearReservationsRequest
-	(*ClearReservationsResponse)(nil), // 61: twinsan.v1.ClearReservationsResponse
-	(*CheckVolumeRequest)(nil),        // 62: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),       // 63: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),             // 64: twinsan.v1.ReplicaDigest
-	(*Snapshot)(nil),                  // 65: twinsan.v1.Snapshot
-	(*ListSnapshotsRequest)(nil),      // 66: twinsan.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 67: twinsan.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 68: twinsan.v1.GetSnapshotRequest
-	(*CreateSnapshotsRequest)(nil),    // 69: twinsan.v1.CreateSnapshotsRequest
-	(*CreateSnapshotsResponse)(nil),   // 70: twinsan.v1.CreateSnapshotsResponse
-	(*DeleteSnapshotRequest)(nil),     // 71: twinsan.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 72: twinsan.v1.DeleteSnapshotResponse
-	(*ListChangesRequest)(nil),        // 73: twinsan.v1.ListChangesRequest
-	(*Changes)(nil),                   // 74: twinsan.v1.Changes
-	(*ChangedRange)(nil),              // 75: twinsan.v1.ChangedRange
-	(*CloneSnapshotRequest)(nil),      // 76: twinsan.v1.CloneSnapshotRequest
-	(*RollBackVolumeRequest)(nil),     // 77: twinsan.v1.RollBackVolumeRequest
-	(*RollBackVolumeResponse)(nil),    // 78: twinsan.v1.RollBackVolumeResponse
-	(*Schedule)(nil),                  // 79: twinsan.v1.Schedule
-	(*ListSchedulesRequest)(nil),      // 80: twinsan.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),     // 81: twinsan.v1.ListSchedulesResponse
-	(*SetScheduleRequest)(nil),        // 82: twinsan.v1.SetScheduleRequest
-	(*RemoveScheduleRequest)(nil),     // 83: twinsan.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),    // 84: twinsan.v1.RemoveScheduleResponse
-	(*Host)(nil),                      // 85: twinsan.v1.Host
-	(*ListHostsRequest)(nil),          // 86: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 87: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),            // 88: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),         // 89: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 90: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),     // 91: twinsan.v1.SetVolumeHostsRequest
-	(*MapVolumeRequest)(nil),          // 92: twinsan.v1.MapVolumeRequest
-	(*UnmapVolumeRequest)(nil),        // 93: twinsan.v1.UnmapVolumeRequest
-	(*ListSessionsRequest)(nil),       // 94: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 95: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                   // 96: twinsan.v1.Session
-	(*SnapshotStepRequest)(nil),       // 97: twinsan.v1.SnapshotStepRequest
-	(*SnapshotStepResponse)(nil),      // 98: twinsan.v1.SnapshotStepResponse
-	(*ReportRequest)(nil),             // 99: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),                // 100: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),              // 101: twinsan.v1.VolumeReport
-	(*Standing)(nil),                  // 102: twinsan.v1.Standing
-	(*AddReplicaRequest)(nil),         // 103: twinsan.v1.AddReplicaRequest
-	(*MoveReplicaRequest)(nil),        // 104: twinsan.v1.MoveReplicaRequest
-	(*RemoveReplicaRequest)(nil),      // 105: twinsan.v1.RemoveReplicaRequest
-	(*PromoteVolumeRequest)(nil),      // 106: twinsan.v1.PromoteVolumeRequest
-	(*PromoteVolumeResponse)(nil),     // 107: twinsan.v1.PromoteVolumeResponse
-	(*Operation)(nil),                 // 108: twinsan.v1.Operation
-	(*ListOperationsRequest)(nil),     // 109: twinsan.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 110: twinsan.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),       // 111: twinsan.v1.GetOperationRequest
-	(*CancelOperationRequest)(nil),    // 112: twinsan.v1.CancelOperationRequest
-	(*SetMaintenanceRequest)(nil),     // 113: twinsan.v1.SetMaintenanceRequest
-	(*SetMaintenanceResponse)(nil),    // 114: twinsan.v1.SetMaintenanceResponse
-	(*EvacuateNodeRequest)(nil),       // 115: twinsan.v1.EvacuateNodeRequest
-	(*RemoveNodeRequest)(nil),         // 116: twinsan.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 117: twinsan.v1.RemoveNodeResponse
-	(*SetBalanceRequest)(nil),         // 118: twinsan.v1.SetBalanceRequest
-	(*SetQuorumRequest)(nil),          // 119: twinsan.v1.SetQuorumRequest
-	(*GetUpgradePlanRequest)(nil),     // 120: twinsan.v1.GetUpgradePlanRequest
-	(*RaiseLevelRequest)(nil),         // 121: twinsan.v1.RaiseLevelRequest
-	(*UpgradePlan)(nil),               // 122: twinsan.v1.UpgradePlan
-	(*UpgradeNode)(nil),               // 123: twinsan.v1.UpgradeNode
-	(*timestamppb.Timestamp)(nil),     // 124: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 125: google.protobuf.Duration
+	(*ScrubNodeRequest)(nil),          // 32: twinsan.v1.ScrubNodeRequest
+	(*Scrub)(nil),                     // 33: twinsan.v1.Scrub
+	(*ScrubResult)(nil),               // 34: twinsan.v1.ScrubResult
+	(*Node)(nil),                      // 35: twinsan.v1.Node
+	(*Pool)(nil),                      // 36: twinsan.v1.Pool
+	(*Cache)(nil),                     // 37: twinsan.v1.Cache
+	(*Traffic)(nil),                   // 38: twinsan.v1.Traffic
+	(*AddDeviceRequest)(nil),          // 39: twinsan.v1.AddDeviceRequest
+	(*DrainDeviceRequest)(nil),        // 40: twinsan.v1.DrainDeviceRequest
+	(*RemoveDeviceRequest)(nil),       // 41: twinsan.v1.RemoveDeviceRequest
+	(*ReplaceDeviceRequest)(nil),      // 42: twinsan.v1.ReplaceDeviceRequest
+	(*ListDevicesRequest)(nil),        // 43: twinsan.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 44: twinsan.v1.ListDevicesResponse
+	(*Unreachable)(nil),               // 45: twinsan.v1.Unreachable
+	(*Device)(nil),                    // 46: twinsan.v1.Device
+	(*Replica)(nil),                   // 47: twinsan.v1.Replica
+	(*Volume)(nil),                    // 48: twinsan.v1.Volume
+	(*Path)(nil),                      // 49: twinsan.v1.Path
+	(*ClassCount)(nil),                // 50: twinsan.v1.ClassCount
+	(*Refusal)(nil),                   // 51: twinsan.v1.Refusal
+	(*Offload)(nil),                   // 52: twinsan.v1.Offload
+	(*Reservations)(nil),              // 53: twinsan.v1.Reservations
+	(*Registration)(nil),              // 54: twinsan.v1.Registration
+	(*ListVolumesRequest)(nil),        // 55: twinsan.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 56: twinsan.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 57: twinsan.v1.GetVolumeRequest
+	(*CreateVolumeRequest)(nil),       // 58: twinsan.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 59: twinsan.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 60: twinsan.v1.DeleteVolumeResponse
+	(*ResizeVolumeRequest)(nil),       // 61: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 62: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 63: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 64: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 65: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 66: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 67: twinsan.v1.ReplicaDigest
+	(*Snapshot)(nil),                  // 68: twinsan.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),      // 69: twinsan.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 70: twinsan.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 71: twinsan.v1.GetSnapshotRequest
+	(*CreateSnapshotsRequest)(nil),    // 72: twinsan.v1.CreateSnapshotsRequest
+	(*CreateSnapshotsResponse)(nil),   // 73: twinsan.v1.CreateSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),     // 74: twinsan.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 75: twinsan.v1.DeleteSnapshotResponse
+	(*ListChangesRequest)(nil),        // 76: twinsan.v1.ListChangesRequest
+	(*Changes)(nil),                   // 77: twinsan.v1.Changes
+	(*ChangedRange)(nil),              // 78: twinsan.v1.ChangedRange
+	(*CloneSnapshotRequest)(nil),      // 79: twinsan.v1.CloneSnapshotRequest
+	(*RollBackVolumeRequest)(nil),     // 80: twinsan.v1.RollBackVolumeRequest
+	(*RollBackVolumeResponse)(nil),    // 81: twinsan.v1.RollBackVolumeResponse
+	(*Schedule)(nil),                  // 82: twinsan.v1.Schedule
+	(*ListSchedulesRequest)(nil),      // 83: twinsan.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),     // 84: twinsan.v1.ListSchedulesResponse
+	(*SetScheduleRequest)(nil),        // 85: twinsan.v1.SetScheduleRequest
+	(*RemoveScheduleRequest)(nil),     // 86: twinsan.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),    // 87: twinsan.v1.RemoveScheduleResponse
+	(*Host)(nil),                      // 88: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 89: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 90: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 91: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 92: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 93: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 94: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 95: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 96: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 97: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 98: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 99: twinsan.v1.Session
+	(*SnapshotStepRequest)(nil),       // 100: twinsan.v1.SnapshotStepRequest
+	(*SnapshotStepResponse)(nil),      // 101: twinsan.v1.SnapshotStepResponse
+	(*ReportRequest)(nil),             // 102: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 103: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 104: twinsan.v1.VolumeReport
+	(*Standing)(nil),                  // 105: twinsan.v1.Standing
+	(*AddReplicaRequest)(nil),         // 106: twinsan.v1.AddReplicaRequest
+	(*MoveReplicaRequest)(nil),        // 107: twinsan.v1.MoveReplicaRequest
+	(*RemoveReplicaRequest)(nil),      // 108: twinsan.v1.RemoveReplicaRequest
+	(*PromoteVolumeRequest)(nil),      // 109: twinsan.v1.PromoteVolumeRequest
+	(*PromoteVolumeResponse)(nil),     // 110: twinsan.v1.PromoteVolumeResponse
+	(*Operation)(nil),                 // 111: twinsan.v1.Operation
+	(*ListOperationsRequest)(nil),     // 112: twinsan.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 113: twinsan.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),       // 114: twinsan.v1.GetOperationRequest
+	(*CancelOperationRequest)(nil),    // 115: twinsan.v1.CancelOperationRequest
+	(*SetMaintenanceRequest)(nil),     // 116: twinsan.v1.SetMaintenanceRequest
+	(*SetMaintenanceResponse)(nil),    // 117: twinsan.v1.SetMaintenanceResponse
+	(*EvacuateNodeRequest)(nil),       // 118: twinsan.v1.EvacuateNodeRequest
+	(*RemoveNodeRequest)(nil),         // 119: twinsan.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 120: twinsan.v1.RemoveNodeResponse
+	(*SetBalanceRequest)(nil),         // 121: twinsan.v1.SetBalanceRequest
+	(*SetQuorumRequest)(nil),          // 122: twinsan.v1.SetQuorumRequest
+	(*GetUpgradePlanRequest)(nil),     // 123: twinsan.v1.GetUpgradePlanRequest
+	(*RaiseLevelRequest)(nil),         // 124: twinsan.v1.RaiseLevelRequest
+	(*UpgradePlan)(nil),               // 125: twinsan.v1.UpgradePlan
+	(*UpgradeNode)(nil),               // 126: twinsan.v1.UpgradeNode
+	(*timestamppb.Timestamp)(nil),     // 127: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 128: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
 	17,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
-	32,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
-	45,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
-	108, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
+	35,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
+	48,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
+	111, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
 	15,  // 5: twinsan.v1.Status.risk:type_name -> twinsan.v1.Risk
 	16,  // 6: twinsan.v1.Risk.stops:type_name -> twinsan.v1.Stop
 	0,   // 7: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	124, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	127, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
 	21,  // 9: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
 	2,   // 10: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
 	1,   // 11: twinsan.v1.ClusterInfo.quorum_mode:type_name -> twinsan.v1.QuorumMode
-	125, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
+	128, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
 	2,   // 13: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
 	3,   // 14: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	125, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	128, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	3,   // 16: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	124, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	124, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	124, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	127, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	127, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	127, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,   // 20: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
-	32,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	3,   // 22: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
-	5,   // 23: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	124, // 24: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
-	33,  // 25: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
-	35,  // 26: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
-	6,   // 27: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
-	124, // 28: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
-	34,  // 29: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
-	36,  // 30: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
-	43,  // 31: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
-	42,  // 32: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	8,   // 33: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	125, // 34: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
-	124, // 35: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
-	124, // 36: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	7,   // 37: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
-	44,  // 38: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
-	35,  // 39: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
-	46,  // 40: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
-	47,  // 41: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
-	49,  // 42: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
-	50,  // 43: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
-	9,   // 44: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
-	48,  // 45: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
-	51,  // 46: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
-	51,  // 47: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
-	45,  // 48: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
-	45,  // 49: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	96,  // 50: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	45,  // 51: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
-	50,  // 52: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
-	64,  // 53: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
-	10,  // 54: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
-	124, // 55: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	65,  // 56: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	65,  // 57: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	65,  // 58: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	75,  // 59: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
-	45,  // 60: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	65,  // 61: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	96,  // 62: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	125, // 63: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
-	124, // 64: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
-	124, // 65: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
-	79,  // 66: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
-	125, // 67: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
-	85,  // 68: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	85,  // 69: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	96,  // 70: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
-	42,  // 71: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	124, // 72: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	124, // 73: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
-	33,  // 74: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
-	43,  // 75: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	96,  // 76: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	101, // 77: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
-	35,  // 78: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
-	44,  // 79: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
-	47,  // 80: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
-	50,  // 81: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
-	102, // 82: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
-	45,  // 83: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	12,  // 84: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
-	11,  // 85: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
-	124, // 86: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	124, // 87: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	125, // 88: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
-	108, // 89: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
-	32,  // 90: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
-	125, // 91: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
-	1,   // 92: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
-	123, // 93: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
-	13,  // 94: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
-	18,  // 95: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
-	22,  // 96: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
-	20,  // 97: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
-	24,  // 98: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
-	26,  // 99: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
-	28,  // 100: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
-	30,  // 101: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
-	31,  // 102: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
-	40,  // 103: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
-	36,  // 104: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
-	37,  // 105: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
-	38,  // 106: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
-	39,  // 107: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
-	52,  // 108: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
-	54,  // 109: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
-	55,  // 110: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
-	56,  // 111: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	58,  // 112: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	62,  // 113: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	59,  // 114: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
-	60,  // 115: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
-	66,  // 116: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
-	68,  // 117: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
-	69,  // 118: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
-	71,  // 119: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
-	73,  // 120: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
-	76,  // 121: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
-	77,  // 122: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
-	80,  // 123: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
-	82,  // 124: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
-	83,  // 125: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
-	86,  // 126: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	88,  // 127: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	89,  // 128: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	91,  // 129: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	92,  // 130: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
-	93,  // 131: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
-	94,  // 132: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	99,  // 133: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	97,  // 134: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
-	103, // 135: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
-	104, // 136: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
-	105, // 137: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
-	106, // 138: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
-	109, // 139: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
-	111, // 140: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
-	112, // 141: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
-	113, // 142: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
-	115, // 143: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
-	116, // 144: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
-	118, // 145: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
-	119, // 146: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
-	120, // 147: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
-	121, // 148: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
-	14,  // 149: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	19,  // 150: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	23,  // 151: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	19,  // 152: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	25,  // 153: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	27,  // 154: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	29,  // 155: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	32,  // 156: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	32,  // 157: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	41,  // 158: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	43,  // 159: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
-	43,  // 160: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
-	43,  // 161: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
-	43,  // 162: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
-	53,  // 163: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	45,  // 164: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	45,  // 165: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	57,  // 166: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	45,  // 167: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	63,  // 168: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	45,  // 169: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	61,  // 170: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	67,  // 171: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
-	65,  // 172: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
-	70,  // 173: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
-	72,  // 174: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
-	74,  // 175: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
-	45,  // 176: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
-	78,  // 177: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
-	81,  // 178: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
-	79,  // 179: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
-	84,  // 180: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
-	87,  // 181: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	85,  // 182: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	90,  // 183: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	45,  // 184: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	45,  // 185: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	45,  // 186: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	95,  // 187: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	100, // 188: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	98,  // 189: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
-	108, // 190: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
-	108, // 191: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
-	45,  // 192: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
-	107, // 193: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
-	110, // 194: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
-	108, // 195: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
-	108, // 196: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
-	114, // 197: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
-	32,  // 198: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
-	117, // 199: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
-	19,  // 200: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
-	19,  // 201: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
-	122, // 202: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
-	122, // 203: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
-	149, // [149:204] is the sub-list for method output_type
-	94,  // [94:149] is the sub-list for method input_type
-	94,  // [94:94] is the sub-list for extension type_name
-	94,  // [94:94] is the sub-list for extension extendee
-	0,   // [0:94] is the sub-list for field type_name
+	35,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
+	127, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
+	34,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
+	34,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
+	127, // 25: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
+	127, // 26: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
+	3,   // 27: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
+	5,   // 28: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
+	127, // 29: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	36,  // 30: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
+	38,  // 31: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
+	6,   // 32: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
+	127, // 33: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
+	33,  // 34: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
+	37,  // 35: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
+	39,  // 36: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
+	46,  // 37: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
+	45,  // 38: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	8,   // 39: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
+	128, // 40: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
+	127, // 41: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
+	127, // 42: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	7,   // 43: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
+	47,  // 44: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
+	38,  // 45: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
+	49,  // 46: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
+	50,  // 47: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
+	52,  // 48: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
+	53,  // 49: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
+	9,   // 50: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
+	51,  // 51: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
+	54,  // 52: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
+	54,  // 53: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
+	48,  // 54: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
+	48,  // 55: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	99,  // 56: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	48,  // 57: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
+	53,  // 58: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
+	67,  // 59: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	10,  // 60: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
+	127, // 61: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	68,  // 62: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	68,  // 63: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	68,  // 64: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	78,  // 65: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
+	48,  // 66: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	68,  // 67: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	99,  // 68: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	128, // 69: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	127, // 70: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	127, // 71: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	82,  // 72: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
+	128, // 73: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	88,  // 74: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	88,  // 75: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	99,  // 76: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	45,  // 77: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	127, // 78: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	127, // 79: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	36,  // 80: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
+	46,  // 81: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
+	99,  // 82: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	104, // 83: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	33,  // 84: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
+	38,  // 85: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
+	47,  // 86: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
+	50,  // 87: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
+	53,  // 88: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
+	105, // 89: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
+	48,  // 90: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	12,  // 91: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
+	11,  // 92: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
+	127, // 93: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	127, // 94: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	128, // 95: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
+	111, // 96: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
+	35,  // 97: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
+	128, // 98: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
+	1,   // 99: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
+	126, // 100: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
+	13,  // 101: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
+	18,  // 102: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
+	22,  // 103: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
+	20,  // 104: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
+	24,  // 105: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
+	26,  // 106: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
+	28,  // 107: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
+	30,  // 108: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
+	31,  // 109: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
+	32,  // 110: twinsan.v1.Nodes.ScrubNode:input_type -> twinsan.v1.ScrubNodeRequest
+	43,  // 111: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
+	39,  // 112: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
+	40,  // 113: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
+	41,  // 114: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
+	42,  // 115: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
+	55,  // 116: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
+	57,  // 117: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
+	58,  // 118: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
+	59,  // 119: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
+	61,  // 120: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	65,  // 121: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	62,  // 122: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	63,  // 123: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	69,  // 124: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
+	71,  // 125: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
+	72,  // 126: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
+	74,  // 127: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
+	76,  // 128: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
+	79,  // 129: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
+	80,  // 130: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
+	83,  // 131: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
+	85,  // 132: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
+	86,  // 133: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
+	89,  // 134: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	91,  // 135: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	92,  // 136: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	94,  // 137: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	95,  // 138: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	96,  // 139: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	97,  // 140: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	102, // 141: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	100, // 142: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
+	106, // 143: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
+	107, // 144: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
+	108, // 145: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
+	109, // 146: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
+	112, // 147: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
+	114, // 148: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
+	115, // 149: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
+	116, // 150: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
+	118, // 151: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
+	119, // 152: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
+	121, // 153: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
+	122, // 154: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
+	123, // 155: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
+	124, // 156: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
+	14,  // 157: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	19,  // 158: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	23,  // 159: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	19,  // 160: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	25,  // 161: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	27,  // 162: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	29,  // 163: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	35,  // 164: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	35,  // 165: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	33,  // 166: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
+	44,  // 167: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	46,  // 168: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
+	46,  // 169: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
+	46,  // 170: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
+	46,  // 171: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
+	56,  // 172: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	48,  // 173: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	48,  // 174: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	60,  // 175: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	48,  // 176: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	66,  // 177: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	48,  // 178: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	64,  // 179: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	70,  // 180: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	68,  // 181: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	73,  // 182: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	75,  // 183: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	77,  // 184: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	48,  // 185: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	81,  // 186: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	84,  // 187: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	82,  // 188: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	87,  // 189: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	90,  // 190: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	88,  // 191: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	93,  // 192: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	48,  // 193: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	48,  // 194: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	48,  // 195: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	98,  // 196: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	103, // 197: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	101, // 198: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	111, // 199: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
+	111, // 200: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
+	48,  // 201: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
+	110, // 202: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
+	113, // 203: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
+	111, // 204: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
+	111, // 205: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
+	117, // 206: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
+	35,  // 207: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
+	120, // 208: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
+	19,  // 209: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
+	19,  // 210: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
+	125, // 211: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
+	125, // 212: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
+	157, // [157:213] is the sub-list for method output_type
+	101, // [101:157] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	101, // [101:101] is the sub-list for extension extendee
+	0,   // [0:101] is the sub-list for field type_name
 }
 
 func init() { file_twinsan_proto_init() }
@@ -9628,7 +10009,7 @@ func file_twinsan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   111,
+			NumMessages:   114,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

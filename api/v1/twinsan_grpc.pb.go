@@ -348,6 +348,7 @@ const (
 	Nodes_ListNodes_FullMethodName = "/twinsan.v1.Nodes/ListNodes"
 	Nodes_GetNode_FullMethodName   = "/twinsan.v1.Nodes/GetNode"
 	Nodes_DrainNode_FullMethodName = "/twinsan.v1.Nodes/DrainNode"
+	Nodes_ScrubNode_FullMethodName = "/twinsan.v1.Nodes/ScrubNode"
 )
 
 // NodesClient is the client API for Nodes service.
@@ -360,6 +361,9 @@ type NodesClient interface {
 	// come back. The node moves its volumes itself: Node.owns falls to 0. It is
 	// refused while some volume has no other copy in sync on a node that stays.
 	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*Node, error)
+	// ScrubNode shows, starts or stops the scrub of a data node's pool: reading, proving
+	// and repairing all that is in use. It does not wait for it.
+	ScrubNode(ctx context.Context, in *ScrubNodeRequest, opts ...grpc.CallOption) (*Scrub, error)
 }
 
 type nodesClient struct {
@@ -400,6 +404,16 @@ func (c *nodesClient) DrainNode(ctx context.Context, in *DrainNodeRequest, opts 
 	return out, nil
 }
 
+func (c *nodesClient) ScrubNode(ctx context.Context, in *ScrubNodeRequest, opts ...grpc.CallOption) (*Scrub, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Scrub)
+	err := c.cc.Invoke(ctx, Nodes_ScrubNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodesServer is the server API for Nodes service.
 // All implementations must embed UnimplementedNodesServer
 // for forward compatibility.
@@ -410,6 +424,9 @@ type NodesServer interface {
 	// come back. The node moves its volumes itself: Node.owns falls to 0. It is
 	// refused while some volume has no other copy in sync on a node that stays.
 	DrainNode(context.Context, *DrainNodeRequest) (*Node, error)
+	// ScrubNode shows, starts or stops the scrub of a data node's pool: reading, proving
+	// and repairing all that is in use. It does not wait for it.
+	ScrubNode(context.Context, *ScrubNodeRequest) (*Scrub, error)
 	mustEmbedUnimplementedNodesServer()
 }
 
@@ -428,6 +445,9 @@ func (UnimplementedNodesServer) GetNode(context.Context, *GetNodeRequest) (*Node
 }
 func (UnimplementedNodesServer) DrainNode(context.Context, *DrainNodeRequest) (*Node, error) {
 	return nil, status.Error(codes.Unimplemented, "method DrainNode not implemented")
+}
+func (UnimplementedNodesServer) ScrubNode(context.Context, *ScrubNodeRequest) (*Scrub, error) {
+	return nil, status.Error(codes.Unimplemented, "method ScrubNode not implemented")
 }
 func (UnimplementedNodesServer) mustEmbedUnimplementedNodesServer() {}
 func (UnimplementedNodesServer) testEmbeddedByValue()               {}
@@ -504,6 +524,24 @@ func _Nodes_DrainNode_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Nodes_ScrubNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ScrubNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).ScrubNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_ScrubNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).ScrubNode(ctx, req.(*ScrubNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Nodes_ServiceDesc is the grpc.ServiceDesc for Nodes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -522,6 +560,10 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DrainNode",
 			Handler:    _Nodes_DrainNode_Handler,
+		},
+		{
+			MethodName: "ScrubNode",
+			Handler:    _Nodes_ScrubNode_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

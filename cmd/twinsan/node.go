@@ -67,6 +67,9 @@ func (n *nodePage) text(p *printer) {
 		}
 		p.facts(facts...)
 	}
+	if v.Scrub != nil {
+		p.facts("scrub", v.Scrub.summary())
+	}
 }
 
 // cacheState is a level of the cache in one line.

@@ -79,6 +79,11 @@ func (s *statusPage) text(p *printer) {
 		p.line("")
 		volumeTable(p, s.Volumes)
 	}
+	for _, n := range s.Nodes {
+		if n.Scrub != nil && n.Scrub.State == "running" {
+			p.line("scrub %s  %s", n.Name, n.Scrub.summary())
+		}
+	}
 	for _, v := range s.Volumes {
 		for _, r := range v.Replicas {
 			if r.State == "syncing" {

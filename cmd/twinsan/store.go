@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -10,43 +12,65 @@ import (
 
 type storePage struct {
 	version1
-	Clean    bool     `json:"clean"`
-	Devices  []string `json:"devices"`
-	Volumes  int      `json:"volumes"`
-	Blocks   uint64   `json:"blocks"`
-	Mapped   uint64   `json:"mapped_bytes"`
-	Problems []string `json:"problems"` // the first hundred
-	Count    int      `json:"problem_count"`
+	Clean     bool               `json:"clean"`
+	Devices   []string           `json:"devices"`
+	Volumes   int                `json:"volumes"`
+	Blocks    uint64             `json:"blocks"`
+	Mapped    uint64             `json:"mapped_bytes"`
+	Problems  []storeProblemView `json:"problems"` // the first hundred
+	Count     int                `json:"problem_count"`
+	Corrected uint64             `json:"counters_corrected"`
+}
+
+type storeProblemView struct {
+	Kind   string `json:"kind"` // counter, damage or structure
+	Text   string `json:"text"`
+	Remedy string `json:"do"`
 }
 
 func (s *storePage) text(p *printer) {
 	p.facts("devices", list(s.Devices), "volumes", fmt.Sprint(s.Volumes), "stored blocks", fmt.Sprint(s.Blocks), "mapped", p.size(s.Mapped))
+	if s.Corrected > 0 {
+		p.line("%d counters were not what the maps say, and are corrected", s.Corrected)
+	}
+	last := ""
 	for _, x := range s.Problems {
-		p.line("! %s", x)
+		p.line("! %s", x.Text)
+		if x.Remedy != last {
+			p.line("    do: %s", x.Remedy)
+			last = x.Remedy
+		}
 	}
 	if s.Clean {
-		p.line("the store is clean: every checksum and every reference count is right")
+		p.line("the store is clean: every checksum, fingerprint and reference count is right")
 	} else {
-		p.line("the store is DAMAGED: %d problems", s.Count)
+		p.line("the store is NOT clean: %d findings", s.Count)
 	}
 }
 
+// exitCannot: the check could not be made, which says nothing about the store.
+const exitCannot = 2
+
 func (a *app) storeCommand() *cobra.Command {
+	var repair bool
 	check := &cobra.Command{
-		Use: "check", Short: "Verify every checksum and reference count of this node's stopped store",
-		Long: `Verify every checksum and reference count of this node's store, offline: the
-node must be stopped. Nothing is changed. Exit code 0: clean; 1: damaged.`,
-		Args: arguments(),
-		RunE: func(c *cobra.Command, _ []string) error {
+		Use: "check [DEVICE...]", Short: "Prove every checksum, fingerprint and reference count of this node's stopped store",
+		Long: `Prove every checksum, fingerprint and count of this node's store, offline: the
+node must be stopped. Nothing is changed unless --repair-counters says so.
+DEVICE... is used instead of the devices in the node's file: all of the pool, in any order.
+Exit code 0: clean; 1: something is wrong; 2: the check could not be made.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, devices []string) error {
 			config, err := server.LoadConfig(a.configPath())
 			if err != nil {
-				return err
+				return &failure{exitCannot, err}
 			}
-			r, err := server.CheckStore(c.Context(), config)
+			r, err := server.CheckStore(c.Context(), config, devices, repair)
 			if err != nil {
-				return err
+				return &failure{exitCannot, err}
 			}
-			page := &storePage{v1Header, r.Count == 0, words(r.Devices), r.Volumes, r.Blocks, r.Mapped, words(r.Problems), r.Count}
+			page := &storePage{v1Header, r.Count == 0, words(r.Devices), r.Volumes, r.Blocks, r.Mapped,
+				views(r.Problems, func(p server.StoreProblem) storeProblemView { return storeProblemView(p) }), r.Count, r.Corrected}
 			if err := a.print(page); err != nil {
 				return err
 			}
@@ -54,100 +78,55 @@ node must be stopped. Nothing is changed. Exit code 0: clean; 1: damaged.`,
 				a.next("systemctl start twinsan")
 				return nil
 			}
-			a.next("keep the devices as they are, and rebuild this node from the others")
 			return &failure{exitFailed, nil}
 		},
 	}
-	return noun("store", "The store of this node, offline", nil, check, a.storeForget(), a.storeRebuild())
-}
+	check.Flags().BoolVar(&repair, "repair-counters", false, "make reference counts and live bytes what the maps say, before the check")
 
-type forgottenPage struct {
-	version1
-	Device string `json:"device"`
-}
-
-func (f *forgottenPage) text(p *printer) {
-	p.line("device %s is given up: the node opens its pool without it", f.Device)
-}
-
-func (a *app) storeForget() *cobra.Command {
-	var k confirmation
-	c := &cobra.Command{
-		Use: "forget DEVICE", Short: "Give up a disk that failed for good, so that this node starts without it",
-		Long: `Give up a disk that failed for good, so that this node starts without it. DEVICE is
-its UUID, as the failed start has named it. That works for disks of class capacity,
-which hold cold data alone: what stood there is repaired from the other node as it is
-read or scrubbed. When metadata stood on the disk the start says so, and then the
-node's pool has to be made anew: twinsan store rebuild.`,
-		Args: arguments("DEVICE"),
-		RunE: func(c *cobra.Command, args []string) error {
+	o := server.NewDumpOptions()
+	var segment int64
+	var blocks string
+	dump := &cobra.Command{
+		Use: "dump [DEVICE...]", Short: "Print what stands on the devices of this node's stopped store",
+		Long: `Print superblocks, root and volumes of this node's store for people; more with the
+flags. The node must be stopped. Nothing is changed.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, devices []string) error {
+			if segment >= 0 {
+				o.Segment = uint32(segment)
+			}
+			if blocks != "" {
+				if err := parseBlocks(blocks, &o); err != nil {
+					return err
+				}
+			}
 			config, err := server.LoadConfig(a.configPath())
 			if err != nil {
 				return err
 			}
-			effect := fmt.Sprintf("What stood on device %s has no copy on node %s any more; the disk is not taken back as it is.", args[0], config.Name)
-			if k.dryRun {
-				fmt.Fprintln(a.err, effect)
-				return nil
-			}
-			if err := a.confirm(k, effect); err != nil {
-				return err
-			}
-			if err := server.ForgetDevice(config, args[0]); err != nil {
-				return err
-			}
-			a.nextServe()
-			return a.print(&forgottenPage{v1Header, args[0]})
+			return server.DumpStore(c.Context(), config, devices, o, a.out)
 		},
 	}
-	k.flags(c)
-	return c
+	dump.Flags().BoolVar(&o.Segments, "segments", false, "list the segments that are in use")
+	dump.Flags().Int64Var(&segment, "segment", -1, "list the commits of this segment with their records")
+	dump.Flags().StringVar(&blocks, "map", "", "print where blocks of a volume stand: VOLUME:START:COUNT, a volume's number and blocks of 4 KiB")
+	return noun("store", "The store of this node, offline", nil, check, dump, a.storeForget(), a.storeRebuild())
 }
 
-type rebuiltPage struct {
-	version1
-	Devices []string `json:"devices"`
-}
-
-func (r *rebuiltPage) text(p *printer) {
-	for _, d := range r.Devices {
-		p.line("formatted %s", d)
+// parseBlocks reads VOLUME:START:COUNT.
+func parseBlocks(s string, o *server.DumpOptions) error {
+	var n [3]uint64
+	parts := strings.Split(s, ":")
+	for i, p := range parts {
+		v, err := strconv.ParseUint(p, 10, 64)
+		if err != nil || len(parts) != len(n) {
+			return usage("--map %s: want VOLUME:START:COUNT", s)
+		}
+		n[i] = v
 	}
-	p.line("the pool of this node is empty: the other node fills it when this one runs")
-}
-
-func (a *app) storeRebuild() *cobra.Command {
-	var k confirmation
-	var devices []string
-	c := &cobra.Command{
-		Use: "rebuild", Short: "Make this node's pool anew; the other node fills it again",
-		Long: `Make this node's pool anew, on those of its disks that are there or on the given
-ones. Everything that this node stores is lost. Its copies are filled by the other
-node when it runs, while hosts go on. Look at "twinsan status" on the other node first:
-every volume must be served there.`,
-		Args: arguments(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			config, err := server.LoadConfig(a.configPath())
-			if err != nil {
-				return err
-			}
-			effect := fmt.Sprintf("Everything that node %s stores is lost. If the other node does not have all volumes, they are gone.", config.Name)
-			if k.dryRun {
-				fmt.Fprintln(a.err, effect)
-				return nil
-			}
-			if err := a.confirmWord(k, effect, config.Name); err != nil {
-				return err
-			}
-			list, err := server.RebuildStore(c.Context(), config, devices)
-			if err != nil {
-				return err
-			}
-			a.nextServe()
-			return a.print(&rebuiltPage{v1Header, words(list)})
-		},
+	if len(parts) != len(n) || n[0] == 0 || n[2] > 1<<20 {
+		return usage("--map %s: want VOLUME:START:COUNT, at most %d blocks", s, 1<<20)
 	}
-	c.Flags().StringSliceVar(&devices, "devices", nil, "disks of the new pool (default: those of the old one that are there)")
-	k.flags(c)
-	return c
+	o.Range(n[0], n[1], n[2])
+	return nil
 }

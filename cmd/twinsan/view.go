@@ -39,6 +39,7 @@ type nodeView struct {
 	Pool        *poolView   `json:"pool,omitempty"`
 	Traffic     trafficView `json:"traffic"`
 	Draining    bool        `json:"draining"`
+	Scrub       *scrubView  `json:"scrub,omitempty"`
 	Mode        string      `json:"mode"`
 	EvacuateTo  string      `json:"evacuate_to,omitempty"`
 	ModeSince   *time.Time  `json:"mode_since,omitempty"`
@@ -222,6 +223,10 @@ func viewNode(n *v1.Node) nodeView {
 		Version: n.Version, Started: moment(api.Time(n.Started)), Incarnation: n.Incarnation,
 		Owns: n.Owns, InSync: n.InSync, Replicas: n.Replicas, Sessions: n.Sessions, Traffic: viewTraffic(n.Traffic), Error: n.Error,
 		Draining: n.Draining, Mode: api.Word(n.Mode, "NODE_MODE_"), EvacuateTo: n.EvacuateTo, ModeSince: moment(api.Time(n.ModeSince)),
+	}
+	if n.Scrub != nil {
+		s := viewScrub(n.Scrub)
+		v.Scrub = &s
 	}
 	if p := n.Pool; p != nil {
 		v.Pool = &poolView{Size: p.SizeBytes, Live: p.LiveBytes, Garbage: p.GarbageBytes, Free: p.FreeBytes,

@@ -13,6 +13,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Checksum is the CRC32C of p.
 func Checksum(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
 
+// AddChecksum is the Checksum of what sum is the Checksum of, and p behind it.
+func AddChecksum(sum uint32, p []byte) uint32 { return crc32.Update(sum, castagnoli, p) }
+
 // Addr is the place of bytes in the log: segment in the upper 40 bits, offset
 // in the segment in the lower 24. Zero is no address: a commit header stands there.
 type Addr uint64

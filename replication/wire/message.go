@@ -31,7 +31,8 @@ const (
 	Digests Method = 7
 	// Changed asks for the chunks that were ever written. Reply: data part, a u32 each.
 	Changed Method = 9
-	// Fetch asks for a block by fingerprint (repair); meta: fingerprint. Reply: Content of one block.
+	// Fetch asks for a block by fingerprint (repair); meta: fingerprint. Where the block
+	// stands may be named by Volume and, in Epoch, its number plus one. Reply: Content of one block.
 	Fetch Method = 8
 	// StateSum asks for the ordered state that is durable at a replica. Reply: its
 	// name (OpID) and the SHA-256 of its value.

@@ -1,0 +1,213 @@
+package lsfs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/twinsan/twinsan/lsfs/device"
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+// scrubCommits reads the headers and records of all commits in segments that hold
+// anything. Nothing is read by way of them but by the cleaner and by a start, so a
+// damaged one is repaired by making both need it no more: what is live in its segment
+// is stored elsewhere, found by the identities and the directory instead of the
+// records, and a checkpoint lets replay begin behind it.
+func (s *Store) scrubCommits(ctx context.Context) error {
+	k := &s.scrub
+	move := make(map[uint32]bool)
+	found := uint64(0)
+	r := &logReader{s: s, buf: device.AlignedBuffer(int(s.commitMax) + readAhead), ahead: format.PageSize}
+	defer device.FreeAligned(r.buf)
+	count := s.segs.count()
+	for n := uint32(k.state.Next); n < count; n++ {
+		s.mu.RLock()
+		seg := &s.segs.arena[n]
+		use, bad := seg.state == segmentSealed && seg.live+seg.pages > 0, seg.bad
+		if use {
+			seg.readers.Add(1)
+		}
+		s.mu.RUnlock()
+		if !use {
+			continue
+		}
+		start := time.Now()
+		read, damaged, err := s.proveCommits(r, n)
+		if err == nil {
+			err = s.failure()
+		}
+		seg.readers.Add(-1)
+		if err != nil {
+			if s.failure() != nil {
+				return s.failure()
+			}
+			_ = s.report(s.corrupt("commit", format.MakeAddr(n, 0), 0, 0, err))
+			damaged++
+		}
+		if damaged > 0 {
+			found += uint64(damaged)
+			k.note(func(r *ScrubResult) { r.Damaged += uint64(damaged) })
+		}
+		if damaged > 0 || bad {
+			move[n] = true
+		}
+		if err := s.pace(ctx, read, time.Since(start)); err != nil {
+			return err
+		}
+		k.at(uint64(n), uint64(count), doneBlocks, 1)
+	}
+	if len(move) == 0 {
+		return nil
+	}
+	if err := s.evacuate(ctx, move); err != nil {
+		return err
+	}
+	// Replay begins behind what was there.
+	if err := s.checkpoint(); err != nil {
+		return err
+	}
+	k.note(func(r *ScrubResult) { r.Repaired += found })
+	return nil
+}
+
+// proveCommits walks the commits of a sealed segment. A place where no header parses
+// although one of the same generation follows is a damaged commit.
+func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err error) {
+	var c format.Commit
+	var generation uint64
+	gap := format.NoSegment // where a header is missing
+	for at := uint32(0); s.segs.bytes-at >= format.PageSize; {
+		ok, err := r.header(n, at, &c)
+		read += format.PageSize
+		if err != nil {
+			return read, damaged, err
+		}
+		if !ok || generation != 0 && c.Generation != generation {
+			if gap == format.NoSegment {
+				gap = at
+			}
+			at += format.PageSize
+			continue
+		}
+		generation = c.Generation
+		if gap != format.NoSegment {
+			damaged++
+			_ = s.report(s.corrupt("commit", format.MakeAddr(n, gap), 0, 0, fmt.Errorf("no header, but commit %d follows: %w", c.Seq, format.ErrInvalid)))
+			gap = format.NoSegment
+		}
+		all, ok, err := r.records(&c)
+		read += int(c.RecordBytes)
+		if err != nil {
+			return read, damaged, err
+		}
+		if !ok {
+			damaged++
+			_ = s.report(s.corrupt("commit", format.MakeAddr(n, at), c.RecordSum, format.Checksum(all[format.CommitHeaderSize:]), nil))
+		} else if pages, ok := parityPages(&c, all[format.CommitHeaderSize:]); ok {
+			read += pages * format.PageSize
+			if good, err := s.proveParity(n, at, pages); err != nil {
+				return read, damaged, err
+			} else if !good {
+				damaged++
+				_ = s.report(s.corrupt("parity", format.MakeAddr(n, at), 0, 0, fmt.Errorf("the pages of commit %d do not come to its parity: %w", c.Seq, format.ErrInvalid)))
+			}
+		}
+		at += c.Total
+	}
+	if gap == format.NoSegment {
+		return read, damaged, nil
+	}
+	// Behind the last commit, or the last one itself: that of a checkpoint can be made
+	// again. Of another the cleaner says when something live stays behind.
+	head := make([]byte, format.PageSize)
+	if s.rebuildHeader(head, n, gap, &c) && (generation == 0 || c.Generation == generation) {
+		damaged++
+		_ = s.report(s.corrupt("commit", format.MakeAddr(n, gap), 0, 0, fmt.Errorf("no header, but the pages behind are those of commit %d: %w", c.Seq, format.ErrInvalid)))
+	}
+	return read, damaged, nil
+}
+
+// evacuate stores elsewhere what is live in some segments.
+func (s *Store) evacuate(ctx context.Context, segments map[uint32]bool) error {
+	var blocks []suspect
+	err := s.eachEntryPage(ctx.Done(), func(first BID, page []byte) {
+		for i := range format.EntriesPerPage {
+			e := format.EntryAt(page, i)
+			if a := format.EntryAddr(e); segments[a.Segment()] && s.segs.valid(a, uint32(format.EntryLen(e))) {
+				blocks = append(blocks, suspect{bid: first + BID(i)})
+				format.ParseEntry(e, &blocks[len(blocks)-1].e)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for len(blocks) > 0 {
+		n := min(len(blocks), 128)
+		if err := s.moveBlocks(ctx, blocks[:n]); err != nil {
+			return err
+		}
+		blocks = blocks[n:]
+	}
+	s.mu.RLock()
+	pages := s.pg.n
+	s.mu.RUnlock()
+	for id := uint32(1); id < pages; id++ {
+		s.mu.RLock()
+		at := s.pg.entry(id).Addr
+		alive := s.pg.page(id).flags&pageAlive != 0
+		s.mu.RUnlock()
+		if alive && at != 0 && segments[at.Segment()] {
+			if err := s.cleanPage(id, at); err != nil && s.failure() != nil {
+				return err
+			}
+		}
+	}
+	s.mu.Lock()
+	for j, x := range s.ckpt.dirAt {
+		if segments[x.Addr.Segment()] {
+			s.ckpt.dirDirty[j] = true
+		}
+	}
+	s.mu.Unlock()
+	s.ckpt.changed.Store(true)
+	return nil
+}
+
+// moveBlocks stores intact blocks again. A damaged one is mended by scrubBlocks.
+func (s *Store) moveBlocks(ctx context.Context, list []suspect) error {
+	moves := make([]move, 0, len(list))
+	for i := range list {
+		l := &list[i]
+		seg := &s.segs.arena[l.e.Addr.Segment()]
+		s.mu.RLock()
+		at, _, missing := s.entryOf(l.bid)
+		same := missing != 0 || at != nil && format.EntryAddr(at) == l.e.Addr
+		if same {
+			seg.readers.Add(1)
+		}
+		s.mu.RUnlock()
+		if !same {
+			continue
+		}
+		stored, err := s.scrub.prover.read(l)
+		stored = bytes.Clone(stored)
+		seg.readers.Add(-1)
+		if err != nil {
+			ce := s.corrupt("block", l.e.Addr, l.e.Sum, 0, err)
+			ce.BID, ce.Fingerprint = l.bid, l.e.Fingerprint
+			s.mendBlock(ctx, l, ce)
+			continue
+		}
+		moves = append(moves, move{bid: l.bid, old: l.e.Addr, sum: l.e.Sum, enc: l.e.Encoding, data: stored})
+	}
+	if len(moves) == 0 {
+		return nil
+	}
+	return s.post(&task{kind: taskMove, moves: moves})
+}
