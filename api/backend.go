@@ -150,6 +150,8 @@ type MaintenanceBackend interface {
 	EvacuateNode(ctx context.Context, node, to string, stop bool) (*server.Member, error)
 	// RemoveNode returns what goes with the node.
 	RemoveNode(ctx context.Context, node string, lost, dryRun bool) ([]string, error)
+	// SetResyncRate bounds what the resyncs from one node send together, in MiB a second; 0: no bound.
+	SetResyncRate(ctx context.Context, rate uint32) error
 	// SetBalance says whether and after what time volumes go back to their nodes.
 	SetBalance(ctx context.Context, on bool, after time.Duration) error
 	// SetQuorum says which nodes vote.

@@ -43,6 +43,13 @@ func (s *maintenanceService) SetBalance(ctx context.Context, r *v1.SetBalanceReq
 	return s.info(ctx)
 }
 
+func (s *maintenanceService) SetResyncRate(ctx context.Context, r *v1.SetResyncRateRequest) (*v1.ClusterInfo, error) {
+	if err := s.backend.SetResyncRate(ctx, r.GetMibPerSecond()); err != nil {
+		return nil, err
+	}
+	return s.info(ctx)
+}
+
 func (s *maintenanceService) SetQuorum(ctx context.Context, r *v1.SetQuorumRequest) (*v1.ClusterInfo, error) {
 	if err := s.backend.SetQuorum(ctx, server.QuorumMode(Word(r.GetMode(), "QUORUM_MODE_")), r.GetPreferredNode()); err != nil {
 		return nil, err

@@ -81,7 +81,7 @@ func infoMessage(i *server.Info) *v1.ClusterInfo {
 		Discovery:     enum[v1.DiscoveryMode](v1.DiscoveryMode_value, "DISCOVERY_MODE_", string(i.Discovery)),
 		DiscoveryUser: i.DiscoveryUser, DiscoveryMutualUser: i.DiscoveryMutual,
 		LevelKnown: uint32(i.LevelKnown), QuorumMode: enum[v1.QuorumMode](v1.QuorumMode_value, "QUORUM_MODE_", string(i.QuorumMode)),
-		PreferredNode: i.Preferred, Balance: i.Balance, BalanceAfter: durationpb.New(i.BalanceAfter),
+		PreferredNode: i.Preferred, ResyncMibPerSecond: i.ResyncRate, Balance: i.Balance, BalanceAfter: durationpb.New(i.BalanceAfter),
 		Portals: each(i.Portals, func(p *server.Portal) *v1.Portal {
 			return &v1.Portal{Address: p.Address, Node: p.Node, Group: uint32(p.Group)}
 		}),

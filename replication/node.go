@@ -40,6 +40,12 @@ type Config struct {
 	Fatal func(error)
 	// Clock reads CLOCK_BOOTTIME; nil takes the system's.
 	Clock func() Instant
+	// Devices reads the counters of the pool's devices; nil: nothing is judged by them,
+	// and no link either. It may wait for the store.
+	Devices func() []DeviceUse
+	// Probe writes a little to the log and has it flushed: it is called once a second
+	// while a device is slow.
+	Probe func(context.Context) error
 }
 
 // Node is the replication of one node: its volumes and its links to the others.
@@ -74,7 +80,9 @@ type Node struct {
 	forwards forwarding
 	borrows  atomic.Uint64 // loans asked for
 	served   sync.Pool     // of *served
-	resyncs  chan struct{} // bounds resyncs that run at the same time
+	resyncs  resyncQueue
+	throttle throttle // of resyncs
+	paces    paces
 }
 
 // NewNode starts replication. The caller has read the cluster state through a
@@ -91,9 +99,10 @@ func NewNode(cfg Config) *Node {
 	}
 	n := &Node{
 		cfg: cfg, self: cfg.Self, pool: cfg.Pool, log: cfg.Logger, timing: cfg.Timing,
-		resyncs: make(chan struct{}, 2), beat: make(chan struct{}, 1),
+		beat: make(chan struct{}, 1),
 	}
 	n.works.budget = cfg.Budget
+	n.paces.devices, n.paces.links = map[string]*devicePace{}, map[NodeID]*pace{}
 	n.reducers.key = cfg.Key
 	n.served.New = newServed
 	n.inbound.Store(&[]*link{})
@@ -103,6 +112,7 @@ func NewNode(cfg Config) *Node {
 	n.lastUp.Store(int64(n.now()))
 	n.pool.OnCommit(n.committed)
 	n.spawn(n.ticker)
+	n.spawn(n.watchPaces)
 	return n
 }
 
@@ -366,6 +376,8 @@ func (n *Node) ticker() {
 		for _, v := range *n.volumes.Load() {
 			v.tick(now)
 		}
+		n.resyncs.dispatch()
+		n.throttle.judge(now)
 		n.forwardsExpired(now)
 		if beacon = !beacon; beacon && !n.failed.Load() {
 			n.sendBeacons()

@@ -20,6 +20,9 @@ func (v *Volume) sequence(w *work) {
 	if w.op.Kind == lsfs.OpState {
 		nameState(&w.op)
 	}
+	if v.sampleWrite && w.req != nil {
+		v.sampleWrite, v.sampleSeq, v.sampleAt = false, v.next, v.node.now()
+	}
 	v.next++
 	v.flight.push(w)
 	for _, f := range v.followers {
@@ -211,6 +214,10 @@ func (v *Volume) retireLocked(list []*work) []*work {
 		}
 		v.locks.release(&w.hold, v.start)
 		v.retiredAt = never
+		if w.op.ID.Seq == v.sampleSeq {
+			v.sampleSeq = 0
+			v.node.sampled(false, time.Duration(v.node.now()-v.sampleAt))
+		}
 		list = append(list, w)
 	}
 	return v.dropRefused(list)
@@ -362,7 +369,7 @@ func (v *Volume) demote(reason string) func() {
 	var thens []func(error)
 	var free []*work
 	v.term++
-	v.leaving = false
+	v.leaving, v.sampleSeq = false, 0
 	if reason != "" {
 		v.beginDrop() // under the mutex: from here on nothing old finds its way to the next owner
 	}

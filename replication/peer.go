@@ -28,6 +28,12 @@ type peer struct {
 	echoed  atomic.Uint64
 	version atomic.Uint32 // the wire version that both speak
 	refuse  atomic.Bool   // an event about refused versions was raised
+
+	stood    atomic.Pointer[map[lsfs.VolumeID]wire.Position] // where its replicas stood when it greeted
+	slow     atomic.Bool                                     // it says that a device of it is slow
+	micros   [2]atomic.Uint32                                // what its devices take now, by class; 0: not known
+	trips    atomic.Int64                                    // beacons answered since the last look, and their time
+	tripTime atomic.Int64                                    // in nanoseconds
 }
 
 func newPeer(n *Node, id NodeID) *peer {
@@ -155,6 +161,7 @@ func (p *peer) up(l *link, g *wire.Greeting) {
 	for _, pos := range g.Replicas {
 		at[lsfs.VolumeID(pos.Volume)] = pos
 	}
+	p.stood.Store(&at)
 	now := n.now()
 	for _, v := range *n.volumes.Load() {
 		v.event(func(g *reign) { g.alive(now, p.id) })
@@ -228,6 +235,7 @@ func (n *Node) sendBeacons() {
 		p.nonce++
 		b.Nonce, b.Echo, b.Room = p.nonce, p.echoed.Load(), n.freeRoom()
 		b.Sent = int64(n.now())
+		b.Paced, b.Pace = p.version.Load() >= paceSince, n.ownPace()
 		l.lock()
 		l.out = wire.AppendFrame(l.out, wire.Header{Type: wire.Beacon}, wire.AppendBeacon(nil, &b), nil)
 		l.unlock()
@@ -242,7 +250,10 @@ func (p *peer) granted(l *link, meta []byte) error {
 	}
 	p.room.Store(int64(min(b.Room, math.MaxInt64)))
 	p.echoed.Store(max(p.echoed.Load(), b.Nonce))
+	p.paced(b)
 	now := p.node.now()
+	p.tripTime.Add(max(int64(now)-b.Sent, 0))
+	p.trips.Add(1)
 	for _, g := range b.Leases {
 		if v := p.node.Volume(lsfs.VolumeID(g.Volume)); v != nil {
 			v.granted(now, p.id, Instant(b.Sent))
@@ -250,6 +261,9 @@ func (p *peer) granted(l *link, meta []byte) error {
 	}
 	return nil
 }
+
+// paceSince is the first wire version whose beacons say how fast devices are.
+const paceSince = 4
 
 // echoWindow is how many beacons may be unanswered before a peer counts as one
 // that does not hear us (L3): 2 s of them.
@@ -265,7 +279,9 @@ func (n *Node) grant(l *link, meta []byte) error {
 	fresh := b.Nonce <= b.Echo+echoWindow
 	if p := (*n.peers.Load())[l.peer]; p != nil {
 		p.clock.Store(b.Sent)
+		p.paced(b)
 	}
+	answer.Paced, answer.Pace = b.Paced, n.ownPace()
 	answer.Nonce, answer.Sent, answer.Room = b.Nonce, b.Sent, n.freeRoom()
 	answer.Leases = answer.Leases[:0]
 	if !n.failed.Load() {

@@ -34,6 +34,10 @@ func (v *Volume) TryRead(off uint64, dst []byte) bool {
 // commit first, later ones wait (R2).
 func (v *Volume) readSlow(r *Request, elsewhere func()) {
 	h := &hold{start: lsfs.BlockNo(r.Off / blockSize), end: lsfs.BlockNo((r.Off + r.Len + blockSize - 1) / blockSize)}
+	if v.sampleRead.Load() && v.sampleRead.CompareAndSwap(true, false) {
+		began := v.node.now()
+		defer func() { v.node.sampled(true, time.Duration(v.node.now()-began)) }()
+	}
 	if mutant("R2") {
 		h.end = h.start
 	}

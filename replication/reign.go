@@ -90,6 +90,7 @@ type reign struct {
 	lastGrant     Instant // newest grant sent to any owner (L2)
 	activateAfter Instant // M3: not before
 	evictFrom     Instant // B2: no eviction before
+	spares        bool    // slow replicas are dropped: our own devices are not slow (M1)
 
 	peers    map[NodeID]*peerView
 	proposal proposal
@@ -103,6 +104,7 @@ type peerView struct {
 	progress   Instant // newest advance of its acknowledgements, or nothing was pending
 	dead       bool    // its process is proved dead (L5)
 	failed     bool    // it reported its store failed or came back with amnesia (B4)
+	slow       bool    // its devices are slow (M1)
 }
 
 type proposal struct {
@@ -492,6 +494,8 @@ func (g *reign) tickOwner(now Instant) {
 			reason = "it is silent"
 		case now > max(p.progress, g.evictFrom).After(g.timing.Stall):
 			reason = "it makes no progress"
+		case p.slow && g.spares && g.role == Active:
+			reason = "its device is slow"
 		default:
 			keep = append(keep, n)
 		}

@@ -33,7 +33,8 @@ type resync struct {
 
 	total, done atomic.Int64 // chunks
 	sent        atomic.Int64 // bytes of stored blocks
-	started     time.Time
+	started     time.Time    // with mu of the volume: when its turn came
+	turn        turn
 }
 
 // Modes of SyncStart and SyncEnd, after the OpID in their meta part.
@@ -55,30 +56,52 @@ func (v *Volume) startResyncs() {
 			continue
 		}
 		l := v.node.linkTo(r.Node)
-		if l == nil {
+		if l == nil || v.node.peerSlow(r.Node) {
 			continue
 		}
-		s := &resync{v: v, peer: r.Node, link: l, epoch: v.g.rec.Epoch, started: time.Now()}
+		s := &resync{v: v, peer: r.Node, link: l, epoch: v.g.rec.Epoch, started: time.Now(), turn: turn{copies: len(v.g.rec.InSync), work: v.missing(r.Node)}}
 		s.ctx, s.cancel = context.WithCancel(v.node.ctx)
 		v.syncing[r.Node] = s
 		v.node.spawn(func() { s.run(r) })
 	}
 }
 
+// missing is how much a replica has to catch up with, roughly: the operations since it
+// was seen last, or all blocks. Called with mu.
+func (v *Volume) missing(id NodeID) uint64 {
+	all := v.size.Load() / blockSize
+	p := (*v.node.peers.Load())[id]
+	if p == nil {
+		return all
+	}
+	at := p.stood.Load()
+	if at == nil {
+		return all
+	}
+	pos, here := (*at)[v.id]
+	from := pos.Durable.Seq
+	if pos.Inconsistent {
+		from = pos.SyncFrom.Seq
+	}
+	if !here || v.next <= from+1 {
+		return all
+	}
+	return min(uint64(v.next-1-from), all)
+}
+
 // run is one whole attempt. What it leaves behind when it fails is found again
 // from the versions of the chunks: nothing is remembered elsewhere.
 func (s *resync) run(r Replica) {
 	v, n := s.v, s.v.node
-	select {
-	case n.resyncs <- struct{}{}:
-		defer func() { <-n.resyncs }()
-	case <-s.ctx.Done():
-	}
-	err := s.ctx.Err()
+	err := n.resyncs.enter(s.ctx, &s.turn)
 	if err == nil {
+		v.mu.Lock()
+		s.started = time.Now()
+		v.mu.Unlock()
 		v.filling.Add(1)
 		err = s.whole(r)
 		v.filling.Add(-1)
+		n.resyncs.leave()
 	}
 	s.cancel()
 	if err != nil {
@@ -351,6 +374,11 @@ func chunkRange(chunk uint32, blocks uint64) (start, end lsfs.BlockNo) {
 func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
 	v := s.v
 	start, end := chunkRange(chunk, c.Blocks())
+	if locked {
+		if err := v.node.yield(s.ctx); err != nil {
+			return err
+		}
+	}
 	if locked && !mutant("Y4") {
 		h := &hold{start: start, end: end}
 		if err := v.lockRange(h); err != nil {
@@ -376,6 +404,7 @@ func (s *resync) sendChunk(c chunkSource, snapshot uint64, chunk uint32, start, 
 	if snapshot != 0 {
 		compare, prefix = wire.SnapCompare, binary.LittleEndian.AppendUint64(nil, snapshot)
 	}
+	s.v.node.throttle.charge(chunkCost)
 	rep, err := s.call(compare, wire.AppendSyncChunk(slices.Clone(prefix), &sc), nil)
 	if err != nil {
 		return err
@@ -415,6 +444,8 @@ func (s *resync) apply(c chunkSource, prefix []byte, start lsfs.BlockNo, sc *wir
 			return reply{}, err
 		}
 		s.sent.Add(int64(len(sc.Blocks[k].Data)))
+		s.v.node.throttle.total.Add(int64(len(sc.Blocks[k].Data)))
+		s.v.node.throttle.charge(len(sc.Blocks[k].Data))
 	}
 	method := wire.SyncApply
 	if prefix != nil {

@@ -29,7 +29,7 @@ const (
 //
 // The mutex guards the membership (reign), the sequence and everything in
 // flight; it is held for bookkeeping only, never across I/O. What the read path
-// needs is atomic. Lock order: Volume.mu, then link.mu or the store's queue.
+// needs is atomic. Lock order: Volume.mu, then link.mu, the throttle's or the store's queue.
 type Volume struct {
 	node *Node
 	id   lsfs.VolumeID
@@ -80,10 +80,17 @@ type Volume struct {
 	term       uint64              // rises when everything in flight is forgotten
 	ackTo      *link               // replica: where the owner's operations come from
 	gone       error               // deleted or shut
+	spareAt    Instant             // no attempt before to give it away because our devices are slow
 	retiredAt  Instant             // newest retirement, or nothing was in flight
 	frosts     map[VolumeID]*frost // owner: groups that hold the writes
 	activation context.CancelFunc
-	syncing    map[NodeID]*resync
+
+	// One write and one read a tick are measured: what resyncs give way to.
+	sampleRead  atomic.Bool // the next read is to be measured
+	sampleWrite bool        // the next write is
+	sampleSeq   lsfs.Seq    // the write that is being measured, or 0
+	sampleAt    Instant
+	syncing     map[NodeID]*resync
 }
 
 type localCopy struct{ Copy }
@@ -364,6 +371,12 @@ func (v *Volume) tick(now Instant) {
 				g.progressed(now, f.id)
 			}
 		}
+		g.spares = !v.node.paces.slow.Load() // of two slow ones the owner keeps the other
+		for _, id := range g.rec.InSync {
+			if id != v.node.self {
+				g.peer(id).slow = v.node.peerSlow(id)
+			}
+		}
 		g.tick(now)
 		keep := v.held[:0]
 		for _, h := range v.held {
@@ -382,9 +395,12 @@ func (v *Volume) tick(now Instant) {
 			v.retiredAt = now
 			stuck = true
 		}
+		v.sampleWrite = v.sampleSeq == 0
 		v.mirrorsStuck(now)
+		v.spareOwner(now)
 		v.startResyncs()
 	})
+	v.sampleRead.Store(true)
 	v.placeAgain(now)
 	v.retire()
 	for _, r := range expired {

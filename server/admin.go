@@ -22,6 +22,7 @@ func (n *Node) Info(context.Context) (*Info, error) {
 		Quorum: n.cluster.Quorum(), Voters: len(n.cluster.Voters()),
 		Discovery: discoveryModes[state.Discovery.Mode], DiscoveryUser: state.Discovery.User, DiscoveryMutual: state.Discovery.MutualUser,
 	}
+	i.ResyncRate = state.Settings.ResyncRate
 	i.QuorumMode, i.Balance = quorumModes[state.Settings.Quorum], !state.Settings.BalanceOff
 	if i.BalanceAfter = balanceAfter; state.Settings.BalanceAfter != 0 {
 		i.BalanceAfter = time.Duration(state.Settings.BalanceAfter) * time.Second

@@ -157,12 +157,16 @@ func (n *Node) deviceNamed(name string) (lsfs.DeviceInfo, error) {
 
 // deviceReport is a device in the words of this package.
 func (n *Node) deviceReport(d *lsfs.DeviceInfo) Device {
-	return Device{
+	out := Device{
 		Node: n.id.Name, Path: d.Path, UUID: d.ID.String(), Size: bytesOf(d.DiskBytes), State: string(d.State), DirectIO: d.Direct,
 		Errors: uint64(d.Usage.Errors), Class: d.Class.String(), Live: bytesOf(d.LiveBytes), Free: bytesOf(d.FreeBytes),
 		Drain: bytesOf(d.DrainBytes), Stuck: d.Stuck,
 		ReadLatency: d.Usage.ReadLatency, WriteLatency: d.Usage.WriteLatency, FlushLatency: d.Usage.FlushLatency,
 	}
+	if d.State == lsfs.DeviceOK && n.deviceSlow(d.Path) {
+		out.State = string(lsfs.DeviceSlow)
+	}
+	return out
 }
 
 // deviceProblems judges the devices of a cluster.
@@ -177,8 +181,8 @@ func deviceProblems(devices []Device) (list []Problem) {
 			list = append(list, Problem{Degraded, "device-lost", fmt.Sprintf("device %s of node %s was given up, and %s that stood there are not repaired yet", d.UUID, d.Node, Size(d.Live)),
 				"these blocks have no second copy", "have them all read: see docs/operations.md, Devices"})
 		case lsfs.DeviceSlow:
-			list = append(list, Problem{Healthy, "device-slow", fmt.Sprintf("%s is slow: %s a read, %s a flush", name, d.ReadLatency.Round(1e6), d.FlushLatency.Round(1e6)),
-				"every write waits for it, and it may be about to fail", fmt.Sprintf("twinsan device replace %s %s NEW", d.Node, d.Path)})
+			list = append(list, Problem{Healthy, "device-slow", fmt.Sprintf("%s is slow: %s a read, %s a write, %s a flush", name, d.ReadLatency.Round(1e5), d.WriteLatency.Round(1e5), d.FlushLatency.Round(1e5)),
+				"it may be about to fail; volumes that have another good copy are served without this node", fmt.Sprintf("twinsan device replace %s %s NEW", d.Node, d.Path)})
 		case lsfs.DeviceDraining, lsfs.DeviceLeaving:
 			if d.Stuck != "" {
 				list = append(list, Problem{Degraded, "device-drain-stuck", fmt.Sprintf("the drain of %s does not get on: %s", name, d.Stuck),

@@ -54,6 +54,7 @@ func (n *Node) onChange(s *cluster.State) {
 			return
 		}
 	}
+	parts.replication.SetResyncRate(int64(s.Settings.ResyncRate) << 20)
 	parts.replication.Update(s.Records(), s.DataNodes())
 	n.reconcileSnapshots(parts, s)
 	n.freed.want(n.gone(s))

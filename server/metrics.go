@@ -80,6 +80,9 @@ var (
 	descEpoch       = description("volume_epoch", "Epoch of the volume: rises with every change of owner or in-sync set.", "volume")
 	descLag         = description("replication_lag_ops", "Operations that the replica has not acknowledged; on the owner.", "volume", "node")
 	descResyncLeft  = description("resync_remaining_bytes", "Bytes that a resync has still to look at; on the owner.", "volume", "node")
+	descResyncs     = description("resyncs", "Resyncs that this node drives.", "state")
+	descResyncTotal = description("resync_sent_bytes_total", "Bytes of content that resyncs from this node have sent.")
+	descResyncLimit = description("resync_limit_bytes_per_second", "What resyncs from this node may send together now; 0: no limit.")
 	descResyncSent  = description("resync_sent_bytes", "Bytes of content that the running resync has sent; on the owner.", "volume", "node")
 
 	descSeconds = map[scsi.OpClass]*prometheus.Desc{
@@ -142,6 +145,10 @@ var (
 	descDevLive    = description("device_live_bytes", "Bytes of blocks and metadata that stand on a device.", "device", "class")
 	descDevSize    = description("device_size_bytes", "Size of a device's segments.", "device", "class")
 	descDevState   = description("device_state", "1 for the state that a device is in.", "device", "state")
+	descDevSlow    = description("device_slow", "1 while a device is ten times slower than usual and than others of its class.", "device")
+	descDevPace    = description("device_wait_seconds", "A write and its flush beyond the transfer of their bytes: in the last seconds, and usually.", "device", "of")
+	descLinkSlow   = description("link_slow", "1 while the link to a node is ten times slower than usual and than other links.", "node")
+	descLinkPace   = description("link_round_trip_seconds", "Round trip of a beacon: in the last seconds, and usually.", "node", "of")
 	descChecksum   = description("checksum_errors_total", "Blocks and pages whose checksum was wrong.")
 	descRepaired   = description("repaired_total", "Blocks that were repaired from another replica.")
 	descRebuilt    = description("pages_rebuilt_total", "Metadata pages that were made again from parity.")
@@ -174,6 +181,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		m.store(n.store.Stats(), n.store.Room())
 		m.scrub(n.store.Scrub())
 		m.devices(n.store.Devices())
+		m.paces(n.paces(), state.NodeName)
 	}
 }
 
@@ -223,6 +231,11 @@ func (c collector) volumes(m metricSink, state *cluster.State) {
 	if parts == nil {
 		return
 	}
+	r := parts.replication.Resyncs()
+	m.gauge(descResyncs, float64(r.Running), "running")
+	m.gauge(descResyncs, float64(r.Waiting), "waiting")
+	m.count(descResyncTotal, float64(r.SentBytes))
+	m.gauge(descResyncLimit, float64(r.LimitBytes))
 	for _, u := range parts.scsi.Stats() {
 		m.unit(&u)
 	}

@@ -242,7 +242,7 @@ func (n *Node) start(s *cluster.State) (*serving, error) {
 				s.target.Flush()
 			}
 		},
-		DropSessions: n.dropSessions,
+		DropSessions: n.dropSessions, Devices: n.deviceUse, Probe: n.probeLog,
 	})
 	n.store.SetDonor(out.replication.Intact)
 	out.scsi = scsi.New(scsi.Config{Backend: out.replication, NodePort: uint16(self), PortGroup: uint16(self), TargetName: n.id.Target, Logger: n.log})

@@ -189,6 +189,7 @@ func (n *Node) Status(ctx context.Context) (*Status, error) {
 	state := n.known()
 	s := n.recorded(state)
 	merge(s, n.reports(ctx, state))
+	s.Problems = append(s.Problems, linkProblems(n.id.Name, n.paces(), state.NodeName)...)
 	return s, nil
 }
 

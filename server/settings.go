@@ -54,6 +54,12 @@ func (n *Node) SetBalance(ctx context.Context, on bool, after time.Duration) err
 	return n.cluster.SetBalance(ctx, on, after)
 }
 
+// SetResyncRate says what the resyncs from one node may send together, in MiB a
+// second; 0: as much as there is while initiators do not suffer.
+func (n *Node) SetResyncRate(ctx context.Context, rate uint32) error {
+	return n.cluster.SetResyncRate(ctx, rate)
+}
+
 // UpgradePlan is how far the nodes are on their way to a newer version.
 type UpgradePlan struct {
 	Level     int // of the cluster

@@ -55,6 +55,7 @@ type Info struct {
 	Preferred    string // QuorumPreferred: the node that decides alone
 	Balance      bool   // volumes go back to their nodes
 	BalanceAfter time.Duration
+	ResyncRate   uint32 // MiB a second that resyncs from one node may send together; 0: no limit
 	Leader       string
 	Quorum       bool
 	Voters       int

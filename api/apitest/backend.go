@@ -39,6 +39,7 @@ type Backend struct {
 	SnapshotList []server.Snapshot
 	ScheduleList []server.Schedule
 	Balance      bool
+	ResyncRate   uint32
 	Quorum       server.QuorumMode
 	Preferred    string
 	Level        int
@@ -161,7 +162,7 @@ func (b *Backend) Info(context.Context) (*server.Info, error) {
 		return nil, err
 	}
 	defer b.Mu.Unlock()
-	i := &server.Info{Name: b.State.Cluster, UUID: "22222222-0000-4000-8000-000000000000", Created: Epoch, Target: b.Target, FeatureLevel: b.Level, LevelKnown: 2, QuorumMode: b.Quorum, Preferred: b.Preferred, Balance: b.Balance, BalanceAfter: time.Minute, Leader: b.State.Leader, Quorum: b.State.Quorum, Voters: b.State.Voters,
+	i := &server.Info{Name: b.State.Cluster, UUID: "22222222-0000-4000-8000-000000000000", Created: Epoch, Target: b.Target, FeatureLevel: b.Level, LevelKnown: 2, QuorumMode: b.Quorum, Preferred: b.Preferred, Balance: b.Balance, ResyncRate: b.ResyncRate, BalanceAfter: time.Minute, Leader: b.State.Leader, Quorum: b.State.Quorum, Voters: b.State.Voters,
 		Discovery: b.Discovery.Mode, DiscoveryUser: b.Discovery.User, DiscoveryMutual: b.Discovery.MutualUser}
 	for _, n := range b.State.Nodes {
 		for _, p := range n.Portals {

@@ -203,6 +203,16 @@ func (b *Backend) RemoveNode(_ context.Context, name string, lost, dryRun bool) 
 	return nil, nil
 }
 
+// SetResyncRate does nothing more.
+func (b *Backend) SetResyncRate(_ context.Context, rate uint32) error {
+	if err := b.begin(fmt.Sprintf("SetResyncRate %d", rate)); err != nil {
+		return err
+	}
+	defer b.Mu.Unlock()
+	b.ResyncRate = rate
+	return nil
+}
+
 // SetBalance does nothing more.
 func (b *Backend) SetBalance(_ context.Context, on bool, after time.Duration) error {
 	if err := b.begin(fmt.Sprintf("SetBalance %v %s", on, after)); err != nil {

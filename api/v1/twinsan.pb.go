@@ -1170,10 +1170,12 @@ type ClusterInfo struct {
 	PreferredNode string `protobuf:"bytes,42,opt,name=preferred_node,json=preferredNode,proto3" json:"preferred_node,omitempty"`
 	// Volumes go back to the nodes that they belong to, when nodes and replicas have
 	// been settled for this long.
-	Balance       bool                 `protobuf:"varint,43,opt,name=balance,proto3" json:"balance,omitempty"`
-	BalanceAfter  *durationpb.Duration `protobuf:"bytes,44,opt,name=balance_after,json=balanceAfter,proto3" json:"balance_after,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Balance      bool                 `protobuf:"varint,43,opt,name=balance,proto3" json:"balance,omitempty"`
+	BalanceAfter *durationpb.Duration `protobuf:"bytes,44,opt,name=balance_after,json=balanceAfter,proto3" json:"balance_after,omitempty"`
+	// What the resyncs from one node may send together; 0: no bound.
+	ResyncMibPerSecond uint32 `protobuf:"varint,45,opt,name=resync_mib_per_second,json=resyncMibPerSecond,proto3" json:"resync_mib_per_second,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ClusterInfo) Reset() {
@@ -1323,6 +1325,13 @@ func (x *ClusterInfo) GetBalanceAfter() *durationpb.Duration {
 		return x.BalanceAfter
 	}
 	return nil
+}
+
+func (x *ClusterInfo) GetResyncMibPerSecond() uint32 {
+	if x != nil {
+		return x.ResyncMibPerSecond
+	}
+	return 0
 }
 
 type SetDiscoveryRequest struct {
@@ -8480,6 +8489,51 @@ func (x *RemoveNodeResponse) GetEffects() []string {
 	return nil
 }
 
+type SetResyncRateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 10 and more; 0: as much as there is while initiators do not suffer.
+	MibPerSecond  uint32 `protobuf:"varint,1,opt,name=mib_per_second,json=mibPerSecond,proto3" json:"mib_per_second,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetResyncRateRequest) Reset() {
+	*x = SetResyncRateRequest{}
+	mi := &file_twinsan_proto_msgTypes[108]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetResyncRateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetResyncRateRequest) ProtoMessage() {}
+
+func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[108]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetResyncRateRequest.ProtoReflect.Descriptor instead.
+func (*SetResyncRateRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{108}
+}
+
+func (x *SetResyncRateRequest) GetMibPerSecond() uint32 {
+	if x != nil {
+		return x.MibPerSecond
+	}
+	return 0
+}
+
 type SetBalanceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	On    bool                   `protobuf:"varint,1,opt,name=on,proto3" json:"on,omitempty"`
@@ -8491,7 +8545,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8503,7 +8557,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8516,7 +8570,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{108}
+	return file_twinsan_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *SetBalanceRequest) GetOn() bool {
@@ -8543,7 +8597,7 @@ type SetQuorumRequest struct {
 
 func (x *SetQuorumRequest) Reset() {
 	*x = SetQuorumRequest{}
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8555,7 +8609,7 @@ func (x *SetQuorumRequest) String() string {
 func (*SetQuorumRequest) ProtoMessage() {}
 
 func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8568,7 +8622,7 @@ func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumRequest.ProtoReflect.Descriptor instead.
 func (*SetQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{109}
+	return file_twinsan_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *SetQuorumRequest) GetMode() QuorumMode {
@@ -8593,7 +8647,7 @@ type GetUpgradePlanRequest struct {
 
 func (x *GetUpgradePlanRequest) Reset() {
 	*x = GetUpgradePlanRequest{}
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8605,7 +8659,7 @@ func (x *GetUpgradePlanRequest) String() string {
 func (*GetUpgradePlanRequest) ProtoMessage() {}
 
 func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8618,7 +8672,7 @@ func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpgradePlanRequest.ProtoReflect.Descriptor instead.
 func (*GetUpgradePlanRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{110}
+	return file_twinsan_proto_rawDescGZIP(), []int{111}
 }
 
 type RaiseLevelRequest struct {
@@ -8630,7 +8684,7 @@ type RaiseLevelRequest struct {
 
 func (x *RaiseLevelRequest) Reset() {
 	*x = RaiseLevelRequest{}
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8642,7 +8696,7 @@ func (x *RaiseLevelRequest) String() string {
 func (*RaiseLevelRequest) ProtoMessage() {}
 
 func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8655,7 +8709,7 @@ func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseLevelRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{111}
+	return file_twinsan_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *RaiseLevelRequest) GetLevel() uint32 {
@@ -8682,7 +8736,7 @@ type UpgradePlan struct {
 
 func (x *UpgradePlan) Reset() {
 	*x = UpgradePlan{}
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8694,7 +8748,7 @@ func (x *UpgradePlan) String() string {
 func (*UpgradePlan) ProtoMessage() {}
 
 func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8707,7 +8761,7 @@ func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradePlan.ProtoReflect.Descriptor instead.
 func (*UpgradePlan) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{112}
+	return file_twinsan_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *UpgradePlan) GetLevel() uint32 {
@@ -8765,7 +8819,7 @@ type UpgradeNode struct {
 
 func (x *UpgradeNode) Reset() {
 	*x = UpgradeNode{}
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8777,7 +8831,7 @@ func (x *UpgradeNode) String() string {
 func (*UpgradeNode) ProtoMessage() {}
 
 func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8790,7 +8844,7 @@ func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeNode.ProtoReflect.Descriptor instead.
 func (*UpgradeNode) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{113}
+	return file_twinsan_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *UpgradeNode) GetName() string {
@@ -8859,7 +8913,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x05cause\x18\x03 \x01(\tR\x05cause\x12\x12\n" +
 	"\x04risk\x18\x04 \x01(\tR\x04risk\x12\x16\n" +
 	"\x06remedy\x18\x05 \x01(\tR\x06remedy\"\x13\n" +
-	"\x11GetClusterRequest\"\x8d\x05\n" +
+	"\x11GetClusterRequest\"\xc0\x05\n" +
 	"\vClusterInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x124\n" +
@@ -8880,7 +8934,8 @@ const file_twinsan_proto_rawDesc = "" +
 	"quorumMode\x12%\n" +
 	"\x0epreferred_node\x18* \x01(\tR\rpreferredNode\x12\x18\n" +
 	"\abalance\x18+ \x01(\bR\abalance\x12>\n" +
-	"\rbalance_after\x18, \x01(\v2\x19.google.protobuf.DurationR\fbalanceAfter\"\xc8\x01\n" +
+	"\rbalance_after\x18, \x01(\v2\x19.google.protobuf.DurationR\fbalanceAfter\x121\n" +
+	"\x15resync_mib_per_second\x18- \x01(\rR\x12resyncMibPerSecond\"\xc8\x01\n" +
 	"\x13SetDiscoveryRequest\x12-\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x19.twinsan.v1.DiscoveryModeR\x04mode\x12\x1b\n" +
 	"\tchap_user\x18\x02 \x01(\tR\bchapUser\x12\x1f\n" +
@@ -9465,7 +9520,9 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x04lost\x18\x02 \x01(\bR\x04lost\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\".\n" +
 	"\x12RemoveNodeResponse\x12\x18\n" +
-	"\aeffects\x18\x01 \x03(\tR\aeffects\"T\n" +
+	"\aeffects\x18\x01 \x03(\tR\aeffects\"<\n" +
+	"\x14SetResyncRateRequest\x12$\n" +
+	"\x0emib_per_second\x18\x01 \x01(\rR\fmibPerSecond\"T\n" +
 	"\x11SetBalanceRequest\x12\x0e\n" +
 	"\x02on\x18\x01 \x01(\bR\x02on\x12/\n" +
 	"\x05after\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05after\"e\n" +
@@ -9619,14 +9676,15 @@ const file_twinsan_proto_rawDesc = "" +
 	"Operations\x12W\n" +
 	"\x0eListOperations\x12!.twinsan.v1.ListOperationsRequest\x1a\".twinsan.v1.ListOperationsResponse\x12F\n" +
 	"\fGetOperation\x12\x1f.twinsan.v1.GetOperationRequest\x1a\x15.twinsan.v1.Operation\x12L\n" +
-	"\x0fCancelOperation\x12\".twinsan.v1.CancelOperationRequest\x1a\x15.twinsan.v1.Operation2\x94\x04\n" +
+	"\x0fCancelOperation\x12\".twinsan.v1.CancelOperationRequest\x1a\x15.twinsan.v1.Operation2\xe0\x04\n" +
 	"\vMaintenance\x12W\n" +
 	"\x0eSetMaintenance\x12!.twinsan.v1.SetMaintenanceRequest\x1a\".twinsan.v1.SetMaintenanceResponse\x12A\n" +
 	"\fEvacuateNode\x12\x1f.twinsan.v1.EvacuateNodeRequest\x1a\x10.twinsan.v1.Node\x12K\n" +
 	"\n" +
 	"RemoveNode\x12\x1d.twinsan.v1.RemoveNodeRequest\x1a\x1e.twinsan.v1.RemoveNodeResponse\x12D\n" +
 	"\n" +
-	"SetBalance\x12\x1d.twinsan.v1.SetBalanceRequest\x1a\x17.twinsan.v1.ClusterInfo\x12B\n" +
+	"SetBalance\x12\x1d.twinsan.v1.SetBalanceRequest\x1a\x17.twinsan.v1.ClusterInfo\x12J\n" +
+	"\rSetResyncRate\x12 .twinsan.v1.SetResyncRateRequest\x1a\x17.twinsan.v1.ClusterInfo\x12B\n" +
 	"\tSetQuorum\x12\x1c.twinsan.v1.SetQuorumRequest\x1a\x17.twinsan.v1.ClusterInfo\x12L\n" +
 	"\x0eGetUpgradePlan\x12!.twinsan.v1.GetUpgradePlanRequest\x1a\x17.twinsan.v1.UpgradePlan\x12D\n" +
 	"\n" +
@@ -9645,7 +9703,7 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 }
 
 var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 114)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 115)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
 	(QuorumMode)(0),                   // 1: twinsan.v1.QuorumMode
@@ -9768,14 +9826,15 @@ var file_twinsan_proto_goTypes = []any{
 	(*EvacuateNodeRequest)(nil),       // 118: twinsan.v1.EvacuateNodeRequest
 	(*RemoveNodeRequest)(nil),         // 119: twinsan.v1.RemoveNodeRequest
 	(*RemoveNodeResponse)(nil),        // 120: twinsan.v1.RemoveNodeResponse
-	(*SetBalanceRequest)(nil),         // 121: twinsan.v1.SetBalanceRequest
-	(*SetQuorumRequest)(nil),          // 122: twinsan.v1.SetQuorumRequest
-	(*GetUpgradePlanRequest)(nil),     // 123: twinsan.v1.GetUpgradePlanRequest
-	(*RaiseLevelRequest)(nil),         // 124: twinsan.v1.RaiseLevelRequest
-	(*UpgradePlan)(nil),               // 125: twinsan.v1.UpgradePlan
-	(*UpgradeNode)(nil),               // 126: twinsan.v1.UpgradeNode
-	(*timestamppb.Timestamp)(nil),     // 127: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 128: google.protobuf.Duration
+	(*SetResyncRateRequest)(nil),      // 121: twinsan.v1.SetResyncRateRequest
+	(*SetBalanceRequest)(nil),         // 122: twinsan.v1.SetBalanceRequest
+	(*SetQuorumRequest)(nil),          // 123: twinsan.v1.SetQuorumRequest
+	(*GetUpgradePlanRequest)(nil),     // 124: twinsan.v1.GetUpgradePlanRequest
+	(*RaiseLevelRequest)(nil),         // 125: twinsan.v1.RaiseLevelRequest
+	(*UpgradePlan)(nil),               // 126: twinsan.v1.UpgradePlan
+	(*UpgradeNode)(nil),               // 127: twinsan.v1.UpgradeNode
+	(*timestamppb.Timestamp)(nil),     // 128: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 129: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
@@ -9786,41 +9845,41 @@ var file_twinsan_proto_depIdxs = []int32{
 	15,  // 5: twinsan.v1.Status.risk:type_name -> twinsan.v1.Risk
 	16,  // 6: twinsan.v1.Risk.stops:type_name -> twinsan.v1.Stop
 	0,   // 7: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	127, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	128, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
 	21,  // 9: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
 	2,   // 10: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
 	1,   // 11: twinsan.v1.ClusterInfo.quorum_mode:type_name -> twinsan.v1.QuorumMode
-	128, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
+	129, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
 	2,   // 13: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
 	3,   // 14: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	128, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	129, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	3,   // 16: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	127, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	127, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	127, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	128, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	128, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	128, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,   // 20: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
 	35,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	127, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
+	128, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
 	34,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
 	34,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
-	127, // 25: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
-	127, // 26: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
+	128, // 25: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
+	128, // 26: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
 	3,   // 27: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
 	5,   // 28: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	127, // 29: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	128, // 29: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
 	36,  // 30: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
 	38,  // 31: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
 	6,   // 32: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
-	127, // 33: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
+	128, // 33: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
 	33,  // 34: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
 	37,  // 35: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
 	39,  // 36: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
 	46,  // 37: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
 	45,  // 38: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
 	8,   // 39: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	128, // 40: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
-	127, // 41: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
-	127, // 42: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	129, // 40: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
+	128, // 41: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
+	128, // 42: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
 	7,   // 43: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
 	47,  // 44: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
 	38,  // 45: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
@@ -9839,7 +9898,7 @@ var file_twinsan_proto_depIdxs = []int32{
 	53,  // 58: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
 	67,  // 59: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
 	10,  // 60: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
-	127, // 61: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	128, // 61: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
 	68,  // 62: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
 	68,  // 63: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
 	68,  // 64: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
@@ -9847,17 +9906,17 @@ var file_twinsan_proto_depIdxs = []int32{
 	48,  // 66: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
 	68,  // 67: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
 	99,  // 68: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	128, // 69: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
-	127, // 70: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
-	127, // 71: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	129, // 69: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	128, // 70: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	128, // 71: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
 	82,  // 72: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
-	128, // 73: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	129, // 73: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
 	88,  // 74: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
 	88,  // 75: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
 	99,  // 76: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
 	45,  // 77: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	127, // 78: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	127, // 79: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	128, // 78: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	128, // 79: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
 	36,  // 80: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
 	46,  // 81: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
 	99,  // 82: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
@@ -9871,14 +9930,14 @@ var file_twinsan_proto_depIdxs = []int32{
 	48,  // 90: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
 	12,  // 91: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
 	11,  // 92: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
-	127, // 93: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	127, // 94: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	128, // 95: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
+	128, // 93: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	128, // 94: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	129, // 95: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
 	111, // 96: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
 	35,  // 97: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
-	128, // 98: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
+	129, // 98: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
 	1,   // 99: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
-	126, // 100: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
+	127, // 100: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
 	13,  // 101: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
 	18,  // 102: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
 	22,  // 103: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
@@ -9931,68 +9990,70 @@ var file_twinsan_proto_depIdxs = []int32{
 	116, // 150: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
 	118, // 151: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
 	119, // 152: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
-	121, // 153: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
-	122, // 154: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
-	123, // 155: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
-	124, // 156: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
-	14,  // 157: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	19,  // 158: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	23,  // 159: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	19,  // 160: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	25,  // 161: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	27,  // 162: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	29,  // 163: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	35,  // 164: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	35,  // 165: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	33,  // 166: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
-	44,  // 167: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	46,  // 168: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
-	46,  // 169: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
-	46,  // 170: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
-	46,  // 171: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
-	56,  // 172: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	48,  // 173: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	48,  // 174: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	60,  // 175: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	48,  // 176: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	66,  // 177: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	48,  // 178: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	64,  // 179: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	70,  // 180: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
-	68,  // 181: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
-	73,  // 182: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
-	75,  // 183: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
-	77,  // 184: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
-	48,  // 185: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
-	81,  // 186: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
-	84,  // 187: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
-	82,  // 188: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
-	87,  // 189: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
-	90,  // 190: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	88,  // 191: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	93,  // 192: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	48,  // 193: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	48,  // 194: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	48,  // 195: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	98,  // 196: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	103, // 197: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	101, // 198: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
-	111, // 199: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
-	111, // 200: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
-	48,  // 201: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
-	110, // 202: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
-	113, // 203: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
-	111, // 204: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
-	111, // 205: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
-	117, // 206: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
-	35,  // 207: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
-	120, // 208: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
-	19,  // 209: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
-	19,  // 210: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
-	125, // 211: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
-	125, // 212: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
-	157, // [157:213] is the sub-list for method output_type
-	101, // [101:157] is the sub-list for method input_type
+	122, // 153: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
+	121, // 154: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
+	123, // 155: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
+	124, // 156: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
+	125, // 157: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
+	14,  // 158: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	19,  // 159: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	23,  // 160: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	19,  // 161: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	25,  // 162: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	27,  // 163: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	29,  // 164: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	35,  // 165: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	35,  // 166: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	33,  // 167: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
+	44,  // 168: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	46,  // 169: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
+	46,  // 170: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
+	46,  // 171: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
+	46,  // 172: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
+	56,  // 173: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	48,  // 174: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	48,  // 175: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	60,  // 176: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	48,  // 177: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	66,  // 178: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	48,  // 179: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	64,  // 180: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	70,  // 181: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	68,  // 182: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	73,  // 183: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	75,  // 184: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	77,  // 185: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	48,  // 186: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	81,  // 187: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	84,  // 188: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	82,  // 189: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	87,  // 190: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	90,  // 191: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	88,  // 192: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	93,  // 193: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	48,  // 194: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	48,  // 195: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	48,  // 196: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	98,  // 197: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	103, // 198: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	101, // 199: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	111, // 200: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
+	111, // 201: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
+	48,  // 202: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
+	110, // 203: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
+	113, // 204: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
+	111, // 205: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
+	111, // 206: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
+	117, // 207: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
+	35,  // 208: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
+	120, // 209: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
+	19,  // 210: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
+	19,  // 211: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
+	19,  // 212: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
+	126, // 213: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
+	126, // 214: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
+	158, // [158:215] is the sub-list for method output_type
+	101, // [101:158] is the sub-list for method input_type
 	101, // [101:101] is the sub-list for extension type_name
 	101, // [101:101] is the sub-list for extension extendee
 	0,   // [0:101] is the sub-list for field type_name
@@ -10009,7 +10070,7 @@ func file_twinsan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   114,
+			NumMessages:   115,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -2669,6 +2669,7 @@ const (
 	Maintenance_EvacuateNode_FullMethodName   = "/twinsan.v1.Maintenance/EvacuateNode"
 	Maintenance_RemoveNode_FullMethodName     = "/twinsan.v1.Maintenance/RemoveNode"
 	Maintenance_SetBalance_FullMethodName     = "/twinsan.v1.Maintenance/SetBalance"
+	Maintenance_SetResyncRate_FullMethodName  = "/twinsan.v1.Maintenance/SetResyncRate"
 	Maintenance_SetQuorum_FullMethodName      = "/twinsan.v1.Maintenance/SetQuorum"
 	Maintenance_GetUpgradePlan_FullMethodName = "/twinsan.v1.Maintenance/GetUpgradePlan"
 	Maintenance_RaiseLevel_FullMethodName     = "/twinsan.v1.Maintenance/RaiseLevel"
@@ -2686,6 +2687,8 @@ type MaintenanceClient interface {
 	// RemoveNode takes a node out of the cluster for good.
 	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	SetBalance(ctx context.Context, in *SetBalanceRequest, opts ...grpc.CallOption) (*ClusterInfo, error)
+	// SetResyncRate bounds what the resyncs from one node send together.
+	SetResyncRate(ctx context.Context, in *SetResyncRateRequest, opts ...grpc.CallOption) (*ClusterInfo, error)
 	// SetQuorum says which nodes vote. They follow step by step: Node.voter.
 	SetQuorum(ctx context.Context, in *SetQuorumRequest, opts ...grpc.CallOption) (*ClusterInfo, error)
 	GetUpgradePlan(ctx context.Context, in *GetUpgradePlanRequest, opts ...grpc.CallOption) (*UpgradePlan, error)
@@ -2742,6 +2745,16 @@ func (c *maintenanceClient) SetBalance(ctx context.Context, in *SetBalanceReques
 	return out, nil
 }
 
+func (c *maintenanceClient) SetResyncRate(ctx context.Context, in *SetResyncRateRequest, opts ...grpc.CallOption) (*ClusterInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClusterInfo)
+	err := c.cc.Invoke(ctx, Maintenance_SetResyncRate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *maintenanceClient) SetQuorum(ctx context.Context, in *SetQuorumRequest, opts ...grpc.CallOption) (*ClusterInfo, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ClusterInfo)
@@ -2784,6 +2797,8 @@ type MaintenanceServer interface {
 	// RemoveNode takes a node out of the cluster for good.
 	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	SetBalance(context.Context, *SetBalanceRequest) (*ClusterInfo, error)
+	// SetResyncRate bounds what the resyncs from one node send together.
+	SetResyncRate(context.Context, *SetResyncRateRequest) (*ClusterInfo, error)
 	// SetQuorum says which nodes vote. They follow step by step: Node.voter.
 	SetQuorum(context.Context, *SetQuorumRequest) (*ClusterInfo, error)
 	GetUpgradePlan(context.Context, *GetUpgradePlanRequest) (*UpgradePlan, error)
@@ -2811,6 +2826,9 @@ func (UnimplementedMaintenanceServer) RemoveNode(context.Context, *RemoveNodeReq
 }
 func (UnimplementedMaintenanceServer) SetBalance(context.Context, *SetBalanceRequest) (*ClusterInfo, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetBalance not implemented")
+}
+func (UnimplementedMaintenanceServer) SetResyncRate(context.Context, *SetResyncRateRequest) (*ClusterInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetResyncRate not implemented")
 }
 func (UnimplementedMaintenanceServer) SetQuorum(context.Context, *SetQuorumRequest) (*ClusterInfo, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetQuorum not implemented")
@@ -2914,6 +2932,24 @@ func _Maintenance_SetBalance_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Maintenance_SetResyncRate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetResyncRateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MaintenanceServer).SetResyncRate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Maintenance_SetResyncRate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MaintenanceServer).SetResyncRate(ctx, req.(*SetResyncRateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Maintenance_SetQuorum_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SetQuorumRequest)
 	if err := dec(in); err != nil {
@@ -2990,6 +3026,10 @@ var Maintenance_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetBalance",
 			Handler:    _Maintenance_SetBalance_Handler,
+		},
+		{
+			MethodName: "SetResyncRate",
+			Handler:    _Maintenance_SetResyncRate_Handler,
 		},
 		{
 			MethodName: "SetQuorum",

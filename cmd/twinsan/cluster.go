@@ -42,6 +42,7 @@ type clusterPage struct {
 	Preferred    string  `json:"preferred_node,omitempty"`
 	Balance      bool    `json:"balance"`
 	BalanceAfter float64 `json:"balance_after_seconds"`
+	ResyncRate   uint32  `json:"resync_mib_per_second"` // 0: no bound
 }
 
 // newClusterPage shows what is known of a cluster.
@@ -50,7 +51,7 @@ func newClusterPage(i *v1.ClusterInfo) *clusterPage {
 		views(i.Portals, func(p *v1.Portal) portalView { return portalView{p.Address, p.Node, p.Group} }),
 		i.Leader, i.Quorum, i.Voters, i.FeatureLevel,
 		api.Word(i.Discovery, "DISCOVERY_MODE_"), i.DiscoveryUser, i.DiscoveryMutualUser,
-		i.LevelKnown, api.Word(i.QuorumMode, "QUORUM_MODE_"), i.PreferredNode, i.Balance, i.BalanceAfter.AsDuration().Seconds()}
+		i.LevelKnown, api.Word(i.QuorumMode, "QUORUM_MODE_"), i.PreferredNode, i.Balance, i.BalanceAfter.AsDuration().Seconds(), i.ResyncMibPerSecond}
 }
 
 type portalView struct {
@@ -65,7 +66,7 @@ func (c *clusterPage) text(p *printer) {
 		quorum = "yes"
 	}
 	p.facts("cluster", c.Name, "uuid", c.UUID, "created", since(c.Created), "target", c.Target, "quorum", quorum, "leader", c.Leader,
-		"voters", fmt.Sprint(c.Voters), "who votes", quorumWords(c.QuorumMode, c.Preferred), "balance", balanceWords(c.Balance, c.BalanceAfter),
+		"voters", fmt.Sprint(c.Voters), "who votes", quorumWords(c.QuorumMode, c.Preferred), "balance", balanceWords(c.Balance, c.BalanceAfter), "resync rate", resyncWords(c.ResyncRate),
 		"feature level", levelWords(c.FeatureLevel, c.LevelKnown),
 		"discovery", discoveryWords(c.Discovery, c.DiscoverUser, c.DiscoverBack))
 	p.line("")

@@ -106,5 +106,5 @@ volume admits any initiator). Secrets are made and shown once; with
 	c.Flags().StringVar(&user, "user", "discovery", "CHAP user that initiators give")
 	c.Flags().BoolVar(&mutual, "mutual", false, "the target proves itself as well")
 	c.Flags().BoolVar(&secretsIn, "secrets-stdin", false, "read the secrets instead of making them")
-	return noun("set", "Settings of the whole cluster", nil, c, a.setBalance(), a.setQuorum())
+	return noun("set", "Settings of the whole cluster", nil, c, a.setBalance(), a.setQuorum(), a.setResyncRate())
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,6 +39,40 @@ func levelWords(level, known uint32) string {
 		return fmt.Sprintf("%d; this version knows %d: twinsan upgrade plan", level, known)
 	}
 	return fmt.Sprint(level)
+}
+
+func resyncWords(rate uint32) string {
+	if rate == 0 {
+		return "as much as there is while initiators do not suffer"
+	}
+	return fmt.Sprintf("%d MiB/s from one node at most", rate)
+}
+
+func (a *app) setResyncRate() *cobra.Command {
+	return &cobra.Command{
+		Use: "resync-rate MIB|auto", Short: "Bound what a node sends to replicas that catch up", Args: arguments("MIB|auto"),
+		Long: `Bound what a node sends to replicas that catch up, all of them together, in MiB a
+second: 10 and more, or auto. With auto, and below the bound, a resync takes what
+there is while initiators do not wait longer for it, and 10 MiB a second when they do.`,
+		Example: "  twinsan cluster set resync-rate 200\n  twinsan cluster set resync-rate auto",
+		RunE: func(c *cobra.Command, args []string) error {
+			rate := uint64(0)
+			if args[0] != "auto" {
+				var err error
+				if rate, err = strconv.ParseUint(args[0], 10, 32); err != nil || rate == 0 {
+					return usage("resync-rate %s: want MiB a second, or auto", args[0])
+				}
+			}
+			return a.call(c, func(ctx context.Context, client *api.Client) error {
+				i, err := client.Maintenance.SetResyncRate(ctx, &v1.SetResyncRateRequest{MibPerSecond: uint32(rate)})
+				if err != nil {
+					return err
+				}
+				a.next("twinsan status")
+				return a.print(newClusterPage(i))
+			})
+		},
+	}
 }
 
 func (a *app) setBalance() *cobra.Command {

@@ -54,7 +54,7 @@ func Open(path string, o Options) (Device, error) {
 	return cached(f), nil
 }
 
-// cached puts a volatile write cache before a device where a test asks for one.
+// cached puts a volatile write cache, or delays, before a device where a test asks for them.
 var cached = func(d Device) Device { return d }
 
 func open(path string, o Options) (_ *file, err error) {

@@ -347,6 +347,6 @@ func (m *Metered) beginRead(p []byte, off int64) (fd int, ok bool) {
 func (m *Metered) endRead(begun time.Time, ok bool) {
 	m.Device.(ringFile).endRead(begun, ok)
 	if ok {
-		_ = m.reads.observe(begun, nil)
+		_ = m.reads.observe(begun, 0, nil)
 	}
 }

@@ -29,7 +29,9 @@ func init() {
 	if err != nil || percent < 0 || 100 < percent {
 		panic(fmt.Sprintf("%s is %q, want a percentage", VolatileEnv, text))
 	}
+	inner := cached
 	cached = func(d Device) Device {
+		d = inner(d)
 		h := fnv.New64a()
 		h.Write([]byte(d.Path()))
 		return &volatileDevice{

@@ -13,9 +13,11 @@ import (
 // 2: forwarded requests carry the ordered state under which they were accepted,
 // and a node that took no notice of it would let a banned command through. So
 // there is no speaking with version 1.
+//
+// 4: beacons and their answers say how fast the sender's devices are.
 const (
 	MinVersion = 2
-	Version    = 3
+	Version    = 4
 )
 
 // Type says what a frame is. Part of the wire format, do not change.

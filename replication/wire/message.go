@@ -180,12 +180,25 @@ type Lease struct {
 // sender's clock, which comes back unchanged in the BeaconAck with the leases
 // that are granted; Echo is the newest nonce that the sender of this frame has
 // seen from the other side (L3). Room is the free room of the sender's pool in bytes.
+//
+// Paced says that Pace is there, at the end: from wire version 4 on.
 type BeaconBody struct {
 	Nonce  uint64
 	Sent   int64
 	Echo   uint64
 	Room   uint64
 	Leases []Lease
+	Paced  bool
+	Pace   Pace
+}
+
+// Pace is how fast the sender's devices are:
+//
+//	0  u32 microseconds of a write and its flush, flash   4  the same, capacity; 0: not known
+//	8  u8  1: one of them is slow, and the sender ought to be spared
+type Pace struct {
+	Micros [2]uint32
+	Slow   bool
 }
 
 // AppendBeacon appends b.
@@ -198,6 +211,15 @@ func AppendBeacon(dst []byte, b *BeaconBody) []byte {
 	for _, l := range b.Leases {
 		dst = binary.LittleEndian.AppendUint64(dst, l.Volume)
 		dst = binary.LittleEndian.AppendUint64(dst, uint64(l.Epoch))
+	}
+	if b.Paced {
+		dst = binary.LittleEndian.AppendUint32(dst, b.Pace.Micros[0])
+		dst = binary.LittleEndian.AppendUint32(dst, b.Pace.Micros[1])
+		slow := byte(0)
+		if b.Pace.Slow {
+			slow = 1
+		}
+		dst = append(dst, slow)
 	}
 	return dst
 }
@@ -213,6 +235,15 @@ func DecodeBeacon(b []byte, into *BeaconBody) error {
 	}
 	for ; n > 0 && r.err == nil; n-- {
 		into.Leases = append(into.Leases, Lease{r.u64(), lsfs.Epoch(r.u64())})
+	}
+	into.Paced, into.Pace = len(r.b) > 0, Pace{}
+	if into.Paced && r.err == nil {
+		into.Pace.Micros = [2]uint32{r.u32(), r.u32()}
+		slow := r.take(1)[0]
+		if slow > 1 {
+			return fmt.Errorf("%w: pace %d", ErrFrame, slow)
+		}
+		into.Pace.Slow = slow == 1
 	}
 	return r.end()
 }

@@ -83,6 +83,13 @@ func TestMessagesRoundTrip(t *testing.T) {
 	if err := DecodeBeacon(AppendBeacon(nil, &b), &gotB); err != nil || !reflect.DeepEqual(gotB, b) {
 		t.Errorf("beacon: %+v, %v", gotB, err)
 	}
+	b.Paced, b.Pace = true, Pace{Micros: [2]uint32{7, 1 << 31}, Slow: true}
+	if err := DecodeBeacon(AppendBeacon(nil, &b), &gotB); err != nil || !reflect.DeepEqual(gotB, b) {
+		t.Errorf("beacon with pace: %+v, %v", gotB, err)
+	}
+	if err := DecodeBeacon(append(AppendBeacon(nil, &b), 0), &gotB); err == nil {
+		t.Error("a beacon with trailing bytes was taken")
+	}
 	c := SyncChunk{Chunk: 1, Version: 2, Fingerprints: []dedup.Fingerprint{{1}, {}, {3}}, Index: []uint32{0, 2},
 		Blocks: []dedup.Block{sampleBlocks()[1], sampleBlocks()[2]}}
 	if got, err := DecodeSyncChunk(AppendSyncChunk(nil, &c), AppendBlockData(nil, c.Blocks)); err != nil || !reflect.DeepEqual(got, c) {
@@ -138,6 +145,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add(AppendGreeting(nil, &Greeting{Version: 1, Replicas: []Position{{EpochLog: []lsfs.OpID{{Epoch: 1, Seq: 1}}, State: []byte("x")}}}), []byte{})
 	f.Add(AppendBeacon(nil, &BeaconBody{Leases: []Lease{{1, 2}}}), []byte{})
+	f.Add(AppendBeacon(nil, &BeaconBody{Leases: []Lease{{1, 2}}, Paced: true, Pace: Pace{Micros: [2]uint32{3, 4}, Slow: true}}), []byte{})
 	f.Add(AppendSyncChunk(nil, &SyncChunk{Fingerprints: make([]dedup.Fingerprint, 3), Index: []uint32{1}, Blocks: sampleBlocks()[2:3]}), []byte("short"))
 	f.Add(AppendForward(nil, &ForwardBody{Op: 3, Atomic: true, Stated: true, State: lsfs.OpID{Epoch: 1, Seq: 2}}), []byte{})
 	f.Add(AppendLoan(nil, &Loan{ID: 1, Start: 2, Count: 3}), []byte{})

@@ -236,7 +236,7 @@ func TestCommandVersions(t *testing.T) {
 	}{
 		{volumeCommand("vm1"), 1}, {special, 2}, {&cmdAddEvent{Info, "x", "y"}, 1}, {&cmdMapVolume{1, []string{"h"}, mapReadOnly}, 2}, {&cmdDrainNode{1, true}, 2}, {&cmdDiscovery{}, 2},
 		{&cmdAddReplica{Volume: 1, Expect: 2, Node: 3, ID: replication.ReplicaID{4}, Replaces: 5}, 3}, {&cmdRemoveReplica{1, 2, 3}, 3}, {&cmdCancelOperation{7}, 3},
-		{&cmdNodeMode{1, ModeEvacuating, true, 2}, 3}, {&cmdSettings{true, true, Settings{true, 60, QuorumPreferred, 2}}, 3}, {&cmdPrefer{1, 2}, 3},
+		{&cmdNodeMode{1, ModeEvacuating, true, 2}, 3}, {&cmdSettings{Balance: true, Quorum: true, Settings: Settings{true, 60, QuorumPreferred, 2, 0}}, 3}, {&cmdSettings{Resync: true, Settings: Settings{ResyncRate: 200}}, 4}, {&cmdPrefer{1, 2}, 3},
 		{&cmdPromote{1, 2, 3, uuid.UUID{1}, []replication.Replica{{Node: 2, ID: replication.ReplicaID{9}}}, "why"}, 3}, {&cmdRaiseLevel{2, []asked{{1, 5}}}, 3},
 	} {
 		data := must(encodeCommand(envelope{Now: day}, test.x))(t)
@@ -246,7 +246,7 @@ func TestCommandVersions(t *testing.T) {
 		if _, x := decoded(t, data); !reflect.DeepEqual(x, test.x) {
 			t.Errorf("%+v became %+v", test.x, x)
 		}
-		data[0] = 1 + data[0]%3
+		data[0] = 1 + data[0]%4
 		if _, _, err := decodeCommand(data); !errors.Is(err, errEncoding) {
 			t.Errorf("%T in version %d: %v", test.x, data[0], err)
 		}

@@ -475,7 +475,7 @@ func randomCommand(r *rand.Rand, s *State) command {
 	case 24:
 		return &cmdNodeMode{node(), NodeMode(r.IntN(4)), r.IntN(4) == 0, node() * replication.NodeID(r.IntN(2))}
 	case 25:
-		return &cmdSettings{r.IntN(2) == 0, r.IntN(2) == 0, Settings{r.IntN(2) == 0, uint32(r.IntN(100)), QuorumMode(r.IntN(5)), node() * replication.NodeID(r.IntN(2))}}
+		return &cmdSettings{r.IntN(2) == 0, r.IntN(2) == 0, r.IntN(2) == 0, Settings{r.IntN(2) == 0, uint32(r.IntN(100)), QuorumMode(r.IntN(5)), node() * replication.NodeID(r.IntN(2)), r.Uint32N(30)}}
 	case 26:
 		return &cmdPrefer{vol(), node()}
 	case 27:

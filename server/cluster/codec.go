@@ -23,11 +23,12 @@ import (
 //	   of a node, the settings of the cluster, the preferred owner of a volume and
 //	   the history of its replicas; snapshots, their schedules, a volume's origin
 //	   and rollbacks
+//	4  the rate of resyncs
 //
 // A walk that meets an older version leaves out what that version did not have,
-// and fills in what it meant. Version 3 is written from feature level 2 on (see
-// level.go); messages between nodes follow the same rule (encodeMessage).
-const codecVersion = 3
+// and fills in what it meant. Version 3 is written from feature level 2 on, version 4
+// from level 3 on (see level.go); messages between nodes follow the same rule (encodeMessage).
+const codecVersion = 4
 
 // Limits of the encoding. What exceeds them is refused by the encoder as well as
 // by the decoder.

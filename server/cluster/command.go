@@ -41,6 +41,11 @@ func oldestVersion(x command) byte {
 		return 1
 	case *cmdMapVolume, *cmdDrainNode, *cmdDiscovery:
 		return 2
+	case *cmdSettings:
+		if x.Resync {
+			return 4
+		}
+		return 3
 	}
 	if x.kind() >= kindAddReplica {
 		return 3

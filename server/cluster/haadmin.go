@@ -91,6 +91,15 @@ func (c *Cluster) SetBalance(ctx context.Context, on bool, after time.Duration) 
 	return err
 }
 
+// SetResyncRate says what the resyncs from one node may send together, in MiB a
+// second; 0: as much as there is.
+func (c *Cluster) SetResyncRate(ctx context.Context, rate uint32) error {
+	ctx, cancel := adminContext(ctx)
+	defer cancel()
+	_, err := c.proposeSync(ctx, &cmdSettings{Resync: true, Settings: Settings{ResyncRate: rate}})
+	return err
+}
+
 // SetQuorum says which nodes vote; preferred is for QuorumPreferred. The change of
 // the raft group follows step by step, each when it is safe.
 func (c *Cluster) SetQuorum(ctx context.Context, mode QuorumMode, preferred replication.NodeID) error {

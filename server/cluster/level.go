@@ -19,12 +19,15 @@ import (
 //	1  encodings 1 and 2
 //	2  encoding 3: replicas that are added, removed and moved; modes of nodes;
 //	   settings; preferred owners; promotion by force; snapshots
+//	3  encoding 4: the rate of resyncs
 const (
 	// FeatureLevel is the highest level that this program knows. A node refuses to
 	// run in a cluster of a higher one.
-	FeatureLevel = 2
+	FeatureLevel = 3
 	// levelReplicas is the level of everything in encoding 3.
 	levelReplicas = 2
+	// levelResync is the level of everything in encoding 4.
+	levelResync = 3
 )
 
 // encoding is the version in which this state is written: a cluster of a lower
@@ -32,7 +35,10 @@ const (
 func (s *State) encoding() byte { return encodingOf(s.Cluster.FeatureLevel) }
 
 func encodingOf(level uint32) byte {
-	if level >= levelReplicas {
+	switch {
+	case level >= levelResync:
+		return 4
+	case level >= levelReplicas:
 		return 3
 	}
 	return 2
@@ -40,7 +46,13 @@ func encodingOf(level uint32) byte {
 
 // needsLevel is the level that a command needs.
 func needsLevel(x command) uint32 {
-	if _, raise := x.(*cmdRaiseLevel); !raise && oldestVersion(x) >= 3 {
+	if _, raise := x.(*cmdRaiseLevel); raise {
+		return 1
+	}
+	switch version := oldestVersion(x); {
+	case version >= 4:
+		return levelResync
+	case version >= 3:
 		return levelReplicas
 	}
 	return 1
@@ -60,9 +72,11 @@ func (c *Cluster) encodeMessage(v walker) ([]byte, error) {
 // decodeMessage is its inverse. The other node may know of a higher level already,
 // or not yet; a newer form only adds at its end, so that one length fits one form.
 func decodeMessage(b []byte, v walker) error {
-	err := decodeVersion(b, codecVersion, v)
-	if err != nil {
-		err = decodeVersion(b, 2, v)
+	var err error
+	for version := byte(codecVersion); version >= 2; version-- {
+		if err = decodeVersion(b, version, v); err == nil {
+			return nil
+		}
 	}
 	return err
 }

@@ -160,6 +160,9 @@ type Settings struct {
 	BalanceAfter uint32
 	Quorum       QuorumMode
 	Preferred    replication.NodeID // QuorumPreferred only
+	// ResyncRate is what the resyncs from one node may send together, in MiB a second;
+	// 0: no limit but the latency of the initiators.
+	ResyncRate uint32
 }
 
 func (s *Settings) walk(c *codec) {
@@ -167,12 +170,16 @@ func (s *Settings) walk(c *codec) {
 	u32(c, &s.BalanceAfter)
 	u8(c, &s.Quorum)
 	u32(c, &s.Preferred)
+	if c.version >= 4 {
+		u32(c, &s.ResyncRate)
+	}
 }
 
 // cmdSettings sets some of the settings.
 type cmdSettings struct {
 	Balance  bool // the first two
-	Quorum   bool // the others
+	Quorum   bool // the next two
+	Resync   bool // the last
 	Settings Settings
 }
 
@@ -180,11 +187,21 @@ func (*cmdSettings) kind() kind { return kindSettings }
 func (x *cmdSettings) walk(c *codec) {
 	c.flag(&x.Balance)
 	c.flag(&x.Quorum)
+	if c.version >= 4 {
+		c.flag(&x.Resync)
+	}
 	x.Settings.walk(c)
 }
 
 // maxBalanceAfter bounds Settings.BalanceAfter.
 const maxBalanceAfter = 24 * time.Hour
+
+// The bounds of Settings.ResyncRate in MiB a second. Less than the floor that resyncs
+// keep under load (replication.ResyncFloor) would leave replicas behind for ever.
+const (
+	minResyncRate = replication.ResyncFloor >> 20
+	maxResyncRate = 1 << 20
+)
 
 func (x *cmdSettings) apply(e *edit) result {
 	now := e.s.Settings
@@ -200,11 +217,24 @@ func (x *cmdSettings) apply(e *edit) result {
 		}
 		now.Quorum, now.Preferred = x.Settings.Quorum, x.Settings.Preferred
 	}
+	if x.Resync {
+		if r := x.Settings.ResyncRate; r != 0 && (r < minResyncRate || maxResyncRate < r) {
+			return refuse(codeInvalid, "resyncs send %d to %d MiB a second, or as much as there is", minResyncRate, maxResyncRate)
+		}
+		now.ResyncRate = x.Settings.ResyncRate
+	}
 	if now == e.s.Settings {
 		return result{}
 	}
 	if now.BalanceOff != e.s.Settings.BalanceOff {
 		e.event(Info, "balance-set", "volumes %s", map[bool]string{true: "stay where they are", false: "go back to their nodes"}[now.BalanceOff])
+	}
+	if now.ResyncRate != e.s.Settings.ResyncRate {
+		rate := "as much as there is"
+		if now.ResyncRate != 0 {
+			rate = fmt.Sprintf("%d MiB a second at most", now.ResyncRate)
+		}
+		e.event(Info, "resync-rate-set", "resyncs from one node send %s", rate)
 	}
 	if now.Quorum != e.s.Settings.Quorum || now.Preferred != e.s.Settings.Preferred {
 		words := map[QuorumMode]string{QuorumAuto: "all data nodes, and the witness when their number is even", QuorumWitness: "the data nodes and the witness",

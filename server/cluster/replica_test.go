@@ -278,7 +278,7 @@ func TestQuorumSettings(t *testing.T) {
 			t.Errorf("%+v: %+v", tt.x, r)
 		}
 	}
-	if s := b.m.state.Settings; s != (Settings{true, 5, QuorumPreferred, 2}) {
+	if s := b.m.state.Settings; s != (Settings{true, 5, QuorumPreferred, 2, 0}) {
 		t.Errorf("%+v", s)
 	}
 	b.ok(&cmdRemoveNode{2})
@@ -370,12 +370,30 @@ func TestFeatureLevel(t *testing.T) {
 		t.Errorf("written in version %d", s[len(snapshotMagic)])
 	}
 	b.ok(&cmdPrefer{id, 2})
+	rate := &cmdSettings{Resync: true, Settings: Settings{ResyncRate: 200}}
+	if r := b.do(rate); r.Code != codeRefused || !strings.Contains(r.Text, "upgrade plan") {
+		t.Errorf("a resync rate on level 2: %+v", r)
+	}
+	b.ok(&cmdRaiseLevel{3, []asked{{1, 1}, {2, 0}}})
+	b.ok(rate)
+	if s := must(b.m.state.marshal())(t); s[len(snapshotMagic)] != 4 || b.m.state.Settings.ResyncRate != 200 {
+		t.Errorf("written in version %d, settings %+v", s[len(snapshotMagic)], b.m.state.Settings)
+	}
+	for _, wrong := range []uint32{1, 9, 1<<20 + 1} {
+		if r := b.do(&cmdSettings{Resync: true, Settings: Settings{ResyncRate: wrong}}); r.Code != codeInvalid {
+			t.Errorf("rate %d: %+v", wrong, r)
+		}
+	}
+	b.ok(&cmdSettings{Resync: true})
+	if b.m.state.Settings.ResyncRate != 0 {
+		t.Errorf("settings %+v", b.m.state.Settings)
+	}
 }
 
 // The answers that nodes give each other are read in the form of either version.
 func TestMessageVersions(t *testing.T) {
 	_, id := wide(t)
-	for _, version := range []byte{2, 3} {
+	for _, version := range []byte{2, 3, 4} {
 		want := result{Code: codeConflict, Text: "no", ID: 4, Index: 7, Record: replication.Record{Volume: id, Epoch: 3, Owner: 1, InSync: []replication.NodeID{1}}}
 		var got result
 		if err := decodeMessage(must(encodeVersion(&want, version))(t), &got); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {

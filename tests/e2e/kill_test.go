@@ -3,12 +3,9 @@
 package e2e
 
 import (
-	"debug/buildinfo"
 	"errors"
 	"math"
 	"os"
-	"runtime/debug"
-	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -71,13 +68,7 @@ func killBoth(r *rig, v *lab.Volume, load *verified) {
 // TestPowerLoss is TestKillBoth, or a kill of one node, with devices that forget what was
 // written and not flushed, except for a part of it in any order.
 func TestPowerLoss(t *testing.T) {
-	info, err := buildinfo.ReadFile(*program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Contains(info.Settings, debug.BuildSetting{Key: "-tags", Value: "invariants"}) {
-		t.Skip("needs a binary with the tag invariants: make bin/twinsan-checked")
-	}
+	checkedOnly(t)
 	for _, percent := range []string{"0", "50"} {
 		t.Setenv("TWINSAN_VOLATILE", percent)
 		t.Run(percent, func(t *testing.T) { kill(t, 0, killBoth) })
