@@ -96,7 +96,7 @@ fuzz:
 
 # Tests end by themselves; the limit is for those that do not.
 e2e-short: bin/twinsan-checked
-	tests/e2e.sh 20m -bin $(CURDIR)/bin/twinsan-checked -test.run '$(RUN)'
+	tests/e2e.sh 40m -bin $(CURDIR)/bin/twinsan-checked -test.run '$(RUN)'
 
 ## e2e: real processes, kills, full devices, at full length (about an hour); RUN= chooses tests
 e2e:

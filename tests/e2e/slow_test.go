@@ -32,6 +32,9 @@ func checkedOnly(t *testing.T) {
 // as fast as before, and the node comes back when its disk is well again.
 func TestSlowDevice(t *testing.T) {
 	checkedOnly(t)
+	if *rounds <= 3 {
+		t.Skip("takes five minutes: make e2e RUN=TestSlowDevice with the binary of bin/twinsan-checked, -rounds 4")
+	}
 	t.Setenv("TWINSAN_SLOW", ".slow")
 	scenario(t)
 	r := up(t, lab.Options{DeviceSize: "4G", Volumes: []string{"demo:512M"}})
