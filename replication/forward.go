@@ -23,11 +23,6 @@ func (v *Volume) redirect(r *Request) {
 		v.end(r, err)
 		return
 	}
-	if r.abandoned() {
-		v.mu.Unlock()
-		v.end(r, ErrBusy)
-		return
-	}
 	if err := v.outlived(r); err != nil {
 		v.mu.Unlock()
 		v.end(r, err)
@@ -94,9 +89,6 @@ func (v *Volume) retryHeld() {
 			continue
 		}
 		switch {
-		case h.r.abandoned():
-			h.r.Err = ErrBusy
-			failed = append(failed, h)
 		case !reach:
 			v.held = append(v.held, h)
 		case !h.moved || v.active.Load() || h.epoch != v.g.rec.Epoch:
@@ -122,12 +114,14 @@ func (v *Volume) retryHeld() {
 	}
 }
 
-// outlived says that r must not take effect any more: the session that it came by has
-// been dropped (Z1), so its initiator may have repeated it elsewhere and gone on; or it
-// was forwarded to us in an earlier reign (Z2), and who sent it has ended it. It is
-// never stamped again. Called with mu.
+// outlived says that r must not take effect any more: who issued it has given it up, or
+// the session that it came by has been dropped (Z1), so its initiator may have repeated
+// it elsewhere and gone on; or it was forwarded to us in an earlier reign (Z2), and who
+// sent it has ended it. It is never stamped again. Called with mu.
 func (v *Volume) outlived(r *Request) error {
 	switch {
+	case r.Abandoned != nil && r.Abandoned.Load():
+		return ErrBusy
 	case mutant("Z1-outlived"):
 	case r.served && r.term != v.term:
 		return ErrBusy

@@ -137,8 +137,6 @@ type Request struct {
 	term   uint64 // this Volume.term
 }
 
-func (r *Request) abandoned() bool { return r.Abandoned != nil && r.Abandoned.Load() }
-
 type volumeError string
 
 func (e volumeError) Error() string { return string(e) }

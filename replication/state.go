@@ -112,9 +112,6 @@ func (v *Volume) recheck(r *Request) error {
 	if r == nil {
 		return nil
 	}
-	if r.abandoned() {
-		return ErrBusy
-	}
 	if err := v.outlived(r); err != nil {
 		return verdict{err}
 	}
