@@ -314,9 +314,7 @@ func TestScrubGoesOn(t *testing.T) {
 	}
 	release := r.disks["disk0"].Hold(devicetest.Read)
 	s.StartScrub(true)
-	for !s.Scrub().Running {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, "the pass runs", func() bool { return s.Scrub().Running })
 	s.StopScrub()
 	release()
 	if err := s.WaitScrub(context.Background()); err != nil {

@@ -61,12 +61,7 @@ func TestAbandoned(t *testing.T) {
 	a, c := b.start(1), b.start(2)
 	b.createAs(1, 1<<20, 2)
 	b.inSync(1, 2)
-	reachable := func(yes bool) {
-		b.court.mu.Lock()
-		defer b.court.mu.Unlock()
-		b.court.cut[1] = !yes
-	}
-	reachable(false) // nobody takes over for now
+	b.court.reach(1, false) // nobody takes over for now
 	b.stop(2, c)
 	var abandoned atomic.Bool
 	write := func(off uint64, gone *atomic.Bool) chan error {
@@ -80,7 +75,7 @@ func TestAbandoned(t *testing.T) {
 	}
 	lost, kept := write(0, &abandoned), write(4096, nil)
 	abandoned.Store(true)
-	reachable(true)
+	b.court.reach(1, true)
 	if err := <-lost; err != ErrBusy {
 		t.Errorf("an abandoned write ended with %v", err)
 	}

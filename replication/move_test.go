@@ -107,9 +107,7 @@ func TestMoveWithoutQuorum(t *testing.T) {
 	b := newBench(t)
 	a, c := b.pair(1 << 20)
 	a.write(t, 0, pattern(1, 4096))
-	b.court.mu.Lock()
-	b.court.cut[1] = true
-	b.court.mu.Unlock()
+	b.court.reach(1, false)
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	if err := a.Volume(1).MoveTo(ctx, 2); !errors.Is(err, context.DeadlineExceeded) {
@@ -118,9 +116,7 @@ func TestMoveWithoutQuorum(t *testing.T) {
 	if a.Volume(1).Status().Serving || a.Volume(1).TryRead(0, make([]byte, 4096)) {
 		t.Fatal("M7: serves although another may own the volume")
 	}
-	b.court.mu.Lock()
-	b.court.cut[1] = false
-	b.court.mu.Unlock()
+	b.court.reach(1, true)
 	data := pattern(2, 4096)
 	a.write(t, 0, data) // held until the move is decided, then forwarded
 	if r := b.record(); r.Owner != 2 {

@@ -32,6 +32,13 @@ type court struct {
 	cut     map[NodeID]bool // nodes without a quorum
 }
 
+// reach says whether a node reaches the court, as it does at first.
+func (c *court) reach(n NodeID, yes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut[n] = !yes
+}
+
 func (c *court) propose(by NodeID, ch Change) (Record, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -534,9 +541,7 @@ func TestTakeOverAndReturn(t *testing.T) {
 func TestReplicaDeath(t *testing.T) {
 	b := newBench(t)
 	a, c := b.pair(8 << 20)
-	b.court.mu.Lock()
-	b.court.cut[1] = true // no quorum for the owner
-	b.court.mu.Unlock()
+	b.court.reach(1, false) // no quorum for the owner
 	b.stop(2, c)
 	done := make(chan error, 1)
 	go func() {
@@ -547,9 +552,7 @@ func TestReplicaDeath(t *testing.T) {
 		t.Fatalf("M1: a degraded write was answered (%v) before the record allowed it", err)
 	case <-time.After(700 * time.Millisecond):
 	}
-	b.court.mu.Lock()
-	b.court.cut[1] = false
-	b.court.mu.Unlock()
+	b.court.reach(1, true)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}

@@ -148,9 +148,7 @@ func TestReplicasComeAndGo(t *testing.T) {
 // has everything (M2, M3).
 func TestThreeReplicas(t *testing.T) {
 	b, nodes := trio(t, 8<<20)
-	b.court.mu.Lock()
-	b.court.cut[1] = true
-	b.court.mu.Unlock()
+	b.court.reach(1, false)
 	b.stop(3, nodes[3])
 	done := make(chan error, 1)
 	go func() { done <- nodes[1].do(&Request{Op: OpWrite, Len: 4096, Data: pattern(1, 4096)}) }()
@@ -159,9 +157,7 @@ func TestThreeReplicas(t *testing.T) {
 		t.Fatalf("W4: acknowledged (%v) while the record names three and two have it", err)
 	case <-time.After(500 * time.Millisecond):
 	}
-	b.court.mu.Lock()
-	b.court.cut[1] = false
-	b.court.mu.Unlock()
+	b.court.reach(1, true)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}

@@ -252,9 +252,7 @@ func TestStateIsWholeAfterDeath(t *testing.T) {
 			b.inSync(1, 2)
 			old, next := pattern(1, 50<<10), pattern(2, 60<<10)
 			id := newDoor(t, a).change(t, old)
-			b.court.mu.Lock()
-			b.court.cut[1] = true // it cannot go on alone
-			b.court.mu.Unlock()
+			b.court.reach(1, false) // it cannot go on alone
 			b.stop(2, c)
 			done := make(chan error, 1)
 			go func() { done <- a.do(&Request{Op: OpState, State: id, Data: next}) }()
@@ -265,9 +263,7 @@ func TestStateIsWholeAfterDeath(t *testing.T) {
 			if err := <-done; err == nil {
 				t.Fatal("W4: a change of the state was answered that one node has")
 			}
-			b.court.mu.Lock()
-			b.court.cut[1] = false
-			b.court.mu.Unlock()
+			b.court.reach(1, true)
 			want := next
 			n := b.startOn(first, paths[first], false)
 			if first == 2 {
