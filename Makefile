@@ -27,7 +27,7 @@ MIB       ?= 1024
 # Where the race detector is worth its price: whatever shares memory between goroutines.
 RACE_PACKAGES := ./cache/... ./dedup/... ./lsfs/... ./replication/... ./server/... ./api/... ./cmd/... ./tests/initiator/...
 
-.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance crash rot bench gen clean FORCE
+.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance crash rot bench bench-space bench-open soak gen clean FORCE
 
 ## build: the one binary, bin/twinsan
 build: bin/twinsan
@@ -122,6 +122,22 @@ bench:
 	tests/install.sh bench
 	$(MAKE) --no-print-directory bin/twinsan
 	$(GO) run ./tests/bench $(BENCH)
+
+## bench-space: throughput, stalls and write amplification of a store by how full it is
+bench-space:
+	$(GO) run ./tests/space bench $(BENCH)
+	$(GO) run ./tests/space plot
+
+## bench-open: how long a pool of 1 TiB of mapped blocks takes to serve after a kill (20 GB of disk)
+bench-open:
+	$(GO) build -o bin/space-open ./tests/space
+	bin/space-open open -keep $(BENCH)
+	bin/space-open open -reuse $(BENCH)
+
+## soak: half an hour at 95 % full, killed each minute, all of it verified each time
+soak:
+	$(GO) build -o bin/space-soak ./tests/space
+	bin/space-soak soak $(BENCH)
 
 ## gen: generated code
 gen:

@@ -106,7 +106,8 @@ func poolMessage(p *server.Pool) *v1.Pool {
 		return nil
 	}
 	m := &v1.Pool{SizeBytes: p.Size, LiveBytes: p.Live, GarbageBytes: p.Garbage, FreeBytes: p.Free,
-		UsableBytes: p.Usable, MappedBytes: p.Mapped, StoredBytes: p.Stored}
+		UsableBytes: p.Usable, MappedBytes: p.Mapped, StoredBytes: p.Stored,
+		ReclaimBytes: p.Reclaim, WriteAmplification: p.WriteAmplification}
 	for _, c := range p.Caches {
 		m.Caches = append(m.Caches, &v1.Cache{Tier: c.Tier, Path: c.Path, Bytes: c.Bytes, CapacityBytes: c.Capacity, Hits: c.Hits, Misses: c.Misses,
 			WrittenBytes: c.Written, Failure: c.Failure, Warming: c.Warming})
@@ -119,7 +120,8 @@ func poolOf(p *v1.Pool) *server.Pool {
 		return nil
 	}
 	x := &server.Pool{Size: p.SizeBytes, Live: p.LiveBytes, Garbage: p.GarbageBytes, Free: p.FreeBytes,
-		Usable: p.UsableBytes, Mapped: p.MappedBytes, Stored: p.StoredBytes}
+		Usable: p.UsableBytes, Mapped: p.MappedBytes, Stored: p.StoredBytes,
+		Reclaim: p.ReclaimBytes, WriteAmplification: p.WriteAmplification}
 	for _, c := range p.Caches {
 		x.Caches = append(x.Caches, server.Cache{Tier: c.Tier, Path: c.Path, Bytes: c.Bytes, Capacity: c.CapacityBytes, Hits: c.Hits, Misses: c.Misses,
 			Written: c.WrittenBytes, Failure: c.Failure, Warming: c.Warming})

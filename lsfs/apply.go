@@ -59,10 +59,8 @@ func (s *Store) require(r format.Record) error {
 		if err != nil || len(s.missing) == 0 {
 			return err
 		}
-		for _, id := range s.missing {
-			if err := s.fault(id, true); err != nil {
-				return err
-			}
+		if err := s.faultAll(s.missing, true); err != nil {
+			return err
 		}
 	}
 }
@@ -80,9 +78,9 @@ func (s *Store) scan(r format.Record) error {
 		s.scanVersions(v, h)
 		last := ^uint64(0)
 		for i := range int(h.Count) {
-			if b := r.BlockBID(i); b != 0 && b/format.EntriesPerPage != last {
-				s.scanIdentity(BID(b))
-				last = b / format.EntriesPerPage
+			if b := BID(r.BlockBID(i)); b != 0 && b.slot()/format.EntriesPerPage != last {
+				s.scanIdentity(b)
+				last = b.slot() / format.EntriesPerPage
 			}
 		}
 	case format.RecordMove:
@@ -136,7 +134,7 @@ func (s *Store) scanPath(t tree, shift uint, i uint64) (data []byte, span uint, 
 	}
 }
 
-func (s *Store) scanIdentity(b BID) { s.scanPath(s.identities, entryShift, uint64(b)) }
+func (s *Store) scanIdentity(b BID) { s.scanPath(s.identities, entryShift, b.slot()) }
 
 // scanInner holds the path to the leaf of index i of a map, but not the leaf, whose
 // id it returns: 0 when there is none. shared says that a page above it has more than
@@ -201,12 +199,12 @@ func (s *Store) scanWords(leaf uint32, from, to uint64) {
 		return
 	}
 	s.pg.hold(leaf)
-	var last BID
+	last := ^uint64(0)
 	for ; from < to; from++ {
 		b := BID(format.Word(data, int(from)&(format.WordsPerPage-1)))
-		if b != 0 && (b/format.EntriesPerPage != last/format.EntriesPerPage || last == 0) {
+		if b != 0 && b.slot()/format.EntriesPerPage != last {
 			s.scanIdentity(b)
-			last = b
+			last = b.slot() / format.EntriesPerPage
 		}
 	}
 }
@@ -296,6 +294,34 @@ func (s *Store) stamp(v *Volume, start, end, seq uint64) {
 	}
 }
 
+// stampMapped is stamp for what an unmap of a range changes, which is done after it. Holes
+// stay as they are, so an unmap of a huge empty range makes no pages. A leaf that lies
+// wholly inside need not be resident, and is taken for full.
+func (s *Store) stampMapped(v *Volume, start, end, seq uint64) {
+	for at := start; at < end; {
+		leaf, _, span, _ := s.pg.leafOf(v.mapTree, at)
+		next := min(end, nextSpan(at, max(span, wordShift)))
+		switch {
+		case leaf == 0:
+		case at%format.WordsPerPage == 0 && next == nextSpan(at, wordShift):
+			s.stamp(v, at, next, seq)
+		default:
+			data := s.pg.data(leaf)
+			for from := at; from < next; {
+				to := min(next, (from>>chunkShift+1)<<chunkShift)
+				for i := from; i < to; i++ {
+					if format.Word(data, int(i)&(format.WordsPerPage-1)) != 0 {
+						s.stamp(v, from, to, seq)
+						break
+					}
+				}
+				from = to
+			}
+		}
+		at = next
+	}
+}
+
 // applyUnmap drops the mappings of a range in slices. An unmap that fits one
 // slice is applied at once; a larger one lets readers and checkpoints in between.
 func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) error) error {
@@ -330,13 +356,14 @@ func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) e
 			if len(s.missing) == 0 {
 				break
 			}
-			for _, id := range s.missing {
-				if err := s.fault(id, true); err != nil {
-					return err
-				}
+			if err := s.faultAll(s.missing, true); err != nil {
+				return err
 			}
 		}
 		s.mu.Lock()
+		if r.Kind == format.RecordUnmap {
+			s.stampMapped(v, i, stop, h.Seq)
+		}
 		s.unshare(v, i, stop, false)
 		for at := i; at < stop; {
 			data, _, missing, span := s.pg.lookup(v.mapTree, wordShift, at)
@@ -354,9 +381,7 @@ func (s *Store) applyUnmap(r format.Record, from uint64, cut func(done uint64) e
 				}
 			}
 		}
-		if r.Kind == format.RecordUnmap {
-			s.stamp(v, i, stop, h.Seq)
-		} else {
+		if r.Kind != format.RecordUnmap {
 			for c := (i + ChunkBlocks - 1) >> chunkShift; c<<chunkShift < stop; c++ {
 				if data, _, _, _ := s.pg.lookup(v.versions, wordShift, c); data != nil && format.Word(data, int(c)&(format.WordsPerPage-1)) != 0 {
 					s.pg.own(&v.versions, c, 0)
@@ -394,7 +419,10 @@ func (s *Store) applyMove(r format.Record) {
 		if at == nil || format.EntryAddr(at) != m.Old || !s.segs.valid(m.New, uint32(m.Len)) {
 			continue
 		}
-		at = format.EntryAt(s.pg.touch(leaf), int(m.BID%format.EntriesPerPage))
+		if s.replaying {
+			s.visit(m.New.Segment()) // it may have been free at the cut
+		}
+		at = format.EntryAt(s.pg.touch(leaf), int(BID(m.BID).slot()%format.EntriesPerPage))
 		var e format.Entry
 		format.ParseEntry(at, &e)
 		if s.replaying && s.segs.all[m.New.Segment()].state == segmentFree {

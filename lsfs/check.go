@@ -372,11 +372,11 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 	s := k.s
 	dormant := make(map[uint64]bool)
 	for _, b := range s.pins.dormant(nil) {
-		dormant[b] = true
+		dormant[BID(b).slot()] = true
 	}
 	s.queue.mu.Lock()
 	for _, b := range s.queue.dormant {
-		dormant[uint64(b)] = true
+		dormant[b.slot()] = true
 	}
 	s.queue.mu.Unlock()
 	k.refs = make([]uint32, min(uint64(s.nextBID), checkWindow))
@@ -389,7 +389,7 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 		clear(k.seen)
 		err := k.maps(ctx, false, func(_ uint64, leaf uint32, page []byte) {
 			for i := range format.WordsPerPage {
-				if w := format.Word(page, i); w == 0 {
+				if w := BID(format.Word(page, i)).slot(); w == 0 {
 					continue
 				} else if w >= uint64(k.low) && w-uint64(k.low) < uint64(len(k.refs)) {
 					k.refs[w-uint64(k.low)]++
@@ -433,7 +433,7 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 				if !blocks {
 					continue
 				}
-				if k.list = append(k.list, suspect{bid: BID(bid), e: e}); len(k.list) == cap(k.list) {
+				if k.list = append(k.list, suspect{bid: makeBID(bid, e.Generation), e: e}); len(k.list) == cap(k.list) {
 					k.proveBlocks()
 				}
 			}

@@ -47,6 +47,8 @@ type checkpointer struct {
 	pages    uint32 // ids at the cut
 	devices  deviceList
 	buf      []byte // aligned staging
+	out      outlet
+	sums     []uint32 // of the staged pages
 	taken    []uint32
 	released []uint32 // segments that lose a page when the checkpoint is durable
 
@@ -177,8 +179,9 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 	t := s.segs
 	r := format.Root{
 		Checkpoint: c.number, Position: pos, Progress: progress,
-		NextBID: uint64(s.nextBID), Stored: uint64(s.stored.Load()), Identities: format.Tree{Top: s.identities.top, Height: s.identities.height},
+		NextBID: uint64(makeBID(uint64(s.nextBID), s.newest)), Stored: uint64(s.stored.Load()), Identities: format.Tree{Top: s.identities.top, Height: s.identities.height},
 		Dormant: dormant, Live: make([]uint32, len(t.all)), Free: make([]byte, (len(t.all)+7)/8),
+		Ages: make([]format.SegmentAge, len(t.all)),
 	}
 	c.devices = s.deviceList()
 	for i := range t.all {
@@ -191,6 +194,7 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 		if seg.state == segmentFree || seg.state == segmentQuarantine && seg.cut < c.number {
 			r.Free[i/8] |= 1 << (i % 8)
 		}
+		r.Ages[i] = format.SegmentAge{Written: uint32(min(seg.lastSeq>>8, 1<<32-1)), Stream: seg.stream}
 	}
 	for _, v := range s.volumes {
 		r.Volumes = append(r.Volumes, v.stored())
@@ -256,6 +260,18 @@ func (s *Store) wake() {
 	s.queue.mu.Unlock()
 }
 
+// askCheckpoint has a checkpoint cut as soon as none is written.
+func (s *Store) askCheckpoint() {
+	c := &s.ckpt
+	c.mu.Lock()
+	ask := c.wanted <= c.cuts
+	c.wanted = max(c.wanted, c.cuts+1)
+	c.mu.Unlock()
+	if ask {
+		s.wake()
+	}
+}
+
 // checkpoint returns when a checkpoint that was cut after the call is durable.
 func (s *Store) checkpoint() error {
 	c := &s.ckpt
@@ -302,13 +318,20 @@ func (s *Store) writeCheckpoint() error {
 		return err
 	}
 	c.root = format.AppendDirectory(c.root, c.pages, c.dirAt[:dirs])
-	extents, last, err := s.writeRoot()
+	extents, err := s.writeRoot()
 	if err != nil {
 		return err
 	}
+	if err := s.flushStream(&c.out); err != nil {
+		return err
+	}
+	s.log.turn.Lock()
+	durable := s.log.seq // who has the turn has flushed
+	s.log.turn.Unlock()
 	sb := s.pool
 	sb.Sequence++
-	sb.Checkpoint, sb.Root, sb.Durable = c.number, extents, last
+	sb.Previous, sb.PreviousCheckpoint = sb.Root, sb.Checkpoint
+	sb.Checkpoint, sb.Root, sb.Durable = c.number, extents, durable
 	c.super.Lock()
 	if err = s.writeDevices(&sb); err == nil {
 		s.pool = sb
@@ -340,6 +363,7 @@ func (s *Store) releaseQuarantine() {
 	if s.scrub.halted.Load() {
 		return // a reference count was too low: nothing is reused until all are proved
 	}
+	given := 0
 	for i := range s.segs.all {
 		seg := &s.segs.all[i]
 		if seg.state != segmentQuarantine || c.number <= seg.cut || seg.readers.Load() != 0 {
@@ -349,12 +373,14 @@ func (s *Store) releaseQuarantine() {
 			invariant("LIVE", "segment %d in quarantine has %d live bytes", i, seg.live+seg.pages)
 		}
 		s.segs.setFree(uint32(i))
+		given++
 		if s.cfg.Discard {
 			d, off := s.segs.locate(format.MakeAddr(uint32(i), 0))
 			// A hint: a device that cannot has lost nothing.
 			_ = d.Discard(off, int64(s.segs.bytes))
 		}
 	}
+	s.gave(given)
 }
 
 // setDir gives a page a new place and releases the old one when the checkpoint
@@ -382,10 +408,10 @@ func (s *Store) stagePages() int {
 	return min(pagesPerCommit, int(s.segs.bytes/format.PageSize)-2)
 }
 
-// fitPages is stagePages or what the open segment has room for beside header and
-// parity, if that is worth a commit.
+// fitPages is stagePages or what the stream's segment has room for beside header and
+// parity, if that is worth a write.
 func (s *Store) fitPages() int {
-	if n := int(s.log.left.Load()/format.PageSize) - 2; n >= 4 {
+	if n := s.roomIn(&s.ckpt.out)/format.PageSize - 2; n >= 4 {
 		return min(n, s.stagePages())
 	}
 	return s.stagePages()
@@ -422,8 +448,11 @@ func (s *Store) writePages() error {
 			p := pg.page(id)
 			p.flags &^= pageStaged
 			to := c.buf[(i+1)*format.PageSize : (i+2)*format.PageSize]
-			e := format.DirEntry{Addr: base + format.Addr(i*format.PageSize), Sum: format.Checksum(to), Kind: p.kind}
+			e := format.DirEntry{Addr: base + format.Addr(i*format.PageSize), Sum: c.sums[i], Kind: p.kind}
 			e.SetParents(c.parents[at+i])
+			if p.kind == format.EntryPage {
+				e.SetCount(countPage(p.kind, to))
+			}
 			s.setDir(id, e)
 			s.segs.addPages(base.Segment(), format.PageSize)
 		}
@@ -441,20 +470,16 @@ func (s *Store) writeStaged(kind format.RecordKind, ids []uint32) (format.Addr, 
 	n := len(ids)
 	rec := c.buf[format.CommitHeaderSize:]
 	format.PutList(rec, kind, n)
+	c.sums = c.sums[:0]
 	for i, id := range ids {
-		format.PutPageEntry(rec, i, id, format.Checksum(c.buf[(i+1)*format.PageSize:(i+2)*format.PageSize]))
+		c.sums = append(c.sums, format.Checksum(c.buf[(i+1)*format.PageSize:(i+2)*format.PageSize]))
+		format.PutPageEntry(rec, i, id, c.sums[i])
 	}
 	size := format.ListFixed + n*format.PageEntrySize
 	clear(c.buf[format.CommitHeaderSize+size : format.PageSize])
-	base, err := s.begin((n + 2) * format.PageSize)
-	if err != nil {
-		return 0, err
-	}
 	putParity(c.buf, n+1)
-	if err := s.commit(c.buf, 1, size, format.PageSize, (n+1)*format.PageSize); err != nil {
-		return 0, err
-	}
-	return base + format.PageSize, nil
+	base, err := s.writeStream(&c.out, c.buf, size, format.PageSize, (n+1)*format.PageSize)
+	return base + format.PageSize, err
 }
 
 func (s *Store) writeDirs(dirs int) error {
@@ -485,8 +510,7 @@ func (s *Store) writeDirs(dirs int) error {
 			if old := c.dirAt[d]; old.Addr != 0 {
 				c.released = append(c.released, old.Addr.Segment())
 			}
-			page := c.buf[(i+1)*format.PageSize : (i+2)*format.PageSize]
-			c.dirAt[d] = format.Extent{Addr: base + format.Addr(i*format.PageSize), Len: format.PageSize, Sum: format.Checksum(page)}
+			c.dirAt[d] = format.Extent{Addr: base + format.Addr(i*format.PageSize), Len: format.PageSize, Sum: c.sums[i]}
 			c.dirDirty[d] = false
 			s.segs.addPages(base.Segment(), format.PageSize)
 		}
@@ -495,14 +519,13 @@ func (s *Store) writeDirs(dirs int) error {
 	return nil
 }
 
-// writeRoot stores the root in parts and returns their places and the sequence
-// of the last commit that holds one.
-func (s *Store) writeRoot() (extents []format.Extent, last uint64, err error) {
+// writeRoot stores the root in parts and returns their places.
+func (s *Store) writeRoot() (extents []format.Extent, err error) {
 	c := &s.ckpt
 	part := s.stagePages() * format.PageSize
 	parts := (len(c.root) + part - 1) / part
 	if format.RootExtentsMax < parts {
-		return nil, 0, fmt.Errorf("root of %d bytes does not fit: %w", len(c.root), format.ErrInvalid)
+		return nil, fmt.Errorf("root of %d bytes does not fit: %w", len(c.root), format.ErrInvalid)
 	}
 	for i := range parts {
 		p := c.root[i*part : min((i+1)*part, len(c.root))]
@@ -511,14 +534,10 @@ func (s *Store) writeRoot() (extents []format.Extent, last uint64, err error) {
 		clear(c.buf[format.CommitHeaderSize+format.ListFixed : format.PageSize])
 		pages := 1 + roundUp(len(p))/format.PageSize
 		clear(c.buf[format.PageSize+len(p) : pages*format.PageSize])
-		base, err := s.begin((pages + 1) * format.PageSize)
-		if err != nil {
-			return nil, 0, err
-		}
-		last = s.log.seq + 1
 		putParity(c.buf, pages)
-		if err := s.commit(c.buf, 1, format.ListFixed, format.PageSize, pages*format.PageSize); err != nil {
-			return nil, 0, err
+		base, err := s.writeStream(&c.out, c.buf, format.ListFixed, format.PageSize, pages*format.PageSize)
+		if err != nil {
+			return nil, err
 		}
 		x := format.Extent{Addr: base + format.PageSize, Len: uint32(len(p)), Sum: format.Checksum(p)}
 		extents = append(extents, x)
@@ -526,5 +545,5 @@ func (s *Store) writeRoot() (extents []format.Extent, last uint64, err error) {
 		s.segs.addRoot(x, 1)
 		s.mu.Unlock()
 	}
-	return extents, last, nil
+	return extents, nil
 }

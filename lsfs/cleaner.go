@@ -1,6 +1,7 @@
 package lsfs
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,29 +11,59 @@ import (
 	"github.com/twinsan/twinsan/lsfs/format"
 )
 
-// reserveSegments are kept for the cleaner and checkpoints on top of what the
-// dirty pages of the moment need: the open segment, its successor, the cleaner's
-// output and the small parts of a checkpoint.
-const reserveSegments = 8
-
 // cleaner gives space back: it moves the live blocks out of a segment, makes the
 // live pages dirty, so that the next checkpoint moves them, and lets checkpoints
 // carry the segment through quarantine.
 //
-// It works when few segments are free, then as fast as it can, and otherwise
-// slowly while garbage is above its bound.
+// It works ahead of need: at full speed when so few segments are free that operations
+// are slowed down (pace.go), at half speed from twice that on, and at the pace of
+// the clock when nobody waits for the store or garbage is above its bound.
 type cleaner struct {
 	mu    sync.Mutex
 	wake  chan struct{}
+	halt  chan struct{}
 	ended bool
-	stuck atomic.Bool // the last round gave nothing back while space is short
-	buf   []byte
-	moves []move
+	stuck atomic.Bool // many steps gave nothing back while space is short
 	fails int
-	cold  bool // what is moved goes to capacity
+	best  int64 // free bytes at the last step that gave something back
+	seen  int64 // operations then
+
+	// turn is held while a victim is chosen, and while it is cleaned, I/O included: one
+	// segment at a time. What follows belongs to its holder.
+	turn   sync.Mutex
+	buf    []byte                  // the victim's content
+	out    [coldStreams + 1]outlet // the last one is on capacity
+	cold   bool                    // what is moved goes there
+	to     *outlet                 // of the victim's blocks
+	stage  []byte                  // aligned staging of to's next write
+	moves  []move                  // staged, with addresses relative to the write
+	filled int                     // bytes of payload staged
+	placed []move                  // written, not logged yet
+
+	choice  []victim // best first
+	choices time.Time
+
+	// Of the cleaner's goroutine.
+	ops     int64 // operations at the last tick
+	ahead   time.Time
+	coming  int32 // what levels found last
+	counted time.Time
+	took    time.Duration // a look at all segments
 }
 
-func (c *cleaner) init() { c.wake = make(chan struct{}, 1) }
+// victim is a segment that is worth cleaning.
+type victim struct {
+	segment uint32
+	score   float64
+}
+
+func (c *cleaner) init() {
+	c.wake = make(chan struct{}, 1)
+	c.halt = make(chan struct{})
+	for i := range c.out {
+		c.out[i].init(min(streamCold+uint8(i), streamCapacity))
+	}
+}
 
 func (c *cleaner) kick() {
 	select {
@@ -43,6 +74,9 @@ func (c *cleaner) kick() {
 
 func (c *cleaner) stopNow() {
 	c.mu.Lock()
+	if !c.ended {
+		close(c.halt)
+	}
 	c.ended = true
 	c.mu.Unlock()
 	c.kick()
@@ -54,58 +88,145 @@ func (c *cleaner) stopped() bool {
 	return c.ended
 }
 
-// reserve is the number of segments that operations leave alone: twice what the
-// pages that are dirty now need, because while they are written others become dirty.
-func (s *Store) reserve() int32 {
-	pages := s.pg.nDirty.Load() + s.ckpt.pending.Load()
-	return int32(reserveSegments + 2*((pages+pages/64)*format.PageSize/int64(s.segs.bytes)))
-}
-
-// short says whether operations must wait for the cleaner.
-func (s *Store) short() bool { return s.segs.nFree.Load() <= s.reserve() }
-
-// low says whether the cleaner should run at full speed.
-func (s *Store) low() bool {
-	return s.segs.nFree.Load() <= s.reserve()+max(2, int32(s.segs.size()/32))
-}
+// cleanTick is how often the cleaner looks by itself.
+const cleanTick = 200 * time.Millisecond
 
 func (s *Store) cleanLoop() {
 	defer s.running.Done()
 	c := &s.cleaner
-	tick := time.NewTicker(200 * time.Millisecond)
+	tick := time.NewTicker(cleanTick)
 	defer tick.Stop()
-	defer func() { device.FreeAligned(c.buf) }()
+	defer func() {
+		device.FreeAligned(c.buf)
+		device.FreeAligned(c.stage)
+	}()
 	for {
+		ticked := false
 		select {
 		case <-c.wake:
 		case <-tick.C:
+			ticked = true
 		}
-		for {
-			if c.stopped() {
-				return
-			}
-			if s.failure() != nil || !s.low() {
-				c.setStuck(s, false)
-				break
-			}
-			s.cleanRound()
+		for s.failure() == nil && !c.stopped() && s.cleanStep() {
 		}
-		if s.drainStep() || s.tierStep() {
+		if s.failure() == nil && !c.stopped() && (s.drainStep() || s.tierStep()) {
 			c.kick()
 		}
-		if r := s.Room(); s.failure() == nil && r.Size/100*int64(s.cfg.GarbageMax) < r.Garbage {
-			// In the background: one segment per tick, where it is worth it.
-			if n, ok := s.victim(false); ok {
-				s.cleanSegment(n)
-			}
+		if c.stopped() {
+			return
+		}
+		if ticked && s.failure() == nil {
+			s.cleanAhead()
 		}
 	}
 }
 
-func (c *cleaner) setStuck(s *Store, v bool) {
-	if !v {
-		c.fails = 0
+// cleanStep does what is most urgent for free space: it cleans the best victim, or has a
+// checkpoint taken that frees what was cleaned. It says whether to go on.
+func (s *Store) cleanStep() bool {
+	c := &s.cleaner
+	l := s.levels()
+	if ops := s.stats.ops.Load(); !s.short() || ops != c.seen {
+		// While operations get through, what a checkpoint frees may be gone before this looks.
+		c.seen, c.best, c.fails = ops, s.freeBytes(), 0
 	}
+	if !s.short() {
+		c.setStuck(s, false)
+	}
+	if l.free >= l.goal() {
+		return false
+	}
+	if l.coming >= max(l.span/2, 1) {
+		s.askCheckpoint() // and clean on while it is written
+	}
+	if l.free+l.coming < l.goal() {
+		if n, ok := s.victim(l.free < l.reserve+l.span/4); ok && s.roomToClean(n) {
+			start := time.Now()
+			s.cleanSegment(n)
+			c.coming++ // or half of one: levels will look again
+			if l.free > l.reserve+l.span {
+				c.rest(time.Since(start))
+			}
+			return true
+		}
+	}
+	if l.coming == 0 && !s.short() {
+		return false
+	}
+	// Nothing to clean, or no room to: only checkpoints give space back now.
+	if s.checkpoint() != nil {
+		return false
+	}
+	c.counted = time.Time{}
+	s.wake()
+	if free := s.freeBytes(); free > c.best || !s.short() {
+		c.fails = 0
+		c.setStuck(s, false)
+		c.best = free
+	} else if c.fails++; c.fails >= roundsMax {
+		c.setStuck(s, true)
+		return false
+	}
+	return true
+}
+
+// rest gives the devices and processors to operations for as long as the work took.
+func (c *cleaner) rest(worked time.Duration) {
+	t := time.NewTimer(min(worked, cleanTick))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.halt:
+	}
+}
+
+// cleanAhead runs on the clock: for half of the time where garbage is above its bound,
+// nearly all of it where it is half as much again, and for a quarter when no operation came
+// since the last time.
+func (s *Store) cleanAhead() {
+	c := &s.cleaner
+	ops := s.stats.ops.Load()
+	idle := ops == c.ops
+	c.ops = ops
+	// Where there are millions of segments a look at all takes a while.
+	if time.Since(c.ahead) < 20*c.took {
+		return
+	}
+	c.ahead = time.Now()
+	r := s.Room()
+	bound := r.Size / 100 * int64(s.cfg.GarbageMax)
+	over := bound < r.Garbage
+	if !over && !idle {
+		return
+	}
+	l := s.levels()
+	if !over && l.free+l.coming >= l.goal()+2*l.span || over && r.Garbage-int64(l.coming)*int64(s.segs.bytes) < bound {
+		return // enough of it is on its way
+	}
+	part := cleanTick / 4
+	switch {
+	case bound+bound/2 < r.Garbage:
+		part = cleanTick * 7 / 8
+	case over:
+		part = cleanTick / 2
+	}
+	for start := time.Now(); time.Since(start) < part; {
+		n, ok := s.victim(false)
+		if !ok || c.stopped() || s.failure() != nil || !s.roomToClean(n) {
+			return
+		}
+		s.cleanSegment(n)
+		c.coming++
+		if over && s.Room().Garbage < bound-bound/16 {
+			break
+		}
+	}
+	if over && c.coming >= max(l.span/4, 1) {
+		s.askCheckpoint() // what is clean is garbage until two of them are through
+	}
+}
+
+func (c *cleaner) setStuck(s *Store, v bool) {
 	if c.stuck.Swap(v) != v {
 		if v {
 			s.logger.Warn("pool is full: the cleaner finds nothing to give back")
@@ -115,51 +236,18 @@ func (c *cleaner) setStuck(s *Store, v bool) {
 	}
 }
 
-// roundsMax is how many rounds without gain mean that there is nothing to gain.
-// A single one may lose: the pages that moved blocks made dirty are written.
+// roundsMax is how many checkpoints without gain mean that there is nothing to gain.
+// A few may lose: the pages that moved blocks made dirty are written.
 const roundsMax = 8
 
-// cleanRound empties a few segments and sees them through quarantine.
-func (s *Store) cleanRound() {
-	c := &s.cleaner
-	before := s.freeBytes()
-	// What is dead already comes first: it costs nothing but checkpoints.
-	if s.pending() == 0 {
-		// A round costs its checkpoints, so it empties as many as there is room for.
-		for range 64 {
-			n, ok := s.victim(true)
-			if !ok {
-				break
-			}
-			s.mu.RLock()
-			need := int64(s.segs.all[n].live + s.segs.all[n].pages)
-			s.mu.RUnlock()
-			need += (s.pg.nDirty.Load()+s.ckpt.pending.Load())*format.PageSize*9/8 + 4*int64(s.segs.bytes)
-			if s.freeBytes() < need {
-				break
-			}
-			s.cleanSegment(n)
-			if c.stopped() || s.failure() != nil {
-				return
-			}
-		}
-	}
-	// Pages leave with the first checkpoint, the segment is dead at the cut of the
-	// second and free when the third is durable; blocks alone take one less.
-	for range 3 {
-		if s.checkpoint() != nil || c.stopped() {
-			return
-		}
-		s.wake()
-		if s.pending() == 0 {
-			break
-		}
-	}
-	if s.freeBytes() > before {
-		c.setStuck(s, false)
-	} else if c.fails++; c.fails >= roundsMax {
-		c.setStuck(s, true)
-	}
+// roomToClean says whether the live bytes of a segment find room and checkpoints still
+// do after that.
+func (s *Store) roomToClean(n uint32) bool {
+	s.mu.RLock()
+	need := int64(s.segs.all[n].live + s.segs.all[n].pages)
+	s.mu.RUnlock()
+	need += (s.pg.nDirty.Load()+s.ckpt.pending.Load())*format.PageSize*9/8 + 4*int64(s.segs.bytes)
+	return need <= s.freeBytes()
 }
 
 // freeBytes is what can be appended before the last free segment is full.
@@ -167,57 +255,104 @@ func (s *Store) freeBytes() int64 {
 	return int64(s.segs.nFree.Load())*int64(s.segs.bytes) + s.log.left.Load()
 }
 
-// pending counts the segments that checkpoints alone will free.
-func (s *Store) pending() (n int) {
+const (
+	// victimsMax is how many victims one look at all segments chooses.
+	victimsMax = 16
+	// victimsLast is how long a choice is good for: meanwhile segments lose more.
+	victimsLast = time.Second
+	// scanSlice is how many segments are looked at under one hold of the lock.
+	scanSlice = 8192
+	// usedMax and usedNeed are the parts of a segment that may be live for cleaning to
+	// pay, and when space is short.
+	usedMax, usedNeed = 0.9, 0.98
+)
+
+// victim chooses a segment. In need it is the one with the fewest live bytes; else the
+// one where the space gained, weighed with its age, pays best for the bytes moved: what
+// is old stays as it is, so its space is worth more. The age counts by its fourth root. With
+// its full weight (as log-structured file systems have it, with one stream) uniform overwriting
+// at 90 % moves twice the bytes, and skewed overwriting no fewer: the streams
+// keep old and young apart already.
+func (s *Store) victim(need bool) (uint32, bool) {
+	c := &s.cleaner
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	_, done := s.ckpt.numbers()
+	if now := time.Now(); len(c.choice) == 0 || need || victimsLast < now.Sub(c.choices) {
+		c.choose(s, need, done)
+		c.choices = now
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for i := range s.segs.all {
-		seg := &s.segs.all[i]
-		if seg.state == segmentQuarantine || seg.state == segmentSealed && seg.live+seg.pages == 0 {
-			n++
+	for len(c.choice) > 0 {
+		n := c.choice[0].segment
+		c.choice = c.choice[1:]
+		if s.cleanable(&s.segs.all[n], done) {
+			return n, true
 		}
 	}
-	return n
+	return format.NoSegment, false
 }
 
-// victim chooses a segment. In need it is the one with the fewest live bytes;
-// else the one where the space gained, weighed with its age, pays best for the
-// bytes moved: what is old stays as it is, so its space is worth more.
-func (s *Store) victim(need bool) (uint32, bool) {
-	_, done := s.ckpt.numbers()
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	best, bestScore := format.NoSegment, 0.0
-	size := float64(s.segs.bytes)
-	for i := range s.segs.all {
-		seg := &s.segs.all[i]
-		if seg.state != segmentSealed || seg.bad || seg.live+seg.pages == 0 || done < seg.leaves {
-			continue
-		}
-		used := float64(seg.live+seg.pages) / size
-		score := 1 - used
-		if !need {
-			if used > 0.9 {
+// cleanable says whether cleaning can get something out of a segment. The caller has Store.mu.
+func (s *Store) cleanable(seg *segment, done uint64) bool {
+	return seg.state == segmentSealed && !seg.bad && seg.live+seg.pages != 0 && seg.leaves <= done
+}
+
+// choose lists the best victims.
+func (c *cleaner) choose(s *Store, need bool, done uint64) {
+	if cap(c.choice) != victimsMax {
+		c.choice = make([]victim, 0, victimsMax)
+	}
+	c.choice = c.choice[:0]
+	size, clock := float64(s.segs.bytes), float64(s.log.clock.Load())
+	for low := 0; low < len(s.segs.all); low += scanSlice {
+		s.mu.RLock()
+		for i := low; i < min(low+scanSlice, len(s.segs.all)); i++ {
+			seg := &s.segs.all[i]
+			if !s.cleanable(seg, done) {
 				continue
 			}
-			age := float64(s.nextBID) - float64(min(seg.lastSeq, uint64(s.nextBID))) + 1
-			score = (1 - used) * age / (1 + used)
-		} else if used > 0.98 {
-			continue
+			used := float64(seg.live+seg.pages) / size
+			score := 1 - used
+			if need && used > usedNeed || !need && used > usedMax {
+				continue
+			}
+			if !need {
+				age := max(clock-float64(seg.lastSeq), 0) + 1
+				score = (1 - used) / (1 + used) * math.Sqrt(math.Sqrt(age))
+			}
+			c.offer(victim{uint32(i), score})
 		}
-		if best == format.NoSegment || score > bestScore {
-			best, bestScore = uint32(i), score
-		}
+		s.mu.RUnlock()
 	}
-	return best, best != format.NoSegment
+}
+
+// offer keeps the best victims, best first.
+func (c *cleaner) offer(v victim) {
+	at := len(c.choice)
+	for at > 0 && c.choice[at-1].score < v.score {
+		at--
+	}
+	if at == victimsMax {
+		return
+	}
+	if len(c.choice) < victimsMax {
+		c.choice = append(c.choice, victim{})
+	}
+	copy(c.choice[at+1:], c.choice[at:])
+	c.choice[at] = v
 }
 
 // cleanSegment moves what is live out of a sealed segment. A block that is
 // damaged stays where it is and is reported: it is never stored again as good.
 func (s *Store) cleanSegment(n uint32) {
 	c := &s.cleaner
+	c.turn.Lock()
+	defer c.turn.Unlock()
 	if c.buf == nil {
 		c.buf = device.AlignedBuffer(int(s.segs.bytes))
+		c.stage = device.AlignedBuffer(int(min(commitTarget, s.commitMax)))
 	}
 	s.mu.RLock()
 	seg := &s.segs.all[n]
@@ -226,8 +361,12 @@ func (s *Store) cleanSegment(n uint32) {
 		return
 	}
 	seg.readers.Add(1)
+	c.to = &c.out[s.coldStream(n)]
 	s.mu.RUnlock()
 	err := s.cleanContents(n)
+	clear(c.moves)
+	clear(c.placed)
+	c.moves, c.placed, c.filled = c.moves[:0], c.placed[:0], 0
 	seg.readers.Add(-1)
 	s.stats.cleaned.Add(1)
 	cuts, _ := s.ckpt.numbers()
@@ -242,11 +381,32 @@ func (s *Store) cleanSegment(n uint32) {
 	}
 }
 
+// coldStream is the stream for what survived in a segment. A small pool has no segments to
+// spare and one stream for all.
+func (s *Store) coldStream(n uint32) int {
+	from := s.segs.all[n].stream
+	switch {
+	case s.toCapacity(n):
+		return coldStreams
+	case from < streamCold || from == streamCapacity || s.segs.count() < smallPool:
+		return 0
+	}
+	return min(int(from)-streamCold+1, coldStreams-1)
+}
+
+// smallPool is the number of segments below which moved blocks are not kept apart by
+// how often they were moved.
+const smallPool = 128
+
 func (s *Store) cleanContents(n uint32) error {
 	c := &s.cleaner
-	d, off := s.segs.locate(format.MakeAddr(n, 0))
-	if err := d.ReadAt(c.buf, off); err != nil {
-		return s.report(s.corrupt("commit", format.MakeAddr(n, 0), 0, 0, err))
+	// In parts, so that reads of clients get in between.
+	for at := uint32(0); at < s.segs.bytes; at += fillPart {
+		end := min(at+fillPart, s.segs.bytes)
+		d, off := s.segs.locate(format.MakeAddr(n, at))
+		if err := d.ReadAt(c.buf[at:end], off); err != nil {
+			return s.report(s.corrupt("commit", format.MakeAddr(n, at), 0, 0, err))
+		}
 	}
 	var h format.Commit
 	var generation uint64
@@ -272,7 +432,7 @@ func (s *Store) cleanContents(n uint32) error {
 			}
 		}
 	}
-	return s.flushMoves(n)
+	return s.flushMoves()
 }
 
 func (s *Store) cleanRecord(n uint32, payload format.Addr, r format.Record) error {
@@ -315,7 +475,7 @@ func (s *Store) cleanRecord(n uint32, payload format.Addr, r format.Record) erro
 	return nil
 }
 
-// cleanBlock adds a block to the moves if its identity still stands there. A record of
+// cleanBlock stages a block to be moved if its identity still stands there. A record of
 // the log may name a block in another segment, which is not this victim's.
 func (s *Store) cleanBlock(n uint32, bid BID, at format.Addr) error {
 	c := &s.cleaner
@@ -348,29 +508,117 @@ func (s *Store) cleanBlock(n uint32, bid BID, at format.Addr) error {
 		_ = s.report(ce)
 		return nil
 	}
-	c.moves = append(c.moves, move{bid: bid, old: at, sum: e.Sum, enc: e.Encoding, data: data})
-	// Moves of one commit: as many as fit whatever their sizes.
-	if (len(c.moves)+1)*(dedup.BlockSize+format.MoveEntrySize)+2*format.PageSize > min(commitTarget, int(s.commitMax)) {
-		return s.flushMoves(at.Segment())
+	if !c.fits(s, len(data)) {
+		if err := s.writeMoves(); err != nil {
+			return err
+		}
 	}
+	c.moves = append(c.moves, move{bid: bid, old: at, sum: e.Sum, enc: e.Encoding, data: data})
+	c.filled += len(data)
 	return nil
 }
 
-// flushMoves stores the collected blocks of a segment at their new places.
-func (s *Store) flushMoves(from uint32) error {
+// fits says whether n bytes more go into the write that is staged: it is as long as the
+// staging buffer, and a segment's last one takes what is left of the segment.
+func (c *cleaner) fits(s *Store, n int) bool {
+	room := len(c.stage)
+	if left := s.roomIn(c.to); left > len(c.stage)/minTail {
+		room = min(room, left)
+	}
+	return len(c.moves) == 0 || roundUp(movesAt(len(c.moves)+1))+c.filled+n <= room
+}
+
+// movesAt is the size of the header and record of a write of n moved blocks.
+func movesAt(n int) int { return format.CommitHeaderSize + format.ListFixed + n*format.MoveEntrySize }
+
+// writeMoves writes the staged blocks to their stream. A segment of a stream is sealed
+// only when all that was written to it is logged, for until then it has no live bytes.
+func (s *Store) writeMoves() error {
 	c := &s.cleaner
 	if len(c.moves) == 0 {
 		return nil
 	}
-	if s.toCapacity(from) {
-		if err := s.placeCold(c.moves, from); err != nil {
+	payload := roundUp(movesAt(len(c.moves)))
+	if s.roomIn(c.to) < roundUp(payload+c.filled) {
+		if err := s.logMoves(); err != nil {
+			return err
+		}
+		err := s.openStream(c.to)
+		if err != nil && c.to.kind == streamCapacity {
+			// No room there: it stays on flash.
+			if c.to = &c.out[0]; s.roomIn(c.to) < roundUp(payload+c.filled) {
+				err = s.openStream(c.to)
+			} else {
+				err = nil
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
-	err := s.post(&task{kind: taskMove, moves: c.moves})
-	clear(c.moves)
-	c.moves = c.moves[:0]
-	return err
+	base := format.MakeAddr(c.to.segment, c.to.offset)
+	rec := c.stage[format.CommitHeaderSize:]
+	format.PutList(rec, format.RecordMove, len(c.moves))
+	clear(c.stage[movesAt(len(c.moves)):payload])
+	off := payload
+	age := s.ageOf(c.moves[0].old)
+	for i := range c.moves {
+		m := &c.moves[i]
+		m.at = base + format.Addr(off)
+		m.len = uint16(len(m.data))
+		format.PutMove(rec, i, m.stored())
+		off += copy(c.stage[off:], m.data)
+		m.data = nil
+	}
+	if _, err := s.writeStream(c.to, c.stage, movesAt(len(c.moves))-format.CommitHeaderSize, payload, off-payload); err != nil {
+		return err
+	}
+	c.to.ages += age * float64(c.filled)
+	c.to.bytes += float64(c.filled)
+	s.stats.cleanedBytes.Add(int64(c.filled))
+	if c.to.kind == streamCapacity {
+		s.tiers.demoted.Add(int64(c.filled))
+	}
+	c.placed = append(c.placed, c.moves...)
+	c.moves, c.filled = c.moves[:0], 0
+	return nil
+}
+
+// ageOf is the age of a segment's contents, as a commit's number.
+func (s *Store) ageOf(a format.Addr) float64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return float64(s.segs.all[a.Segment()].lastSeq)
+}
+
+// movesPerTask bounds the moves that are logged and applied in one go, which operations wait for.
+const movesPerTask = 512
+
+// logMoves makes moves that were written durable and has them logged.
+func (s *Store) logMoves() error {
+	c := &s.cleaner
+	if len(c.placed) == 0 {
+		return nil
+	}
+	// DURABLE: the bytes come before the record that names them.
+	if err := s.flushStream(c.to); err != nil {
+		return err
+	}
+	for at := 0; at < len(c.placed); at += movesPerTask {
+		if err := s.post(&task{kind: taskMove, moves: c.placed[at:min(at+movesPerTask, len(c.placed))]}); err != nil {
+			return err
+		}
+	}
+	c.placed = c.placed[:0]
+	return nil
+}
+
+// flushMoves moves what is staged.
+func (s *Store) flushMoves() error {
+	if err := s.writeMoves(); err != nil {
+		return err
+	}
+	return s.logMoves()
 }
 
 // cleanPage makes a page dirty if the directory still names that place.

@@ -107,10 +107,8 @@ func (s *Store) requireClone(c *clone, from, to uint64) error {
 		if len(s.missing) == 0 {
 			return nil
 		}
-		for _, id := range s.missing {
-			if err := s.fault(id, true); err != nil {
-				return err
-			}
+		if err := s.faultAll(s.missing, true); err != nil {
+			return err
 		}
 	}
 }

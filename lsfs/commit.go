@@ -17,15 +17,16 @@ type batch struct {
 	n      int    // records
 	ops    []*Op
 	fresh  []fresh // identities made by this batch, in order
-	first  BID     // identity of fresh[0]
-	pinned []BID   // by the second probe
-	bytes  int64   // stored bytes of fresh
-	copies int64   // pages that shared leaves and clones cost
+	slots  freshTable
+	pinned []BID // by the second probe
+	bytes  int64 // stored bytes of fresh
+	copies int64 // pages that shared leaves and clones cost
 	before format.Position
 	plain  [dedup.BlockSize]byte // of a block on its way to the cache
 }
 
 type fresh struct {
+	bid  BID
 	addr format.Addr
 	warm bool
 	// plain is the block's content when it shall enter the cache.
@@ -43,9 +44,10 @@ func (b *batch) hasWhole() bool {
 	return false
 }
 
-func (b *batch) reset(next BID) {
-	b.end, b.n, b.first, b.bytes, b.copies = format.CommitHeaderSize, 0, next, 0, 0
+func (b *batch) reset() {
+	b.end, b.n, b.bytes, b.copies = format.CommitHeaderSize, 0, 0, 0
 	clear(b.fresh)
+	b.slots.reset()
 	b.fresh, b.pinned = b.fresh[:0], b.pinned[:0]
 }
 
@@ -81,6 +83,10 @@ func (s *Store) runOnce() bool {
 			return false
 		}
 		refuse = true
+	}
+	if s.failure() == nil && !s.cleaner.stuck.Load() && s.paused() {
+		q.mu.Unlock()
+		return false
 	}
 	s.take()
 	q.mu.Unlock()
@@ -129,7 +135,10 @@ func (s *Store) runBatch(refuse bool) {
 		return
 	}
 	s.nextRound()
-	b.reset(s.nextBID)
+	b.reset()
+	if len(b.ops) > 1 {
+		s.prefetch(b.ops)
+	}
 	for i, op := range b.ops {
 		if i > 0 && s.pg.held > s.pg.max/2 {
 			// BOUNDED: one write into a shared leaf may need the identities of 512 blocks.
@@ -148,12 +157,14 @@ func (s *Store) runBatch(refuse bool) {
 		}
 	}
 	if b.n > 0 {
+		dirty := s.pg.nDirty.Load()
 		err := s.write()
 		if err == nil {
 			if err = s.applyBatch(); err == nil {
 				s.warm()
 			}
 		}
+		s.charge(int64(b.end)+b.bytes, max(s.pg.nDirty.Load()-dirty, 0))
 		for _, op := range b.ops {
 			if op.err == nil {
 				op.err = err
@@ -176,7 +187,7 @@ func (s *Store) warm() {
 			plain = b.plain[:]
 		}
 		if plain != nil {
-			s.l1.PutUnread(uint64(b.first)+uint64(i), plain)
+			s.l1.PutUnread(uint64(f.bid), plain)
 			s.stats.warmBlocks.Add(1)
 		}
 	}
@@ -247,7 +258,7 @@ func (s *Store) stage(op *Op, refuse bool) error {
 	n := int(op.recordBytes)
 	at := b.buf[b.end : b.end+n]
 	format.PutOp(at, format.RecordKind(op.Kind), &head, n)
-	freshWas, bytesWas := len(b.fresh), b.bytes
+	freshWas, bytesWas, allotted := len(b.fresh), b.bytes, s.allotted
 	var err error
 	switch op.Kind {
 	case OpState:
@@ -276,15 +287,18 @@ func (s *Store) stage(op *Op, refuse bool) error {
 	}
 	if err == nil && (op.Kind == OpWrite || op.Kind == OpCopy) {
 		grow := b.bytes - bytesWas
-		if add := b.bytes + int64(len(b.fresh))*identityCost + b.copies*format.PageSize; refuse && grow > 0 || s.usable.Load()+s.slack < s.charged()+add && !s.fits(v, op, add) {
+		own := grow + int64(len(b.fresh)-freshWas)*identityCost + copies*format.PageSize
+		if add := b.bytes + int64(len(b.fresh))*identityCost + b.copies*format.PageSize; refuse && grow > 0 || s.usable.Load()+s.slack < s.charged()+add && !s.fits(v, op, add, own) {
 			s.stats.spaceRefused.Add(1)
 			err = fmt.Errorf("volume %d: %d bytes of new data: %w", op.Volume, grow, ErrNoSpace)
 		}
 	}
 	if err != nil {
 		for i := freshWas; i < len(b.fresh); i++ {
-			s.index.Remove(&b.fresh[i].Fingerprint, uint64(b.first)+uint64(i))
+			s.index.Remove(&b.fresh[i].Fingerprint, b.fresh[i].bid.slot())
 		}
+		s.allotted = allotted
+		b.slots.dropFrom(freshWas)
 		clear(b.fresh[freshWas:])
 		b.fresh, b.bytes = b.fresh[:freshWas], bytesWas
 		return err
@@ -300,7 +314,7 @@ func (s *Store) stage(op *Op, refuse bool) error {
 // stageCopies looks at an operation that makes copies of shared pages. Even an unmap
 // needs room for them, so when nothing at all is left it is refused.
 func (s *Store) stageCopies(v *Volume, op *Op, refuse bool) error {
-	if refuse {
+	if refuse && (op.Kind != OpUnmap || s.segs.nFree.Load() <= reserveSegments/2) {
 		s.stats.spaceRefused.Add(1)
 		return fmt.Errorf("volume %d: a copy of shared metadata: %w", op.Volume, ErrNoSpace)
 	}
@@ -341,7 +355,7 @@ func (s *Store) stageBlocks(op *Op, at []byte) error {
 			s.stats.blocksZero.Add(1)
 			continue
 		}
-		bid, held := BID(0), false
+		bid, held, twin := BID(0), false, false
 		if blk.Data == nil {
 			bid = op.Pinned[i]
 		} else {
@@ -349,24 +363,28 @@ func (s *Store) stageBlocks(op *Op, at []byte) error {
 			if sum := dedup.Sum(blk.Data); sum != blk.Sum {
 				return fmt.Errorf("volume %d block %d: checksum %08x, expected %08x: %w", op.Volume, uint64(op.Start)+uint64(i), sum, blk.Sum, ErrInvalidOp)
 			}
-			bid, held = s.probe(&blk.Fingerprint)
+			bid, held, twin = s.probe(&blk.Fingerprint)
 		}
 		if bid == 0 {
-			bid = b.first + BID(len(b.fresh))
-			f := fresh{Block: blk, warm: op.Warm}
+			var err error
+			if bid, err = s.allot(); err != nil {
+				return err
+			}
+			b.slots.put(bid.slot(), len(b.fresh))
+			f := fresh{bid: bid, Block: blk, warm: op.Warm}
 			if i < len(op.Plain) {
 				f.plain = op.Plain[i]
 			}
 			b.fresh = append(b.fresh, f)
 			b.bytes += int64(len(blk.Data))
-			s.index.Insert(&blk.Fingerprint, uint64(bid))
+			s.index.Insert(&blk.Fingerprint, bid.slot())
 			s.stats.blocksNew.Add(1)
 			s.stats.storedBytes.Add(int64(len(blk.Data)))
 			format.PutBlock(to, &format.BlockEntry{Fingerprint: blk.Fingerprint, BID: uint64(bid), Sum: blk.Sum, Len: uint16(len(blk.Data)), Encoding: blk.Encoding})
 			continue
 		}
 		s.stats.blocksRef.Add(1)
-		if b.first <= bid {
+		if twin {
 			// An equal block of this batch: write fills in its place. It is pinned like any
 			// other: an operation between the two may take its only reference away.
 			s.pins.add(bid)
@@ -385,30 +403,29 @@ func (s *Store) stageBlocks(op *Op, at []byte) error {
 }
 
 // probe looks for a new block among what is stored and what this batch stores. A
-// stored one is pinned.
-func (s *Store) probe(fp *dedup.Fingerprint) (bid BID, held bool) {
+// stored one is pinned (held), one of this batch is a twin.
+func (s *Store) probe(fp *dedup.Fingerprint) (bid BID, held, twin bool) {
 	b := &s.batch
 	var refs [dedup.Ways]uint64
 	for _, ref := range refs[:s.index.Candidates(fp, &refs)] {
-		bid := BID(ref)
-		if b.first <= bid {
-			if i := int(bid - b.first); i < len(b.fresh) && b.fresh[i].Fingerprint == *fp {
-				return bid, false
+		if i, ok := b.find(ref); ok {
+			if b.fresh[i].Fingerprint == *fp {
+				return b.fresh[i].bid, false, true
 			}
 			continue
 		}
 		s.mu.RLock()
-		e, _, _ := s.entryOf(bid)
-		ok := e != nil && dedup.Fingerprint(e[:32]) == *fp && format.EntryRefs(e) < s.refsMax
+		bid, e, _ := s.candidate(ref, fp)
+		ok := e != nil && format.EntryRefs(e) < s.refsMax
 		if ok {
 			s.pins.add(bid)
 		}
 		s.mu.RUnlock()
 		if ok {
-			return bid, true
+			return bid, true, false
 		}
 	}
-	return 0, false
+	return 0, false, false
 }
 
 // stageRef encodes a reference to a pinned identity, with all that replay needs.
@@ -435,11 +452,9 @@ func (s *Store) stageRef(bid BID, fp *dedup.Fingerprint, to []byte) error {
 	}
 }
 
-// identityCost is what the metadata of a stored block comes to in the long run:
-// under random overwrites a page of 64 identities keeps some until nearly all
-// are dead, so that there are 4.7 times the pages that a freshly written pool
-// needs (the 64th harmonic number), at 64 bytes each; and a place in the map.
-const identityCost = 320
+// identityCost is what the metadata of a stored block comes to in the long run: 64 bytes
+// in a page of identities that is half full at worst (allot.go), and a place in the map.
+const identityCost = 160
 
 // charged is what counts against the usable size: stored bytes, and metadata as
 // it is or as it will become. So overwriting a full pool never needs more than is there.
@@ -448,12 +463,13 @@ func (s *Store) charged() int64 {
 }
 
 // fits says whether a write leaves the pool within its usable size when what it
-// overwrites is counted off. The pages are held.
-func (s *Store) fits(v *Volume, op *Op, add int64) bool {
+// overwrites is counted off, or takes no more than it frees: add is what the batch
+// takes, own what the write does. The pages are held.
+func (s *Store) fits(v *Volume, op *Op, add, own int64) bool {
 	s.mu.RLock()
 	freed := s.freedBy(v, op.Start, op.Count)
 	s.mu.RUnlock()
-	return s.charged()+add-freed <= s.usable.Load()+s.slack
+	return own <= freed || s.charged()+add-freed <= s.usable.Load()+s.slack
 }
 
 // freedBy sums the stored bytes that only the given range refers to, under Store.mu.
@@ -501,6 +517,9 @@ func (v *Volume) Admit(start BlockNo, blocks []dedup.Block) bool {
 	}
 	over := s.charged() + s.waiting.Load() + add - s.usable.Load()
 	shared := s.pg.shared.Load() > 0
+	if add > 0 && s.refusing() {
+		return false
+	}
 	if !shared && (add == 0 || over <= 0) || over+edgesMost*format.PageSize <= 0 && s.pg.crowd.Load() < s.parentsLast {
 		return true
 	}
@@ -510,8 +529,13 @@ func (v *Volume) Admit(start BlockNo, blocks []dedup.Block) bool {
 	if edges > 0 && s.crowded(v.mapTree, uint64(start), uint64(start)+uint64(len(blocks))) {
 		return false
 	}
-	return add == 0 && edges == 0 || over+edges*format.PageSize <= s.freedBy(v, start, uint32(len(blocks)))
+	// What takes no more than it frees is never in the way of a full pool.
+	return add == 0 && edges == 0 || min(over, add)+edges*format.PageSize <= s.freedBy(v, start, uint32(len(blocks)))
 }
+
+// refusing says whether the store refuses what grows because not even the cleaner finds
+// room: something is wrong with the pool, such as segments that cannot be read.
+func (s *Store) refusing() bool { return s.cleaner.stuck.Load() && s.short() }
 
 // AdmitUnmap says whether an unmap would find room, as Admit does for a write. Only
 // where map pages are shared does it take any.
@@ -527,7 +551,7 @@ func (v *Volume) AdmitUnmap(start BlockNo, count uint32) bool {
 	if edges > 0 && s.crowded(v.mapTree, uint64(start), uint64(start)+uint64(count)) {
 		return false
 	}
-	return edges == 0 || over+edges*format.PageSize <= s.freedBy(v, start, min(count, unmapSlice))
+	return edges == 0 || !s.refusing() && over+edges*format.PageSize <= s.freedBy(v, start, min(count, unmapSlice))
 }
 
 // Kept says whether something else, a snapshot or a clone, leads to what the range
@@ -576,7 +600,6 @@ func (s *Store) write() error {
 			}
 		}
 	}
-	next := 0
 	for at := format.CommitHeaderSize; at < b.end; {
 		r, rest, err := format.NextRecord(b.buf[at:b.end])
 		if err != nil {
@@ -585,16 +608,16 @@ func (s *Store) write() error {
 		if r.Kind == format.RecordWrite || r.Kind == format.RecordCopy {
 			var e format.BlockEntry
 			for i := range int(r.Op().Count) {
-				if BID(r.BlockBID(i)) < b.first {
+				k, ok := b.find(BID(r.BlockBID(i)).slot())
+				if !ok || b.fresh[k].bid != BID(r.BlockBID(i)) {
 					continue
 				}
+				f := &b.fresh[k]
 				r.Block(i, &e)
 				if !e.Ref {
-					e.Addr = b.fresh[next].addr
-					next++
+					e.Addr = f.addr
 				} else {
 					// The first block of that identity is in this batch, before this one.
-					f := &b.fresh[BID(e.BID)-b.first]
 					e.Addr, e.Sum, e.Len, e.Encoding = f.addr, f.Sum, uint16(len(f.Data)), f.Encoding
 				}
 				r.PutBlock(i, &e)

@@ -16,7 +16,7 @@
 // A map page leads from a block number to a block identity (BID), an identity
 // page from there to address, checksum, fingerprint and reference count. Pages
 // are found by id through the page directory. Changed pages stay in RAM until a
-// checkpoint writes them, also into the log, then the directory, then the root,
+// checkpoint writes them, beside the log, then the directory, then the root,
 // then the superblocks. A start loads the root and replays what came later.
 //
 //	queue.go commit.go task.go   what waits, and how it becomes a commit
@@ -27,7 +27,9 @@
 //	shed.go changed.go           what is left of them; what differs between them
 //	page.go                      pages in RAM
 //	checkpoint.go replay.go      how the state gets to a device and back
-//	cleaner.go trim.go           how space is given back
+//	cleaner.go trim.go stream.go how space is given back, and what is kept apart
+//	pace.go allot.go             how operations wait for that; where identities come from
+//	fault.go fill.go             pages read many at once; the index after a start
 //	import.go superblocks.go     which devices the pool has, and finding them
 //	member.go devices.go drain.go  devices that come and go while the pool is in use
 //	tier.go lost.go              two classes of devices; a device that failed for good
@@ -68,7 +70,8 @@
 //	           several ways lead to counted once; parents of a page = places that lead
 //	           to it; increments come before decrements, in the commit that changes the map
 //	LIVE       a segment is reused when no checkpoint that a start may load, no replay
-//	           and no reader needs it: two checkpoints after its last byte died
+//	           and no reader needs it: two checkpoints after its last byte died, so that
+//	           the newest and the one before can both be opened
 //	BOUNDED    frames, index, caches and read buffers have fixed sizes; replay is
 //	           bounded by the bytes between checkpoints
 //	CHECKED    pages and blocks are compared with checksums kept apart from them

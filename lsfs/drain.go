@@ -43,8 +43,10 @@ func (s *Store) drainStep() bool {
 		}
 		return s.checkpoint() == nil
 	case left.cold:
-		s.closeCold()
+		s.leaveDevice(m)
 		return true
+	case left.pages:
+		return s.checkpoint() == nil // it opens another one
 	case left.waiting > 0:
 		before := s.segs.idle.Load()
 		for range 3 {
@@ -73,7 +75,8 @@ func (s *Store) turnLog() error {
 type drainLeft struct {
 	victim  uint32 // a segment to clean
 	log     bool   // the log is there
-	cold    bool   // what is moved to capacity is put there
+	cold    bool   // what is moved is put there
+	pages   bool   // checkpoints are
 	waiting int    // segments that checkpoints free
 	bad     int    // segments that cannot be cleaned
 }
@@ -87,7 +90,9 @@ func (s *Store) drainLeft(m *member) drainLeft {
 		seg := &s.segs.all[n]
 		switch {
 		case seg.state == segmentFree:
-		case seg.state == segmentOpen && n == s.tiers.cold.segment:
+		case seg.state == segmentOpen && seg.stream == streamPages:
+			l.pages = true
+		case seg.state == segmentOpen && seg.stream >= streamCold:
 			l.cold = true
 		case seg.state == segmentNext || seg.state == segmentOpen:
 			l.log = true

@@ -78,6 +78,23 @@ func (v *siteVolume) put(start BlockNo, nums []uint16, seq Seq) {
 	}
 }
 
+// unmap clears n blocks. Chunks that hold none of them keep their versions; a leaf that
+// lies wholly inside counts as one.
+func (v *siteVolume) unmap(start BlockNo, n uint64, seq Seq) {
+	i, at := partOf(start)
+	p := &v.part[i]
+	for from := at; from < at+n; {
+		to := min(at+n, nextSpan(from, wordShift))
+		if from%format.WordsPerPage != 0 || to != nextSpan(from, wordShift) {
+			to = min(at+n, nextSpan(from, chunkShift))
+		}
+		if slices.ContainsFunc(p.blocks[from:to], func(b uint16) bool { return b != 0 }) {
+			v.put(start+BlockNo(from-at), make([]uint16, to-from), seq)
+		}
+		from = to
+	}
+}
+
 func (v *siteVolume) resize(n uint64) {
 	p := &v.part[0]
 	blocks, versions := make([]uint16, n), make([]Seq, (n+ChunkBlocks-1)/ChunkBlocks)
@@ -401,7 +418,7 @@ func (d *driver) op(m *site, id VolumeID) (*Op, *siteVolume) {
 		n := []int{1 + rng.IntN(8), 1 + rng.IntN(600), 512, 1200}[rng.IntN(4)]
 		start, n := d.place(v, rng.IntN(3) == 0, n)
 		op.Kind, op.Start, op.Count = OpUnmap, start, uint32(n)
-		v.put(start, make([]uint16, n), op.ID.Seq)
+		v.unmap(start, uint64(n), op.ID.Seq)
 		if start == AnnexStart && n == annexExplored {
 			op.Count = 3 * unmapSlice // to be applied in slices
 		}
@@ -575,7 +592,7 @@ func (d *driver) step() error {
 				m = d.model()
 				v := m.vols[id].clone()
 				op := &Op{Kind: OpUnmap, Volume: id, ID: OpID{max(1, v.meta.Durable.Epoch), v.meta.Durable.Seq + 1}, Start: partStart(i), Count: uint32(len(v.part[i].blocks))}
-				v.put(op.Start, make([]uint16, op.Count), op.ID.Seq)
+				v.unmap(op.Start, uint64(op.Count), op.ID.Seq)
 				v.meta.Durable = op.ID
 				d.issue(m.with(id, v))
 				if err := d.run(op); err != nil {

@@ -96,15 +96,34 @@ func (t *pinTable) dormant(dst []uint64) []uint64 {
 // entryOf finds the entry of an identity under Store.mu: nil when it is dead, or
 // when page missing must be read first.
 func (s *Store) entryOf(b BID) (entry []byte, leaf, missing uint32) {
-	data, leaf, missing, _ := s.pg.lookup(s.identities, entryShift, uint64(b))
+	entry, leaf, missing = s.slotEntry(b.slot())
+	if entry != nil && format.EntryGeneration(entry) != b.generation() {
+		return nil, leaf, 0
+	}
+	return entry, leaf, missing
+}
+
+// slotEntry is entryOf for whatever identity has the slot now.
+func (s *Store) slotEntry(slot uint64) (entry []byte, leaf, missing uint32) {
+	data, leaf, missing, _ := s.pg.lookup(s.identities, entryShift, slot)
 	if data == nil {
 		return nil, 0, missing
 	}
-	e := format.EntryAt(data, int(b%format.EntriesPerPage))
+	e := format.EntryAt(data, int(slot%format.EntriesPerPage))
 	if format.EntryAddr(e) == 0 {
 		return nil, leaf, 0
 	}
 	return e, leaf, 0
+}
+
+// candidate finds the identity that a reference of the fingerprint index leads to, if
+// it is the wanted block. missing is a page that must be read to know.
+func (s *Store) candidate(ref uint64, fp *dedup.Fingerprint) (b BID, entry []byte, missing uint32) {
+	e, _, missing := s.slotEntry(ref)
+	if e == nil || dedup.Fingerprint(e[:32]) != *fp {
+		return 0, nil, missing
+	}
+	return identityAt(BID(ref), 0, e), e, 0
 }
 
 // Pin finds a stored block with this fingerprint and pins it, so that it stays
@@ -115,15 +134,15 @@ func (s *Store) Pin(fp *dedup.Fingerprint) (BID, bool) {
 	var refs [dedup.Ways]uint64
 	for _, ref := range refs[:s.index.Candidates(fp, &refs)] {
 		s.mu.RLock()
-		e, _, _ := s.entryOf(BID(ref))
-		ok := e != nil && dedup.Fingerprint(e[:32]) == *fp && format.EntryRefs(e) < s.refsMax
+		b, e, _ := s.candidate(ref, fp)
+		ok := e != nil && format.EntryRefs(e) < s.refsMax
 		if ok {
-			s.pins.add(BID(ref))
+			s.pins.add(b)
 		}
 		s.mu.RUnlock()
 		if ok {
 			s.stats.pinHits.Add(1)
-			return BID(ref), true
+			return b, true
 		}
 	}
 	s.stats.pinMisses.Add(1)
@@ -139,20 +158,44 @@ func (s *Store) Unpin(b BID) {
 
 // born makes an identity with one reference. Its place in the tree is resident or absent.
 func (s *Store) born(b BID, e *format.BlockEntry) {
-	leaf := s.pg.ensure(&s.identities, entryShift, uint64(b), format.EntryPage)
-	at := format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
-	if format.EntryAddr(at) != 0 {
+	leaf := s.pg.ensure(&s.identities, entryShift, b.slot(), format.EntryPage)
+	data := s.pg.touch(leaf)
+	at := format.EntryAt(data, int(b.slot()%format.EntriesPerPage))
+	if format.EntryAddr(at) != 0 && s.replaying && format.EntryRefs(at) == 0 {
+		// Only a pin kept the one that was here alive at the cut, and it went before the slot
+		// was given out again.
+		s.kill(makeBID(b.slot(), format.EntryGeneration(at)), at, leaf)
+		leaf = s.pg.ensure(&s.identities, entryShift, b.slot(), format.EntryPage)
+		data = s.pg.touch(leaf)
+		at = format.EntryAt(data, int(b.slot()%format.EntriesPerPage))
+	}
+	if format.EntryAddr(at) != 0 || b.generation() < format.EntryGeneration(at) && !s.replaying {
 		invariant("REFS", "identity %d is born twice", b)
+	}
+	s.newest = max(s.newest, b.generation())
+	if gen := s.generationOfPage(b); gen > 0 && s.pg.page(leaf).count == 0 {
+		for i := range format.EntriesPerPage {
+			format.PutEntryGeneration(format.EntryAt(data, i), gen)
+		}
 	}
 	s.pg.page(leaf).count++
 	s.pg.refs.touch(b)
 	s.pg.refs.moved(b, e.Addr, int32(e.Len))
-	format.PutEntry(at, &format.Entry{Fingerprint: e.Fingerprint, Addr: e.Addr, Sum: e.Sum, Refs: 1, Len: e.Len, Encoding: e.Encoding})
+	format.PutEntry(at, &format.Entry{Fingerprint: e.Fingerprint, Addr: e.Addr, Sum: e.Sum, Refs: 1, Len: e.Len, Encoding: e.Encoding, Generation: b.generation()})
 	s.segs.addLive(e.Addr, int32(e.Len))
 	s.stored.Add(1)
-	if s.nextBID <= b {
-		s.nextBID = b + 1
+	s.nextBID = max(s.nextBID, BID(b.slot()+1))
+}
+
+// generationOfPage is what the dead slots of a page begin with that is made for b. One
+// that is made anew for slots that are used again must not forget what they had: that is
+// not above b's, which was given out last. Replay may make a page at another moment, and
+// takes what no slot of the store has exceeded.
+func (s *Store) generationOfPage(b BID) uint16 {
+	if s.replaying {
+		return s.newest
 	}
+	return b.generation()
 }
 
 // ref adds a reference to an identity, or makes it again when replay finds it dead.
@@ -170,7 +213,7 @@ func (s *Store) ref(b BID, e *format.BlockEntry) {
 	}
 	s.pg.refs.touch(b)
 	data := s.pg.touch(leaf)
-	at = format.EntryAt(data, int(b%format.EntriesPerPage))
+	at = format.EntryAt(data, int(b.slot()%format.EntriesPerPage))
 	format.PutEntryRefs(at, format.EntryRefs(at)+1)
 }
 
@@ -181,7 +224,7 @@ func (s *Store) addRef(b BID) {
 		invariant("REFS", "identity %d takes no reference (page %d missing)", b, missing)
 	}
 	s.pg.refs.touch(b)
-	at = format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
+	at = format.EntryAt(s.pg.touch(leaf), int(b.slot()%format.EntriesPerPage))
 	format.PutEntryRefs(at, format.EntryRefs(at)+1)
 }
 
@@ -194,7 +237,7 @@ func (s *Store) unref(b BID) {
 	}
 	s.pg.refs.touch(b)
 	n := format.EntryRefs(at) - 1
-	at = format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
+	at = format.EntryAt(s.pg.touch(leaf), int(b.slot()%format.EntriesPerPage))
 	format.PutEntryRefs(at, n)
 	if n == 0 && !s.pins.hold(b) {
 		s.kill(b, at, leaf)
@@ -207,7 +250,7 @@ func (s *Store) reapDormant(b BID) {
 	if at == nil || format.EntryRefs(at) != 0 || s.pins.hold(b) {
 		return
 	}
-	at = format.EntryAt(s.pg.touch(leaf), int(b%format.EntriesPerPage))
+	at = format.EntryAt(s.pg.touch(leaf), int(b.slot()%format.EntriesPerPage))
 	s.kill(b, at, leaf)
 }
 
@@ -216,13 +259,13 @@ func (s *Store) kill(b BID, at []byte, leaf uint32) {
 	s.pg.refs.touch(b)
 	s.pg.refs.moved(b, format.EntryAddr(at), -int32(format.EntryLen(at)))
 	s.segs.addLive(format.EntryAddr(at), -int32(format.EntryLen(at)))
-	clear(at)
+	format.KillEntry(at)
 	s.stored.Add(-1)
 	if p := s.pg.page(leaf); p.count > 1 {
 		p.count--
 	} else {
-		s.pg.prune(&s.identities, entryShift, uint64(b))
+		s.pg.prune(&s.identities, entryShift, b.slot())
 	}
-	s.index.Remove(&fp, uint64(b))
+	s.index.Remove(&fp, b.slot())
 	s.l1.Remove(uint64(b))
 }

@@ -35,8 +35,9 @@ type logWriter struct {
 	generation uint64
 	offset     uint32
 	next       uint32
-	seq        uint64       // of the last commit
-	left       atomic.Int64 // room in the open segment; a hint to who has not the turn
+	seq        uint64        // of the last commit
+	clock      atomic.Uint64 // seq for who has not the turn: the age of segments
+	left       atomic.Int64  // room in the open segment; a hint to who has not the turn
 	hash       [16]byte
 	hasher     *blake3.Hasher
 	sum        [32]byte
@@ -110,7 +111,7 @@ func (s *Store) turnTo(generation uint64) (uint32, error) {
 	l.segment, l.offset, l.next = l.next, 0, after
 	l.generation = generation
 	l.left.Store(int64(s.segs.bytes))
-	s.segs.all[l.segment].state = segmentOpen
+	s.segs.all[l.segment].state, s.segs.all[l.segment].stream = segmentOpen, streamLog
 	if s.low() {
 		s.cleaner.kick()
 	}
@@ -157,6 +158,7 @@ func (s *Store) commit(buf []byte, records, recordBytes, payloadOff, payloadLen 
 	s.stats.logBytes.Add(int64(total))
 	s.ckpt.bytes.Add(int64(total))
 	l.seq, l.hash = h.Seq, l.chain(buf[:format.CommitHeaderSize+recordBytes])
+	l.clock.Store(l.seq)
 	l.commits++
 	l.offset += uint32(total)
 	l.left.Add(-int64(total))

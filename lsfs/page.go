@@ -74,17 +74,18 @@ type pager struct {
 	moved []uint32            // clean pages whose parents changed since the last cut
 	refs  *refPass            // counts references beside the operations; nil: none does
 
-	slabs  []*slab
-	free   []uint32 // free frames
-	max    int      // frames
-	hand   uint32
-	round  uint64 // of the committer; see guard
-	held   int    // frames guarded in this round; belongs to the committing role
-	nDirty atomic.Int64
-	nUsed  atomic.Int64
-	nAlive atomic.Int64
-	shared atomic.Int64  // pages with more than one parent
-	crowd  atomic.Uint32 // no page ever had more parents
+	slabs    []*slab
+	free     []uint32 // free frames
+	max      int      // frames
+	hand     uint32
+	round    uint64 // of the committer; see guard
+	held     int    // frames guarded in this round; belongs to the committing role
+	nDirty   atomic.Int64
+	nUsed    atomic.Int64
+	nAlive   atomic.Int64
+	nEntries atomic.Int64  // of them, identity pages
+	shared   atomic.Int64  // pages with more than one parent
+	crowd    atomic.Uint32 // no page ever had more parents
 }
 
 func newPager(bytes int64) *pager {
@@ -225,6 +226,9 @@ func (pg *pager) create(kind format.PageKind) uint32 {
 	pg.dirty = append(pg.dirty, id)
 	pg.nDirty.Add(1)
 	pg.nAlive.Add(1)
+	if kind == format.EntryPage {
+		pg.nEntries.Add(1)
+	}
 	return id
 }
 
@@ -287,6 +291,9 @@ func (pg *pager) drop(id uint32) {
 		pg.nUsed.Add(-1)
 	}
 	pg.nAlive.Add(-1)
+	if p.kind == format.EntryPage {
+		pg.nEntries.Add(-1)
+	}
 	if p.flags&pageDirty == 0 {
 		pg.dirty = append(pg.dirty, id)
 	} else {

@@ -146,7 +146,7 @@ func (s *Store) Kick() {
 		q.mu.Unlock()
 		return
 	}
-	if q.n > inlineOps || len(q.tasks) > 0 || q.closed || s.short() {
+	if q.n > inlineOps || len(q.tasks) > 0 || q.closed || s.short() || s.paused() {
 		q.wake.Broadcast()
 		q.mu.Unlock()
 		return
@@ -180,7 +180,7 @@ func (s *Store) enter() {
 // runnable says whether a holder of the role has something to do.
 func (s *Store) runnable() bool {
 	q := &s.queue
-	return len(q.tasks) > 0 || len(q.dormant) > 0 || s.ckpt.due() || q.head != nil && (!s.short() || s.cleaner.stuck.Load() || s.failure() != nil)
+	return len(q.tasks) > 0 || len(q.dormant) > 0 || s.ckpt.due() || q.head != nil && (!s.short() && !s.paused() || s.cleaner.stuck.Load() || s.failure() != nil)
 }
 
 // committer takes the role whenever there is work that no caller does inline.
@@ -194,7 +194,7 @@ func (s *Store) committer() {
 				q.mu.Unlock()
 				return
 			}
-			if q.head != nil && !q.busy {
+			if q.head != nil && !q.busy && s.short() {
 				s.stats.spaceWaits.Add(1)
 				s.cleaner.kick()
 			}

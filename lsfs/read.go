@@ -1,7 +1,6 @@
 package lsfs
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 
@@ -326,8 +325,9 @@ func (s *Store) ReadFingerprint(ctx context.Context, fp *dedup.Fingerprint, buf 
 		for {
 			s.mu.RLock()
 			var at []byte
-			if at, _, missing = s.entryOf(BID(ref)); at != nil && bytes.Equal(at[:32], fp[:]) {
-				rc.blocks = append(rc.blocks, located{bid: BID(ref)})
+			var bid BID
+			if bid, at, missing = s.candidate(ref, fp); at != nil {
+				rc.blocks = append(rc.blocks, located{bid: bid})
 				format.ParseEntry(at, &rc.blocks[0].e)
 				s.segs.all[rc.blocks[0].e.Addr.Segment()].readers.Add(1)
 			}

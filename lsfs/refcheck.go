@@ -35,14 +35,14 @@ type refPass struct {
 
 // touch says that the count of an identity changes. The receiver may be nil.
 func (r *refPass) touch(b BID) {
-	if r != nil && r.low <= b && uint64(b-r.low) < uint64(len(r.counts)) {
+	if b = BID(b.slot()); r != nil && r.low <= b && uint64(b-r.low) < uint64(len(r.counts)) {
 		r.touched[(b-r.low)/64] |= 1 << ((b - r.low) % 64)
 	}
 }
 
 // moved says that stored bytes of an identity came to a segment, or went.
 func (r *refPass) moved(b BID, a format.Addr, n int32) {
-	if r != nil && b < r.summed && int(a.Segment()) < len(r.live) {
+	if r != nil && BID(b.slot()) < r.summed && int(a.Segment()) < len(r.live) {
 		r.live[a.Segment()] += uint32(n)
 	}
 }
@@ -177,7 +177,7 @@ func (s *Store) refWindow(ctx context.Context, low BID, n uint64, live bool) (wr
 		err := s.eachMapLeaf(ctx, r.has, func(_ VolumeID, _ uint64, id uint32, leaf []byte) {
 			r.see(id)
 			for i := range format.WordsPerPage {
-				if w := format.Word(leaf, i); w >= uint64(low) && w-uint64(low) < n {
+				if w := BID(format.Word(leaf, i)).slot(); w >= uint64(low) && w-uint64(low) < n {
 					r.counts[w-uint64(low)]++
 				}
 			}
@@ -222,7 +222,7 @@ func (s *Store) compareWindow(ctx context.Context, r *refPass) (wrong []wrongCou
 			want := r.counts[at]
 			switch {
 			case e.Addr == 0 && want != 0, e.Addr != 0 && e.Refs != want:
-				wrong = append(wrong, wrongCount{bid: bid, have: e.Refs, want: want})
+				wrong = append(wrong, wrongCount{bid: makeBID(uint64(bid), e.Generation), have: e.Refs, want: want})
 			}
 		}
 		over := missing == 0 && (uint64(s.nextBID) <= i || r.live == nil && end <= i)

@@ -1,6 +1,7 @@
 package lsfs
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/twinsan/twinsan/dedup"
@@ -98,6 +99,7 @@ func (r *logReader) records(c *format.Commit) (all []byte, ok bool, err error) {
 func (s *Store) replay(pos format.Position, progress uint64) (format.Position, error) {
 	r := &logReader{s: s, buf: device.AlignedBuffer(int(s.commitMax) + readAhead)}
 	defer device.FreeAligned(r.buf)
+	w := &window{}
 	var c, peek, successor format.Commit
 	var successorOK bool
 	var healed uint64 // sequence of the last commit that was tried to be made again
@@ -129,6 +131,11 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 		if err != nil {
 			return pos, err
 		}
+		if !ok || w.full() {
+			if err := s.replayWindow(w); err != nil {
+				return pos, err
+			}
+		}
 		var all []byte
 		if ok {
 			if all, ok, err = r.records(&c); err != nil {
@@ -148,6 +155,9 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 			}
 		}
 		if !ok {
+			if err := s.replayWindow(w); err != nil {
+				return pos, err
+			}
 			return pos, s.endOfLog(r, pos)
 		}
 		after := format.Position{Segment: c.Segment, Generation: c.Generation, Offset: c.Offset + c.Total, Next: c.Next, Seq: c.Seq, Hash: s.log.chain(all)}
@@ -170,6 +180,9 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 					return was, err
 				}
 				if !whole {
+					if err := s.replayWindow(w); err != nil {
+						return was, err
+					}
 					pos = was
 					if was.Segment != c.Segment {
 						if err := look(); err != nil {
@@ -180,13 +193,59 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 				}
 			}
 		}
-		if err := s.replayCommit(&c, progress); err != nil {
-			return was, fmt.Errorf("replay commit %d: %w", c.Seq, err)
-		}
+		w.add(&c, s.scratch, progress)
 		progress = 0
-		s.visit(c.Segment)
-		s.stats.ops.Add(int64(c.Records))
 	}
+}
+
+// window holds commits that were found whole and are not applied yet: what they need
+// of pages is read for all of them at once.
+type window struct {
+	commits []windowed
+	records []byte
+}
+
+type windowed struct {
+	commit   format.Commit
+	from, to int // of its records
+	progress uint64
+}
+
+// A window of windowBytes of records is some 1200 writes of one block, with twice as many pages.
+const (
+	windowCommits = 1024
+	windowBytes   = 128 << 10
+)
+
+func (w *window) full() bool {
+	return windowCommits <= len(w.commits) || windowBytes <= len(w.records)
+}
+
+func (w *window) add(c *format.Commit, records []byte, progress uint64) {
+	from := len(w.records)
+	w.records = append(w.records, records...)
+	w.commits = append(w.commits, windowed{*c, from, len(w.records), progress})
+}
+
+// replayWindow applies what is in the window, and empties it.
+func (s *Store) replayWindow(w *window) error {
+	var all [][]byte
+	for i := range w.commits {
+		x := &w.commits[i]
+		all = append(all, w.records[x.from:x.to])
+	}
+	s.prefetchRecords(all)
+	for i := range w.commits {
+		x := &w.commits[i]
+		s.scratch = append(s.scratch[:0], all[i]...)
+		if err := s.replayCommit(&x.commit, x.progress); err != nil {
+			return fmt.Errorf("replay commit %d: %w", x.commit.Seq, err)
+		}
+		s.visit(x.commit.Segment)
+		s.stats.ops.Add(int64(x.commit.Records))
+	}
+	w.commits, w.records = w.commits[:0], w.records[:0]
+	return nil
 }
 
 // replayCommit applies the records in s.scratch.
@@ -210,6 +269,15 @@ func (s *Store) replayCommit(c *format.Commit, progress uint64) error {
 		return fmt.Errorf("%d bytes behind the records: %w", len(rest), format.ErrInvalid)
 	}
 	return nil
+}
+
+// claim marks a segment that holds pages of the checkpoint: they were written after the
+// cut, which may have counted it as free.
+func (s *Store) claim(a format.Addr) {
+	if n := a.Segment(); s.segs.all[n].state == segmentFree {
+		s.segs.unfree(n)
+		s.segs.all[n].state, s.segs.all[n].stream = segmentSealed, streamPages
+	}
 }
 
 // visit marks a segment that the log went through.
@@ -256,7 +324,7 @@ func (s *Store) payloadIntact(r *logReader, c *format.Commit) (bool, error) {
 			for i := range rec.Count() {
 				rec.Move(i, &m)
 				if m.New.Segment() != c.Segment {
-					continue // it was durable before the move was logged, see tiers
+					continue // it was durable in its stream before the record was written
 				}
 				if ok, err := good(m.New, m.Len, m.Sum); !ok || err != nil {
 					return false, err
@@ -302,11 +370,11 @@ func (s *Store) endOfLog(r *logReader, pos format.Position) error {
 	return search(pos.Next, 0, false)
 }
 
-// loadRoot reads what the newest checkpoint holds, or the empty state of a new
-// pool, and sets the store up for replay.
-func (s *Store) loadRoot() (*format.Root, error) {
+// loadRoot reads what a checkpoint holds, or the empty state of a new pool, and sets
+// the store up for replay.
+func (s *Store) loadRoot(checkpoint uint64, extents []format.Extent) (*format.Root, error) {
 	t := s.segs
-	if len(s.pool.Root) == 0 {
+	if len(extents) == 0 {
 		for n := range t.all {
 			if t.all[n].state != segmentGone {
 				t.all[n].state = segmentFree
@@ -319,7 +387,7 @@ func (s *Store) loadRoot() (*format.Root, error) {
 	var raw []byte
 	buf := device.AlignedBuffer(int(t.bytes))
 	defer device.FreeAligned(buf)
-	for _, x := range s.pool.Root {
+	for _, x := range extents {
 		if !t.valid(x.Addr, roundUp(x.Len)) {
 			return nil, s.report(s.corrupt("root", x.Addr, x.Sum, 0, format.ErrInvalid))
 		}
@@ -339,11 +407,11 @@ func (s *Store) loadRoot() (*format.Root, error) {
 		return nil, err
 	}
 	p := &root.Position
-	if len(root.Live) != len(t.all) || root.Checkpoint != s.pool.Checkpoint ||
+	if len(root.Live) != len(t.all) || root.Checkpoint != checkpoint ||
 		p.Segment != format.NoSegment && !t.exists(p.Segment) || !t.exists(p.Next) {
 		return nil, fmt.Errorf("root: checkpoint %d of %d segments does not fit the pool: %w", root.Checkpoint, len(root.Live), format.ErrInvalid)
 	}
-	s.nextBID = BID(root.NextBID)
+	s.nextBID, s.newest = BID(BID(root.NextBID).slot()), BID(root.NextBID).generation()
 	s.stored.Store(int64(root.Stored))
 	s.identities = tree{root.Identities.Top, root.Identities.Height}
 	for i := range t.all {
@@ -362,16 +430,20 @@ func (s *Store) loadRoot() (*format.Root, error) {
 		if root.Free[i/8]&(1<<(i%8)) != 0 {
 			seg.state = segmentFree
 		}
+		if i < len(root.Ages) {
+			seg.lastSeq, seg.stream = uint64(root.Ages[i].Written)<<8, root.Ages[i].Stream
+		}
 	}
 	t.recount()
 	if p.Segment != format.NoSegment {
 		s.visit(p.Segment)
 	}
-	for _, x := range s.pool.Root {
+	for _, x := range extents {
+		s.claim(x.Addr)
 		t.addRoot(x, 1)
 	}
 	c := &s.ckpt
-	c.rootAt = s.pool.Root
+	c.rootAt = extents
 	c.dirAt = root.Directory
 	c.dirDirty = make([]bool, len(root.Directory))
 	c.number, c.cuts, c.done, c.wanted = root.Checkpoint, root.Checkpoint, root.Checkpoint, root.Checkpoint
@@ -394,35 +466,8 @@ func (s *Store) loadDirectory(root *format.Root) error {
 	pg, t := s.pg, s.segs
 	pg.n = max(root.Pages, 1)
 	pg.grow(pg.n)
-	buf := device.AlignedBuffer(commitTarget)
-	defer device.FreeAligned(buf)
-	dirs := root.Directory
-	for j := 0; j < len(dirs); {
-		n := 1
-		for j+n < len(dirs) && (n+1)*format.PageSize <= len(buf) && dirs[j+n].Addr == dirs[j].Addr+format.Addr(n*format.PageSize) {
-			n++
-		}
-		if !t.valid(dirs[j].Addr, uint32(n*format.PageSize)) {
-			return s.report(s.corrupt("page", dirs[j].Addr, dirs[j].Sum, 0, format.ErrInvalid))
-		}
-		d, off := t.locate(dirs[j].Addr)
-		if err := d.ReadAt(buf[:n*format.PageSize], off); err != nil {
-			return s.report(s.corrupt("page", dirs[j].Addr, dirs[j].Sum, 0, err))
-		}
-		for i := range n {
-			p := buf[i*format.PageSize : (i+1)*format.PageSize]
-			if sum := format.Checksum(p); sum != dirs[j].Sum {
-				err := s.report(s.corrupt("page", dirs[j].Addr, dirs[j].Sum, sum, nil))
-				if err := s.repairPage(p, dirs[j].Addr, dirs[j].Sum, err); err != nil {
-					return err
-				}
-				s.ckpt.dirDirty[j] = true
-			}
-			first := j * format.DirEntriesPerPage
-			format.ParseDirPage(p, pg.dir[first/pagesPerPart][first%pagesPerPart:][:format.DirEntriesPerPage])
-			t.addPages(dirs[j].Addr.Segment(), format.PageSize)
-			j++
-		}
+	if err := s.loadDirPages(root.Directory); err != nil {
+		return err
 	}
 	for id := uint32(1); id < pg.n; id++ {
 		e := pg.entry(id)
@@ -435,21 +480,115 @@ func (s *Store) loadDirectory(root *format.Root) error {
 		}
 		p := pg.page(id)
 		p.kind, p.flags, p.parents = e.Kind, pageAlive, e.Parents()
+		if e.Kind == format.EntryPage {
+			p.count = uint16(e.Count())
+			pg.nEntries.Add(1)
+		}
 		if p.parents > 1 {
 			pg.shared.Add(1)
 			pg.crowd.Store(max(pg.crowd.Load(), p.parents))
 		}
 		pg.nAlive.Add(1)
+		s.claim(e.Addr)
 		t.addPages(e.Addr.Segment(), format.PageSize)
 	}
 	return nil
 }
 
+// loadDirPages reads directory pages: runs of neighbours at once, and many runs.
+func (s *Store) loadDirPages(dirs []format.Extent) error {
+	const runMax, runs = 16, 64
+	buf := device.AlignedBuffer(runs * runMax * format.PageSize)
+	defer device.FreeAligned(buf)
+	reads := make([]device.Read, runs)
+	first := make([]int, 0, runs)
+	batch := make([]*device.Read, 0, runs)
+	for j := 0; j < len(dirs); {
+		first, batch = first[:0], batch[:0]
+		for len(batch) < runs && j < len(dirs) {
+			n := 1
+			for j+n < len(dirs) && n < runMax && dirs[j+n].Addr == dirs[j].Addr+format.Addr(n*format.PageSize) {
+				n++
+			}
+			if !s.segs.valid(dirs[j].Addr, uint32(n*format.PageSize)) {
+				return s.report(s.corrupt("page", dirs[j].Addr, dirs[j].Sum, 0, format.ErrInvalid))
+			}
+			i := len(batch)
+			reads[i].Device, reads[i].Off = s.segs.locate(dirs[j].Addr)
+			reads[i].P = buf[i*runMax*format.PageSize:][:n*format.PageSize]
+			first, batch = append(first, j), append(batch, &reads[i])
+			j += n
+		}
+		_ = s.reads.ReadBatch(batch) // each read says for itself
+		for i, r := range batch {
+			for k := 0; k*format.PageSize < len(r.P); k++ {
+				if err := s.loadDirPage(first[i]+k, dirs[first[i]+k], r.P[k*format.PageSize:(k+1)*format.PageSize], r.Err); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// loadDirPage takes directory page j, which was read into p.
+func (s *Store) loadDirPage(j int, x format.Extent, p []byte, err error) error {
+	if sum := format.Checksum(p); err != nil || sum != x.Sum {
+		if err := s.repairPage(p, x.Addr, x.Sum, s.report(s.corrupt("page", x.Addr, x.Sum, sum, err))); err != nil {
+			return err
+		}
+		s.ckpt.dirDirty[j] = true
+	}
+	first := j * format.DirEntriesPerPage
+	format.ParseDirPage(p, s.pg.dir[first/pagesPerPart][first%pagesPerPart:][:format.DirEntriesPerPage])
+	s.claim(x.Addr)
+	s.segs.addPages(x.Addr.Segment(), format.PageSize)
+	return nil
+}
+
 // recover loads the newest checkpoint and replays the log behind it.
+//
+// When that finds damage it is done again from the checkpoint before: its pages and all of
+// the log since stand where they stood (LIVE keeps what either of the two needs), so
+// if the log from there on is whole nothing is lost. What a damaged root names is not
+// believed: the next checkpoint writes the whole way to it afresh where it differs.
 func (s *Store) recover() error {
+	first := s.recoverFrom(s.pool.Checkpoint, s.pool.Root)
+	var damage *CorruptError
+	if !errors.As(first, &damage) || len(s.pool.Previous) == 0 {
+		return first
+	}
+	s.forget()
+	if err := s.recoverFrom(s.pool.PreviousCheckpoint, s.pool.Previous); err != nil {
+		s.logger.Error("the checkpoint before does not help", "checkpoint", s.pool.PreviousCheckpoint, "err", err)
+		return first
+	}
+	s.logger.Warn("the newest checkpoint is damaged, the one before and the log were used", "checkpoint", s.pool.Checkpoint, "previous", s.pool.PreviousCheckpoint, "err", first)
+	s.cfg.Event(Event{Code: "root-fallback", Text: fmt.Sprintf("checkpoint %d is damaged: the pool was opened from checkpoint %d and the log behind it, nothing is lost; a device may be failing (%v)", s.pool.Checkpoint, s.pool.PreviousCheckpoint, first)})
+	// The next superblock names the root that was good as the one before.
+	s.pool.Checkpoint, s.pool.Root = s.pool.PreviousCheckpoint, s.pool.Previous
+	return nil
+}
+
+// forget puts the store back to how it was before recoverFrom.
+func (s *Store) forget() {
+	s.segs.reset()
+	clear(s.visited)
+	s.pg.close()
+	s.pg = newPager(s.cfg.MetadataBytes)
+	clear(s.volumes)
+	s.identities, s.nextBID, s.newest = tree{}, 0, 0
+	s.stored.Store(0)
+	s.ckpt.dirAt, s.ckpt.dirDirty, s.ckpt.rootAt = nil, nil, nil
+	s.ckpt.changed.Store(false)
+	s.stats.ops.Store(0)
+}
+
+// recoverFrom loads one checkpoint and replays the log behind it.
+func (s *Store) recoverFrom(checkpoint uint64, extents []format.Extent) error {
 	s.replaying = true
 	defer func() { s.replaying = false }()
-	root, err := s.loadRoot()
+	root, err := s.loadRoot(checkpoint, extents)
 	if err != nil {
 		return err
 	}
@@ -485,7 +624,9 @@ func (s *Store) recover() error {
 	s.log.moveTo(pos)
 	for i := range s.segs.all {
 		seg := &s.segs.all[i]
-		seg.lastSeq = pos.Seq
+		if len(root.Ages) == 0 || s.visited[i] {
+			seg.lastSeq = pos.Seq
+		}
 		if seg.state == segmentSealed && seg.live == 0 && seg.pages == 0 && !s.visited[i] {
 			seg.state, seg.cut = segmentQuarantine, root.Checkpoint
 		}

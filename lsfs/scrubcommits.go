@@ -136,7 +136,7 @@ func (s *Store) evacuate(ctx context.Context, segments map[uint32]bool) error {
 		for i := range format.EntriesPerPage {
 			e := format.EntryAt(page, i)
 			if a := format.EntryAddr(e); segments[a.Segment()] && s.segs.valid(a, uint32(format.EntryLen(e))) {
-				blocks = append(blocks, suspect{bid: first + BID(i)})
+				blocks = append(blocks, suspect{bid: identityAt(first, i, e)})
 				format.ParseEntry(e, &blocks[len(blocks)-1].e)
 			}
 		}

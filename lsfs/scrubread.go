@@ -209,7 +209,7 @@ func (s *Store) scrubBlocks(ctx context.Context) error {
 				if format.EntryAddr(e) == 0 {
 					continue
 				}
-				k.list = append(k.list, suspect{bid: BID(i) + BID(n)})
+				k.list = append(k.list, suspect{bid: identityAt(BID(i), n, e)})
 				l := &k.list[len(k.list)-1]
 				format.ParseEntry(e, &l.e)
 				if l.nowhere = !s.segs.valid(l.e.Addr, uint32(l.e.Len)) || l.e.Len == 0; l.nowhere {

@@ -38,7 +38,8 @@ type segment struct {
 	bad     bool   // a commit in it does not parse: the cleaner leaves it alone
 	live    uint32 // bytes of blocks that identities name
 	pages   uint32 // bytes of pages that the newest checkpoint names
-	lastSeq uint64 // of the last commit, when sealed: the age of what is inside
+	lastSeq uint64 // commit up to which its contents were written, on average: their age
+	stream  uint8  // that wrote it, see stream.go
 	cut     uint64 // number of the checkpoint at whose cut it entered quarantine
 	leaves  uint64 // number of the checkpoint that carries its pages away, once cleaned
 	readers atomic.Int32
@@ -128,6 +129,22 @@ func (t *segmentTable) grow(n uint32) error {
 	}
 	t.numbers.Store(n)
 	return nil
+}
+
+// reset puts all segments of devices that are there back to unknown, for another
+// checkpoint to be loaded.
+func (t *segmentTable) reset() {
+	for i := range t.all {
+		seg := &t.all[i]
+		state := segmentSealed
+		if seg.state == segmentGone {
+			state = segmentGone
+		}
+		*seg = segment{state: state}
+	}
+	t.live.Store(0)
+	t.data.Store(0)
+	t.recount()
 }
 
 // join makes the segments of a device known. They are neither free nor used yet.

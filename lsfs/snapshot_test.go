@@ -11,6 +11,7 @@ import (
 
 	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs/device/devicetest"
+	"github.com/twinsan/twinsan/lsfs/format"
 )
 
 // The tests of snapshots model three windows of a volume: at its start, far behind it
@@ -75,6 +76,38 @@ func (p *content) stamp(start, n uint64, seq Seq) {
 	for c := start >> chunkShift; c <= (start+n-1)>>chunkShift; c++ {
 		if b := c << chunkShift; p.word(b) != nil || p.word(b+chunkBlocksLast) != nil {
 			p.version[c] = seq
+		}
+	}
+}
+
+// stampMapped is stamp for an unmap that is about to happen: chunks without one of its blocks
+// stay as they are; a leaf that lies wholly inside counts as one.
+func (p *content) stampMapped(start, n uint64, seq Seq) {
+	for leaf := start &^ (format.WordsPerPage - 1); leaf < start+n; leaf += format.WordsPerPage {
+		if p.word(leaf) == nil && p.word(leaf+format.WordsPerPage-1) == nil {
+			// Nothing of it is modelled, and nothing is there: on to what may be.
+			if leaf < p.farStart && p.farStart < start+n {
+				leaf = max(leaf, p.farStart&^(format.WordsPerPage-1)-format.WordsPerPage)
+				continue
+			}
+			if nearBlocks <= leaf && (leaf < p.farStart || p.farStart+farBlocks <= leaf) && leaf < uint64(AnnexStart) {
+				return
+			}
+			continue
+		}
+		from, end := max(start, leaf), min(start+n, leaf+format.WordsPerPage)
+		for from < end {
+			to := end
+			if from != leaf || end != leaf+format.WordsPerPage {
+				to = min(end, nextSpan(from, chunkShift))
+			}
+			for i := from; i < to; i++ {
+				if w := p.word(i); w != nil && *w != 0 {
+					p.stamp(from, to-from, seq)
+					break
+				}
+			}
+			from = to
 		}
 	}
 }
@@ -207,7 +240,12 @@ func (g *gallery) op(c *client, id VolumeID) (*Op, func()) {
 	case k < 11:
 		start, n := g.place(p.content, true, n)
 		op.Kind, op.Start, op.Count = OpUnmap, BlockNo(start), uint32(n)
-		return op, func() { set(start, make([]uint64, n)) }
+		return op, func() {
+			p.stampMapped(start, n, seq)
+			for i := range n {
+				*p.word(start + i) = 0
+			}
+		}
 	case k == 11 && rng.IntN(4) == 0:
 		n := min(p.size, farMedium)
 		op.Kind, op.Count = OpUnmap, uint32(n)
@@ -216,7 +254,7 @@ func (g *gallery) op(c *client, id VolumeID) (*Op, func()) {
 			op.Count = uint32(n)
 		}
 		return op, func() {
-			p.stamp(0, n, seq)
+			p.stampMapped(0, n, seq)
 			clear(p.near)
 			if p.farStart < n {
 				clear(p.far)
@@ -460,7 +498,14 @@ func (g *gallery) forge(tb testing.TB, s *Store, c *client) {
 			}
 			op.ID = OpID{1, Seq(b + 1)}
 			c.must(op)
-			have.stamp(b, end-b, op.ID.Seq)
+			if hole {
+				have.stampMapped(b, end-b, op.ID.Seq)
+			} else {
+				have.stamp(b, end-b, op.ID.Seq)
+			}
+			for i := b; i < end; i++ {
+				*have.word(i) = *like.word(i)
+			}
 			b = end
 		}
 	}

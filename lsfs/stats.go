@@ -45,7 +45,7 @@ type counters struct {
 	checkpoints, checkpointPages          atomic.Int64
 	pageReads, blockReads, deviceReads    atomic.Int64
 	checksumErrors, deviceErrors, repairs atomic.Int64
-	spaceWaits, spaceRefused              atomic.Int64
+	spaceWaits, spaceRefused, pacedNanos  atomic.Int64
 	rebuilt                               atomic.Int64
 	sharedReads, aheadBlocks, aheadFailed atomic.Int64
 	warmBlocks                            atomic.Int64
@@ -59,7 +59,7 @@ type Stats struct {
 	CommitOps    Histogram // operations in a commit
 
 	Ops         int64 // operations committed
-	LogBytes    int64 // bytes written to the log, all kinds
+	LogBytes    int64 // bytes written to devices: the log, checkpoints, moved blocks
 	BlocksNew   int64 // blocks stored
 	BlocksRef   int64 // blocks that became references
 	BlocksZero  int64
@@ -75,12 +75,15 @@ type Stats struct {
 	WarmBlocks                                  int64 // blocks that entered the cache when they were written
 	ChecksumErrors, DeviceErrors, Repairs       int64
 	SpaceWaits, SpaceRefused                    int64
-	PagesRebuilt                                int64 // metadata pages made again from parity
+	Paced                                       time.Duration // that operations were held back for the cleaner
+	PagesRebuilt                                int64         // metadata pages made again from parity
 
 	Segments      map[string]int // by state
 	MappedBlocks  uint64         // of all volumes and their annexes
+	ReclaimBlocks uint64         // of them, of deleted volumes: on their way back to free space
 	UniqueBytes   int64          // stored bytes of blocks that are referenced
 	Pages         int64          // ids of metadata pages in use
+	IdentityPages int64          // of them, pages of block identities
 	SharedPages   int64          // of them, those that more than one place leads to
 	Snapshots     int
 	PagesResident int64
@@ -91,6 +94,15 @@ type Stats struct {
 	Ring          bool // reads go through io_uring
 	Index         dedup.IndexStats
 	Poisoned      error
+}
+
+// WriteAmplification is how many bytes were written to the devices for each byte of new
+// blocks since Open, metadata and cleaning included; 0 while nothing was stored.
+func (s *Stats) WriteAmplification() float64 {
+	if s.StoredBytes == 0 {
+		return 0
+	}
+	return float64(s.LogBytes) / float64(s.StoredBytes)
 }
 
 // Room says how full the pool is, in bytes.
@@ -126,7 +138,7 @@ func (s *Store) Stats() Stats {
 		Checkpoints: c.checkpoints.Load(), CheckpointPages: c.checkpointPages.Load(),
 		PageReads: c.pageReads.Load(), BlockReads: c.blockReads.Load(), DeviceReads: c.deviceReads.Load(),
 		ChecksumErrors: c.checksumErrors.Load(), DeviceErrors: c.deviceErrors.Load(), Repairs: c.repairs.Load(),
-		SpaceWaits: c.spaceWaits.Load(), SpaceRefused: c.spaceRefused.Load(), PagesRebuilt: c.rebuilt.Load(),
+		SpaceWaits: c.spaceWaits.Load(), SpaceRefused: c.spaceRefused.Load(), Paced: time.Duration(c.pacedNanos.Load()), PagesRebuilt: c.rebuilt.Load(),
 		SharedReads: c.sharedReads.Load(), AheadBlocks: c.aheadBlocks.Load(), WarmBlocks: c.warmBlocks.Load(), Ring: s.reads.Ring(),
 		L1: s.l1.Stats(), L2: s.l2Stats(), Index: s.index.Stats(), Poisoned: s.failure(),
 		Segments: map[string]int{},
@@ -141,13 +153,14 @@ func (s *Store) Stats() Stats {
 		st.UniqueBytes += int64(s.segs.all[i].live)
 	}
 	for _, v := range s.volumes {
-		if !v.deleting {
-			st.MappedBlocks += v.mapped + v.annex
+		st.MappedBlocks += v.mapped + v.annex
+		if v.deleting {
+			st.ReclaimBlocks += v.mapped + v.annex
 		}
 	}
 	st.Pages = int64(s.pg.n) - 1 - int64(len(s.pg.ids))
 	st.Snapshots = len(s.snapshots)
-	st.SharedPages = s.pg.shared.Load()
+	st.SharedPages, st.IdentityPages = s.pg.shared.Load(), s.pg.nEntries.Load()
 	st.PagesResident, st.PagesDirty = s.pg.nUsed.Load(), s.pg.nDirty.Load()
 	st.MetadataBytes = int64(len(s.pg.slabs)) * slabFrames * 4096
 	return st

@@ -30,7 +30,8 @@ type Store struct {
 	mu         sync.RWMutex
 	pg         *pager
 	identities tree
-	nextBID    BID
+	nextBID    BID    // slot behind the last one in use, see allot.go
+	newest     uint16 // highest generation of an identity so far
 	volumes    map[VolumeID]*Volume
 	snapshots  map[VolumeID]*Snapshot
 	generation uint64 // of the list of devices
@@ -38,17 +39,20 @@ type Store struct {
 	changing sync.Mutex // of the list of devices, one change at a time; comes before all other locks
 	tiers    tiers
 
-	pins    pinTable
-	queue   queue
-	log     logWriter
-	batch   batch
-	missing []uint32 // scratch of the committing role
-	words   [format.WordsPerPage]uint64
-	ckpt    checkpointer
-	cleaner cleaner
-	trimmer trimmer
-	scrub   scrubber
-	stats   counters
+	pins     pinTable
+	queue    queue
+	log      logWriter
+	batch    batch
+	missing  []uint32 // scratch of the committing role
+	faults   faulter
+	words    [format.WordsPerPage]uint64
+	ckpt     checkpointer
+	cleaner  cleaner
+	allotted allotment // of the committing role
+	pacing   pace
+	trimmer  trimmer
+	scrub    scrubber
+	stats    counters
 
 	commitMax            int64        // bytes of the largest commit
 	usable               atomic.Int64 // changes with the devices in use
@@ -163,7 +167,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	s.slack = max(size/128, int64(sb.SegmentBytes)/2)
 	s.refsMax, s.parentsMax, s.parentsLast = refsMax, parentsMax, parentsLast
 	s.pins.init()
-	s.missing = make([]uint32, 0, 64)
+	s.missing = make([]uint32, 0, 32*faultsAtOnce)
 	s.queue.wake.L = &s.queue.mu
 	s.log.hasher = keyedHasher(c.Key)
 	s.batch.buf = device.AlignedBuffer(int(s.commitMax))
@@ -181,7 +185,9 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	ck.limitDirty = func() bool { return s.dirtySoft <= s.pg.nDirty.Load() }
 	ck.start = make(chan struct{}, 1)
 	ck.buf = device.AlignedBuffer((s.stagePages() + 2) * format.PageSize)
+	s.ckpt.out.init(streamPages)
 	s.cleaner.init()
+	s.pacing.init(s.wake)
 	s.trimmer.init()
 	s.scrub.init(&c)
 	s.tiers.init()
@@ -230,6 +236,7 @@ func (s *Store) free() {
 		s.pg.close()
 	}
 	device.FreeAligned(s.batch.buf)
+	s.faults.free()
 	device.FreeAligned(s.ckpt.buf)
 	s.tiers.close()
 	device.FreeAligned(s.pageMem)
@@ -244,11 +251,15 @@ func (s *Store) free() {
 // The caller must not use the store or its volumes at the same time or later.
 func (s *Store) Close() error {
 	close(s.stop)
-	s.cleaner.stopNow()
 	s.trimmer.stopNow()
 	s.scrub.stopNow()
 	s.Kick()
-	err := s.drain()
+	// Operations that wait for room need the cleaner.
+	err := s.drain(func() bool { return s.queue.head != nil })
+	s.cleaner.stopNow()
+	if err == nil {
+		err = s.drain(func() bool { return len(s.queue.tasks) > 0 })
+	}
 	if err == nil && s.ckpt.changed.Load() {
 		err = s.checkpoint()
 	}
@@ -267,16 +278,17 @@ func (s *Store) Close() error {
 	// more starts once it is gone.
 	close(s.ckpt.start)
 	s.running.Wait()
+	s.pacing.timer.Stop()
 	s.free()
 	return err
 }
 
-// drain waits until nothing is queued.
-func (s *Store) drain() error {
+// drain waits until nobody commits and nothing is left. left is called with queue.mu.
+func (s *Store) drain(left func() bool) error {
 	q := &s.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.busy || q.head != nil || len(q.tasks) > 0 {
+	for q.busy || left() {
 		q.wake.Broadcast()
 		q.wake.Wait()
 	}
@@ -319,25 +331,8 @@ func (s *Store) report(e *CorruptError) error {
 	return e
 }
 
-// fillIndex brings the fingerprints of all stored blocks into the index after a
-// start. Until it is through, equal blocks may be stored twice.
-func (s *Store) fillIndex() {
-	defer s.running.Done()
-	err := s.eachEntryPage(s.stop, func(first BID, page []byte) {
-		for i := range format.EntriesPerPage {
-			if e := format.EntryAt(page, i); format.EntryAddr(e) != 0 {
-				fp := dedup.Fingerprint(e[:32])
-				s.index.Insert(&fp, uint64(first)+uint64(i))
-			}
-		}
-	})
-	if err != nil {
-		s.logger.Warn("fingerprint index is incomplete", "err", err)
-	}
-}
-
 // eachEntryPage calls f under the read lock for each identity page, in order,
-// until stop is closed.
+// until stop is closed. first is the slot of its first entry: see identityAt.
 func (s *Store) eachEntryPage(stop <-chan struct{}, f func(first BID, page []byte)) error {
 	for i := uint64(0); ; {
 		select {

@@ -50,7 +50,15 @@ type move struct {
 	sum  uint32
 	enc  dedup.Encoding
 	data []byte
-	at   format.Addr // where it stands already, see placeCold; 0: it goes into the log
+
+	// Where it stands already, durable in a stream; 0: it goes into the commit to come.
+	at  format.Addr
+	len uint16
+}
+
+// stored is the entry of a record for a block that stands already.
+func (m *move) stored() *format.Move {
+	return &format.Move{BID: uint64(m.bid), Old: m.old, New: m.at, Sum: m.sum, Len: m.len, Encoding: m.enc}
 }
 
 // logged is the stored bytes that the commit of the move carries.
@@ -71,7 +79,7 @@ func (s *Store) runTask(t *task) error {
 	}
 	s.nextRound()
 	b := &s.batch
-	b.reset(s.nextBID)
+	b.reset()
 	s.mu.RLock()
 	v := s.find(t.volume)
 	var meta Meta
@@ -222,12 +230,12 @@ func (s *Store) commitMoves(live []move) error {
 	off := b.end
 	for i := range live {
 		m := &live[i]
-		to := m.at
-		if to == 0 {
-			to = base + format.Addr(off)
-			off += copy(b.buf[off:], m.data)
+		if m.at != 0 {
+			format.PutMove(at, i, m.stored())
+			continue
 		}
-		format.PutMove(at, i, &format.Move{BID: uint64(m.bid), Old: m.old, New: to, Sum: m.sum, Len: uint16(len(m.data)), Encoding: m.enc})
+		format.PutMove(at, i, &format.Move{BID: uint64(m.bid), Old: m.old, New: base + format.Addr(off), Sum: m.sum, Len: uint16(len(m.data)), Encoding: m.enc})
+		off += copy(b.buf[off:], m.data)
 	}
 	if err := s.commit(b.buf, 1, b.end-format.CommitHeaderSize, b.end, off-b.end); err != nil {
 		return err

@@ -2,9 +2,6 @@ package lsfs
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
-	"fmt"
 	"math/bits"
 	"sync/atomic"
 
@@ -19,14 +16,11 @@ import (
 // to capacity; a block that is read from there again and again is stored anew in the
 // log, on flash.
 //
-// What goes to capacity is written beside the log, in commits of their own that stand
-// in no chain: they make a segment readable for the cleaner, nothing more. When they
-// are durable, the moves are logged without their payload. So a capacity device sees
+// What goes to capacity is a stream of its own (stream.go), so a capacity device sees
 // large sequential writes, and the flush of one holds up no operation.
 //
 // All but the hints of readers belongs to the cleaner's goroutine.
 type tiers struct {
-	cold  coldHead
 	ticks int
 
 	demoted, promoted atomic.Int64 // bytes
@@ -35,15 +29,6 @@ type tiers struct {
 	wanted chan BID                    // and those that were read again
 	moves  []move
 	buf    []byte
-}
-
-// coldHead is where the next commit beside the log goes.
-type coldHead struct {
-	segment    uint32 // NoSegment: none is open
-	generation uint64
-	offset     uint32
-	age        uint64 // highest lastSeq of what was put there
-	buf        []byte // aligned
 }
 
 const (
@@ -64,14 +49,12 @@ const (
 )
 
 func (t *tiers) init() {
-	t.cold.segment = format.NoSegment
 	t.wanted = make(chan BID, promoteQueue)
 }
 
 func (t *tiers) close() {
-	device.FreeAligned(t.cold.buf)
 	device.FreeAligned(t.buf)
-	t.cold.buf, t.buf = nil, nil
+	t.buf = nil
 }
 
 // tiered says whether the pool has devices of both classes in use.
@@ -184,93 +167,6 @@ func (s *Store) cool() {
 // demoted, and when it stands there already.
 func (s *Store) toCapacity(n uint32) bool {
 	return s.cleaner.cold || s.segs.countOf[Flash].Load() > 0 && s.segs.classOf(n) == Capacity
-}
-
-// placeCold stores the blocks of moves on a capacity device and notes where. Without
-// room there it does nothing, and they go into the log. from is the segment where
-// they stood.
-func (s *Store) placeCold(moves []move, from uint32) error {
-	h := &s.tiers.cold
-	records := format.ListFixed + len(moves)*format.MoveEntrySize
-	off := format.CommitHeaderSize + records
-	total := off
-	for i := range moves {
-		total += len(moves[i].data)
-	}
-	end := total
-	if total = roundUp(total); !s.openCold(total) {
-		return nil
-	}
-	if h.buf == nil {
-		h.buf = device.AlignedBuffer(int(s.commitMax))
-	}
-	base := format.MakeAddr(h.segment, h.offset)
-	rec := h.buf[format.CommitHeaderSize:]
-	format.PutList(rec, format.RecordMove, len(moves))
-	for i := range moves {
-		m := &moves[i]
-		m.at = base + format.Addr(off)
-		format.PutMove(rec, i, &format.Move{BID: uint64(m.bid), Old: m.old, New: m.at, Sum: m.sum, Len: uint16(len(m.data)), Encoding: m.enc})
-		off += copy(h.buf[off:], m.data)
-	}
-	clear(h.buf[end:total])
-	header := format.Commit{
-		Pool: s.id, Records: 1, Segment: h.segment, Next: format.NoSegment, Generation: h.generation, Offset: h.offset, Total: uint32(total),
-		RecordBytes: uint32(records), PayloadOff: uint32(format.CommitHeaderSize + records), PayloadLen: uint32(end - format.CommitHeaderSize - records),
-		RecordSum: format.Checksum(rec[:records]),
-	}
-	header.Put(h.buf)
-	d, at := s.segs.locate(base)
-	err := d.WriteAt(h.buf[:total], at)
-	if err == nil {
-		// DURABLE: a move is logged only when its block stands on stable storage.
-		err = d.Flush()
-	}
-	if err != nil {
-		s.poison(fmt.Errorf("move to capacity: %w", err))
-		return s.failure()
-	}
-	h.offset += uint32(total)
-	s.mu.RLock()
-	h.age = max(h.age, s.segs.all[from].lastSeq)
-	s.mu.RUnlock()
-	s.tiers.demoted.Add(int64(header.PayloadLen))
-	return nil
-}
-
-// openCold makes sure that there is an open segment on capacity with room for n bytes.
-func (s *Store) openCold(n int) bool {
-	h := &s.tiers.cold
-	if h.segment != format.NoSegment && h.offset+uint32(n) <= s.segs.bytes {
-		return true
-	}
-	s.closeCold()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.segs.freeOf[Capacity].Load() <= 1 || s.short() {
-		return false
-	}
-	if h.segment = s.segs.takeOf(Capacity); h.segment == format.NoSegment {
-		return false
-	}
-	s.segs.all[h.segment].state = segmentOpen
-	var generation [8]byte
-	_, _ = rand.Read(generation[:])
-	h.generation, h.offset, h.age = binary.LittleEndian.Uint64(generation[:]), 0, 0
-	return true
-}
-
-// closeCold seals the open segment on capacity.
-func (s *Store) closeCold() {
-	h := &s.tiers.cold
-	if h.segment == format.NoSegment {
-		return
-	}
-	s.mu.Lock()
-	seg := &s.segs.all[h.segment]
-	seg.state, seg.lastSeq = segmentSealed, h.age
-	s.mu.Unlock()
-	h.segment = format.NoSegment
 }
 
 // promote stores blocks that are read often from capacity anew in the log.

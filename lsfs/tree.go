@@ -52,10 +52,15 @@ func (pg *pager) lookup(t tree, shift uint, i uint64) (data []byte, leaf, missin
 // resident. It is 0 when there is none: then missing and span are those of lookup.
 // shared says that a page on the way, the leaf too, has more than one parent.
 func (pg *pager) leafOf(t tree, i uint64) (leaf, missing uint32, span uint, shared bool) {
+	return pg.leafAt(t, wordShift, i)
+}
+
+// leafAt is leafOf for a tree of any kind of leaves.
+func (pg *pager) leafAt(t tree, shift uint, i uint64) (leaf, missing uint32, span uint, shared bool) {
 	if t.top == 0 {
 		return 0, 0, 64, false
 	}
-	span = wordShift + 9*uint(t.height-1)
+	span = shift + 9*uint(t.height-1)
 	if i>>span != 0 {
 		return 0, 0, 64, false
 	}
@@ -73,7 +78,7 @@ func (pg *pager) leafOf(t tree, i uint64) (leaf, missing uint32, span uint, shar
 		}
 		id = uint32(w)
 	}
-	return id, 0, wordShift, shared || pg.page(id).parents > 1
+	return id, 0, shift, shared || pg.page(id).parents > 1
 }
 
 // emptyBelow is the first index of the empty run that ends with i, where lookup

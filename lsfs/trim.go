@@ -3,6 +3,7 @@ package lsfs
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/twinsan/twinsan/lsfs/format"
 )
@@ -120,7 +121,8 @@ func (s *Store) nextTrim(v *Volume) (shed, gone, stale bool) {
 // trim gives back what one volume or snapshot has no use for, and ends it if it is deleted.
 func (s *Store) trim(v *Volume) error {
 	t := &s.trimmer
-	for {
+	for ops := s.stats.ops.Load(); ; {
+		began := time.Now()
 		t.mu.Lock()
 		ended := t.ended
 		t.mu.Unlock()
@@ -152,6 +154,8 @@ func (s *Store) trim(v *Volume) error {
 		if err := s.post(&task{kind: taskTrim, volume: v.id, start: start, end: end, floor: floor}); err != nil {
 			return err
 		}
+		// While clients are at work, half of the time is theirs.
+		ops = s.yield(time.Since(began), ops, s.stop)
 	}
 }
 

@@ -231,7 +231,32 @@ func (b *bench) startOn(id NodeID, path string, format bool) *testNode {
 // faulty is a pool that says of one unmap that it had no room.
 type faulty struct {
 	Pool
-	full atomic.Bool
+	full   atomic.Bool
+	sealed atomic.Bool // no room for copies of shared metadata
+}
+
+func (f *faulty) Copy(id lsfs.VolumeID) Copy {
+	if c := f.Pool.Copy(id); c != nil {
+		return sealedCopy{c, f}
+	}
+	return nil
+}
+
+func (f *faulty) CreateCopy(ctx context.Context, id lsfs.VolumeID, blocks uint64, replica ReplicaID) (Copy, error) {
+	c, err := f.Pool.CreateCopy(ctx, id, blocks, replica)
+	if err != nil {
+		return nil, err
+	}
+	return sealedCopy{c, f}, nil
+}
+
+type sealedCopy struct {
+	Copy
+	f *faulty
+}
+
+func (c sealedCopy) AdmitUnmap(start lsfs.BlockNo, count uint32) bool {
+	return c.Copy.AdmitUnmap(start, count) && !(c.f.sealed.Load() && count < 512)
 }
 
 func (f *faulty) Append(op *lsfs.Op) {

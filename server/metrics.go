@@ -112,6 +112,8 @@ var (
 	descPoolGarbage = description("pool_garbage_bytes", "Dead bytes in used segments.")
 	descPoolFree    = description("pool_free_bytes", "Bytes in free segments.")
 	descPoolUsable  = description("pool_usable_bytes", "What used bytes may grow to before writes are refused.")
+	descToReclaim   = description("pool_reclaim_bytes", "Mapped bytes of deleted volumes, not yet given back.")
+	descAmp         = description("pool_write_amplification", "Bytes written to the devices for each byte of new blocks, since the start.")
 	descPoolMapped  = description("pool_mapped_bytes", "Bytes that volumes map, before reduction.")
 	descPoolStored  = description("pool_stored_bytes", "Bytes that mapped blocks take on the devices.")
 	descSavings     = description("pool_savings_ratio", "Mapped bytes to stored bytes.")
@@ -135,8 +137,9 @@ var (
 	descCommit     = description("log_commit_seconds", "Write and flush of a commit.")
 	descFlush      = description("log_flush_seconds", "Flush of a commit.")
 	descCommitOps  = description("log_commit_ops", "Operations in a commit.")
-	descLogBytes   = description("log_bytes_total", "Bytes written to the log, of all kinds.")
+	descLogBytes   = description("log_bytes_total", "Bytes written to the devices: log, checkpoints, moved blocks.")
 	descCleaner    = description("cleaner_bytes_total", "Bytes that the cleaner moved.")
+	descPaced      = description("space_paced_seconds_total", "Time that operations were held back so that cleaning and checkpoints keep up.")
 	descSegments   = description("segments", "Segments of the pool.", "state")
 	descMetadata   = description("metadata_bytes", "RAM of map pages.")
 	descDevErrors  = description("device_errors_total", "Operations of a device that failed.", "device", "op")
@@ -374,6 +377,8 @@ func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 	m.gauge(descPoolFree, float64(r.Free))
 	m.gauge(descPoolUsable, float64(r.Usable))
 	mapped, stored := float64(s.MappedBlocks)*4096, float64(s.UniqueBytes)
+	m.gauge(descToReclaim, float64(s.ReclaimBlocks)*4096)
+	m.gauge(descAmp, s.WriteAmplification())
 	m.gauge(descPoolMapped, mapped)
 	m.gauge(descPoolStored, stored)
 	if stored > 0 {
@@ -409,6 +414,7 @@ func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 	m.powers(descCommitOps, &s.CommitOps, 1)
 	m.count(descLogBytes, float64(s.LogBytes))
 	m.count(descCleaner, float64(s.CleanerBytes))
+	m.count(descPaced, s.Paced.Seconds())
 	for state, n := range s.Segments {
 		m.gauge(descSegments, float64(n), state)
 	}

@@ -30,6 +30,7 @@ func (n *Node) Report(context.Context) (*Report, error) {
 	r.Pool = &Pool{
 		Size: bytesOf(room.Size), Live: bytesOf(room.Live), Garbage: bytesOf(room.Garbage), Free: bytesOf(room.Free), Usable: bytesOf(room.Usable),
 		Mapped: stats.MappedBlocks * 4096, Stored: bytesOf(stats.UniqueBytes), Caches: caches(&stats),
+		Reclaim: stats.ReclaimBlocks * 4096, WriteAmplification: stats.WriteAmplification(),
 	}
 	r.Scrub = n.scrub(state)
 	for _, d := range n.store.Devices() {

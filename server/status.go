@@ -128,6 +128,9 @@ type Pool struct {
 	Mapped  uint64 // blocks that volumes map, before reduction
 	Stored  uint64 // what these blocks take on the devices
 	Caches  []Cache
+	Reclaim uint64 // of Mapped, blocks of deleted volumes: on their way back to free space
+	// WriteAmplification is bytes written to the devices for each byte of new blocks, since the start.
+	WriteAmplification float64
 }
 
 // Cache is one level of the cache; counts are of blocks since the node started.

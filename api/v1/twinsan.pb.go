@@ -2596,6 +2596,10 @@ type Pool struct {
 	MappedBytes uint64 `protobuf:"varint,6,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
 	// Bytes that these blocks take on the devices.
 	StoredBytes uint64 `protobuf:"varint,7,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	// Of the mapped blocks, those of deleted volumes: on their way back to free space.
+	ReclaimBytes uint64 `protobuf:"varint,8,opt,name=reclaim_bytes,json=reclaimBytes,proto3" json:"reclaim_bytes,omitempty"`
+	// Bytes written to the devices for each byte of new blocks, since the node started.
+	WriteAmplification float64 `protobuf:"fixed64,9,opt,name=write_amplification,json=writeAmplification,proto3" json:"write_amplification,omitempty"`
 	// What keeps blocks nearer than the devices, nearest first.
 	Caches        []*Cache `protobuf:"bytes,20,rep,name=caches,proto3" json:"caches,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2677,6 +2681,20 @@ func (x *Pool) GetMappedBytes() uint64 {
 func (x *Pool) GetStoredBytes() uint64 {
 	if x != nil {
 		return x.StoredBytes
+	}
+	return 0
+}
+
+func (x *Pool) GetReclaimBytes() uint64 {
+	if x != nil {
+		return x.ReclaimBytes
+	}
+	return 0
+}
+
+func (x *Pool) GetWriteAmplification() float64 {
+	if x != nil {
+		return x.WriteAmplification
 	}
 	return 0
 }
@@ -9041,7 +9059,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"evacuateTo\x129\n" +
 	"\n" +
 	"mode_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\tmodeSince\x12'\n" +
-	"\x05scrub\x18< \x01(\v2\x11.twinsan.v1.ScrubR\x05scrub\"\x9c\x02\n" +
+	"\x05scrub\x18< \x01(\v2\x11.twinsan.v1.ScrubR\x05scrub\"\xf2\x02\n" +
 	"\x04Pool\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x1d\n" +
@@ -9052,7 +9070,9 @@ const file_twinsan_proto_rawDesc = "" +
 	"free_bytes\x18\x04 \x01(\x04R\tfreeBytes\x12!\n" +
 	"\fusable_bytes\x18\x05 \x01(\x04R\vusableBytes\x12!\n" +
 	"\fmapped_bytes\x18\x06 \x01(\x04R\vmappedBytes\x12!\n" +
-	"\fstored_bytes\x18\a \x01(\x04R\vstoredBytes\x12)\n" +
+	"\fstored_bytes\x18\a \x01(\x04R\vstoredBytes\x12#\n" +
+	"\rreclaim_bytes\x18\b \x01(\x04R\freclaimBytes\x12/\n" +
+	"\x13write_amplification\x18\t \x01(\x01R\x12writeAmplification\x12)\n" +
 	"\x06caches\x18\x14 \x03(\v2\x11.twinsan.v1.CacheR\x06caches\"\xf1\x01\n" +
 	"\x05Cache\x12\x12\n" +
 	"\x04tier\x18\x01 \x01(\tR\x04tier\x12\x12\n" +

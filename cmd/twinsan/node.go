@@ -61,7 +61,8 @@ func (n *nodePage) text(p *printer) {
 	}
 	if v.Pool != nil {
 		facts := []string{"pool", fmt.Sprintf("%s used of %s usable, %s garbage, %s free", p.size(v.Pool.Live), p.size(v.Pool.Usable), p.size(v.Pool.Garbage), p.size(v.Pool.Free)),
-			"savings", fmt.Sprintf("%s mapped by volumes, %s stored %s", p.size(v.Pool.Mapped), p.size(v.Pool.Stored), savings(v.Pool.Mapped, v.Pool.Stored))}
+			"savings", fmt.Sprintf("%s mapped by volumes, %s stored %s", p.size(v.Pool.Mapped), p.size(v.Pool.Stored), savings(v.Pool.Mapped, v.Pool.Stored)),
+			"given back", reclaiming(p, v.Pool), "written", amplification(v.Pool.Amp)}
 		for _, c := range v.Pool.Caches {
 			facts = append(facts, c.Tier+" cache", cacheState(p, &c))
 		}
@@ -85,6 +86,22 @@ func cacheState(p *printer, c *cacheView) string {
 		s += ", warming up"
 	}
 	return s
+}
+
+// amplification says what was written to the devices, nothing while nothing was.
+func amplification(x float64) string {
+	if x == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f times what was stored", x)
+}
+
+// reclaiming says how much of deleted volumes is still to become free, nothing if none is.
+func reclaiming(p *printer, v *poolView) string {
+	if v.Reclaim == 0 {
+		return ""
+	}
+	return p.size(v.Reclaim) + " of deleted volumes still to come"
 }
 
 // nodeState is the state in one word or two.

@@ -56,6 +56,8 @@ type poolView struct {
 	Stored  uint64      `json:"stored_bytes"`
 	Savings float64     `json:"savings"` // mapped / stored; 0: nothing stored
 	Caches  []cacheView `json:"caches"`
+	Reclaim uint64      `json:"reclaim_bytes"` // of deleted volumes, not yet free
+	Amp     float64     `json:"write_amplification"`
 }
 
 type cacheView struct {
@@ -230,7 +232,7 @@ func viewNode(n *v1.Node) nodeView {
 	}
 	if p := n.Pool; p != nil {
 		v.Pool = &poolView{Size: p.SizeBytes, Live: p.LiveBytes, Garbage: p.GarbageBytes, Free: p.FreeBytes,
-			Usable: p.UsableBytes, Mapped: p.MappedBytes, Stored: p.StoredBytes}
+			Usable: p.UsableBytes, Mapped: p.MappedBytes, Stored: p.StoredBytes, Reclaim: p.ReclaimBytes, Amp: p.WriteAmplification}
 		if p.StoredBytes > 0 {
 			v.Pool.Savings = float64(p.MappedBytes) / float64(p.StoredBytes)
 		}

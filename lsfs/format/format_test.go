@@ -31,7 +31,7 @@ func sampleRoot() *Root {
 		Snapshots: []Snapshot{
 			{ID: 5, Volume: 1, Epoch: 2, Seq: 3, Blocks: 10, TailEnd: 20, Mapped: 5, Floor: 2, Deleting: true, Map: Tree{1, 1}, Versions: Tree{2, 1}},
 			{ID: 6, Volume: 9, Forging: true}},
-		Dormant: []uint64{5, 6}, Live: []uint32{1, 2, 3}, Free: []byte{5},
+		Dormant: []uint64{5, 6}, Live: []uint32{1, 2, 3}, Free: []byte{5}, Ages: []SegmentAge{{7, 1}, {8, 2}, {1<<32 - 1, 0}},
 		Pages: 300, Directory: []Extent{{MakeAddr(1, 4096), PageSize, 1}, {MakeAddr(2, 4096), PageSize, 2}},
 	}
 }
@@ -110,12 +110,12 @@ func TestRootRoundTrip(t *testing.T) {
 // withoutSharing takes out of a root, and of its encoding, what version 3 added.
 func withoutSharing(t *testing.T, r *Root) []byte {
 	t.Helper()
-	b, sharing := encodeRoot(r), appendSharing(nil, r)
+	b, sharing := encodeRoot(r), appendSharing(appendAges(nil, r), r)
 	at := bytes.Index(b, sharing)
 	if at < 0 {
 		t.Fatal("the root does not hold it")
 	}
-	r.Snapshots, r.Volumes[0].Floor, r.Volumes[0].Old = nil, 0, nil
+	r.Snapshots, r.Volumes[0].Floor, r.Volumes[0].Old, r.Ages = nil, 0, nil, nil
 	return append(b[:at:at], b[at+len(sharing):]...)
 }
 
@@ -359,12 +359,14 @@ func TestEntry(t *testing.T) {
 	if got != want || got.Addr.Segment() != 5 || got.Addr.Offset() != 77 {
 		t.Fatalf("%+v", got)
 	}
-	dir := []DirEntry{{}, {Addr: 9, Sum: 8, Kind: WordPage}}
+	dir := []DirEntry{{}, {Addr: 9, Sum: 8, Kind: WordPage}, {Addr: 9, Sum: 8, Kind: EntryPage}}
 	dir[1].SetParents(ParentsMax - 1)
+	dir[2].SetParents(1)
+	dir[2].SetCount(64)
 	PutDirPage(page, dir)
-	back := make([]DirEntry, 2)
+	back := make([]DirEntry, 3)
 	ParseDirPage(page, back)
-	if !reflect.DeepEqual(dir, back) || back[1].Parents() != ParentsMax-1 {
+	if !reflect.DeepEqual(dir, back) || back[1].Parents() != ParentsMax-1 || back[2].Parents() != 1 || back[2].Count() != 64 {
 		t.Fatal(back)
 	}
 }

@@ -18,7 +18,9 @@ import (
 //	44  references   u32   map entries that name the identity
 //	48  length       u16   stored bytes, 1..4096
 //	50  encoding     u8
-//	51  reserved [13] zero
+//	51  reserved     u8
+//	52  generation   u16  of the identity, or of the last one that stood here; since root version 3
+//	54  reserved [10] zero
 const (
 	WordsPerPage   = PageSize / 8
 	EntriesPerPage = PageSize / EntrySize
@@ -49,6 +51,7 @@ type Entry struct {
 	Refs        uint32
 	Len         uint16
 	Encoding    dedup.Encoding
+	Generation  uint16
 }
 
 // EntryAt is the bytes of entry i of an identity page.
@@ -63,6 +66,7 @@ func ParseEntry(b []byte, e *Entry) {
 	e.Refs = binary.LittleEndian.Uint32(b[44:])
 	e.Len = binary.LittleEndian.Uint16(b[48:])
 	e.Encoding = dedup.Encoding(b[50])
+	e.Generation = EntryGeneration(b)
 }
 
 // PutEntry encodes an entry.
@@ -75,7 +79,21 @@ func PutEntry(b []byte, e *Entry) {
 	binary.LittleEndian.PutUint16(b[48:], e.Len)
 	b[50] = byte(e.Encoding)
 	clear(b[51:EntrySize])
+	binary.LittleEndian.PutUint16(b[52:], e.Generation)
 }
+
+// KillEntry makes an entry dead. It keeps the generation, which the next identity in
+// its place has to exceed.
+func KillEntry(b []byte) {
+	_ = b[EntrySize-1]
+	clear(b[:52])
+}
+
+// EntryGeneration reads the generation of an entry, a dead one too.
+func EntryGeneration(b []byte) uint16 { return binary.LittleEndian.Uint16(b[52:]) }
+
+// PutEntryGeneration sets the generation of an entry.
+func PutEntryGeneration(b []byte, n uint16) { binary.LittleEndian.PutUint16(b[52:], n) }
 
 // EntryAddr, EntryRefs and EntryLen read one field of an entry.
 func EntryAddr(b []byte) Addr   { return Addr(binary.LittleEndian.Uint64(b[32:])) }
@@ -92,20 +110,41 @@ func PutEntryRefs(b []byte, n uint32) { binary.LittleEndian.PutUint32(b[44:], n)
 //	8  sum     u32   CRC32C of the page
 //	12 refs    u16   low bits of the parents that name the page; above 1 since root version 2
 //	14 kind    u8
-//	15 refs    u8    high bits, since root version 3
+//	15 of a word page: refs u8, high bits; of an identity page: live entries u8, 0: not known. Since root version 3
 type DirEntry struct {
 	Addr Addr
 	Sum  uint32
 	Refs uint16 // see Parents
 	Kind PageKind
-	High uint8
+	High uint8 // see Parents and Count
 }
 
 // Parents is how many lead to the page, at most ParentsMax.
-func (e *DirEntry) Parents() uint32 { return uint32(e.Refs) | uint32(e.High)<<16 }
+func (e *DirEntry) Parents() uint32 {
+	if e.Kind == EntryPage {
+		return uint32(e.Refs)
+	}
+	return uint32(e.Refs) | uint32(e.High)<<16
+}
 
 // SetParents says how many lead to the page.
-func (e *DirEntry) SetParents(n uint32) { e.Refs, e.High = uint16(n), uint8(n>>16) }
+func (e *DirEntry) SetParents(n uint32) {
+	e.Refs = uint16(n)
+	if e.Kind != EntryPage {
+		e.High = uint8(n >> 16)
+	}
+}
+
+// Count is the number of live entries of an identity page, 0 if it is not known.
+func (e *DirEntry) Count() uint8 {
+	if e.Kind != EntryPage {
+		return 0
+	}
+	return e.High
+}
+
+// SetCount says how many entries of an identity page are live.
+func (e *DirEntry) SetCount(n uint16) { e.High = uint8(n) }
 
 // ParentsMax is what a directory entry can count.
 const ParentsMax = 1<<24 - 1

@@ -169,6 +169,7 @@ type Snapshot struct {
 //	next identity u64, identities stored u64, identity tree (top u32, height u8)
 //	volumes u32 x volume; dormant u32 x identity u64
 //	segments u32 x live bytes of blocks u32; bitmap of free segments
+//	since version 3, segments x {age u32, stream u8}
 //	sharing, since version 3, see appendSharing
 //	pages u32 (entries of the directory); directory pages u32 x {address u64, sum u32}
 //
@@ -184,6 +185,7 @@ type Root struct {
 	Dormant    []uint64
 	Live       []uint32
 	Free       []byte
+	Ages       []SegmentAge // as many as Live, or none before version 3
 	Snapshots  []Snapshot
 	Pages      uint32
 	Directory  []Extent // Len is not stored: always a page
@@ -196,7 +198,9 @@ type Root struct {
 //	   may have more than one parent, which a program that knows only 1 would change
 //	   in place for all of them
 //	3  snapshots; pages above the leaves may have more than one parent too, and the
-//	   directory counts up to 2^24-1 of them
+//	   directory counts up to 2^24-1 of them; segments say how old their contents are and
+//	   which stream wrote them; identities have generations, and a place in an identity
+//	   page is used again
 const RootVersion = 3
 
 var rootMagic = [8]byte{'T', 'W', 'I', 'N', 'R', 'O', 'O', 'T'}
@@ -240,7 +244,24 @@ func AppendRoot(b []byte, r *Root) []byte {
 		b = le.AppendUint32(b, n)
 	}
 	b = append(b, r.Free[:(len(r.Live)+7)/8]...)
-	return appendSharing(b, r)
+	return appendSharing(appendAges(b, r), r)
+}
+
+// SegmentAge is what the choice of the cleaner rests on.
+type SegmentAge struct {
+	Written uint32 // number of the commit, divided by 256, up to which its contents were written, on average
+	Stream  uint8  // 0: the log, 1: pages, from 2 on: blocks that were cleaned that many times less one
+}
+
+func appendAges(b []byte, r *Root) []byte {
+	for i := range r.Live {
+		var a SegmentAge
+		if i < len(r.Ages) {
+			a = r.Ages[i]
+		}
+		b = append(binary.LittleEndian.AppendUint32(b, a.Written), a.Stream)
+	}
+	return b
 }
 
 // appendSharing encodes what snapshots and rollbacks add to a root:
@@ -270,6 +291,18 @@ func appendSharing(b []byte, r *Root) []byte {
 		b = appendTree(b, n.Versions)
 	}
 	return b
+}
+
+func (r *reader) ages(n int) []SegmentAge {
+	p := r.take(5 * n)
+	if p == nil {
+		return nil
+	}
+	ages := make([]SegmentAge, n)
+	for i := range ages {
+		ages[i] = SegmentAge{Written: binary.LittleEndian.Uint32(p[5*i:]), Stream: p[5*i+4]}
+	}
+	return ages
 }
 
 const (
@@ -426,6 +459,7 @@ func ParseRoot(b []byte) (*Root, error) {
 	}
 	r.Free = append([]byte(nil), rd.take((len(r.Live)+7)/8)...)
 	if version > 2 {
+		r.Ages = rd.ages(len(r.Live))
 		rd.sharing(r)
 	}
 	r.Pages = rd.u32()

@@ -17,9 +17,10 @@ import (
 //	  80  checkpoint u64         number of the checkpoint, 0: none yet
 //	  88  durable u64            sequence of a commit that was durable when this was written
 //	  96  generation u64         of the list of devices, rises when one comes or goes
-//	 104  reserved u64
+//	 104  extents of the previous root u16, reserved [6]
 //	 112  devices x {uuid [16], first segment u32, segments u32, class u8, state u8, reserved u16}
 //	   .  root extents x {address u64, bytes u32, sum u32}
+//	   .  if there is a previous root: its checkpoint u64, its extents as above
 //	4092  CRC32C of bytes 0..4091
 //
 // Version 1 has no numbers given out (0), no generation, and at 96 devices x {uuid
@@ -40,6 +41,10 @@ type Superblock struct {
 	Generation   uint64
 	Members      []Member
 	Root         []Extent
+	// Previous is the root before the newest, which a start falls back to when the
+	// newest is damaged; none: it is not known, or had no place in the page.
+	Previous           []Extent
+	PreviousCheckpoint uint64
 }
 
 // Member is one device of the pool. Its segments are [First, First+Segments) in
@@ -148,7 +153,49 @@ func (s *Superblock) Put(page []byte) {
 		le.PutUint32(b[12:], x.Sum)
 		b = b[extentSize:]
 	}
+	s.putPrevious(page, b)
 	le.PutUint32(page[PageSize-4:], Checksum(page[:PageSize-4]))
+}
+
+// putPrevious encodes the previous root at the head of to, a part of the page, if
+// there is room for it.
+func (s *Superblock) putPrevious(page, to []byte) {
+	le := binary.LittleEndian
+	if n := len(s.Previous); n == 0 || len(to)-4 < 8+n*extentSize {
+		return
+	}
+	le.PutUint16(page[104:], uint16(len(s.Previous)))
+	le.PutUint64(to, s.PreviousCheckpoint)
+	to = to[8:]
+	for _, x := range s.Previous {
+		le.PutUint64(to, uint64(x.Addr))
+		le.PutUint32(to[8:], x.Len)
+		le.PutUint32(to[12:], x.Sum)
+		to = to[extentSize:]
+	}
+}
+
+// parsePrevious is the reverse of putPrevious.
+func (s *Superblock) parsePrevious(page, from []byte) error {
+	le := binary.LittleEndian
+	if le.Uint16(page[8:]) == 1 {
+		return nil
+	}
+	n := int(le.Uint16(page[104:]))
+	if n == 0 {
+		return nil
+	}
+	if len(from)-4 < 8+n*extentSize {
+		return fmt.Errorf("superblock: %d extents of the previous root: %w", n, ErrInvalid)
+	}
+	s.PreviousCheckpoint = le.Uint64(from)
+	from = from[8:]
+	s.Previous = make([]Extent, n)
+	for i := range s.Previous {
+		s.Previous[i] = Extent{Addr: Addr(le.Uint64(from)), Len: le.Uint32(from[8:]), Sum: le.Uint32(from[12:])}
+		from = from[extentSize:]
+	}
+	return nil
 }
 
 // ParseSuperblock decodes and checks one copy.
@@ -196,6 +243,9 @@ func ParseSuperblock(page []byte) (*Superblock, error) {
 	for i := range s.Root {
 		s.Root[i] = Extent{Addr: Addr(le.Uint64(b)), Len: le.Uint32(b[8:]), Sum: le.Uint32(b[12:])}
 		b = b[extentSize:]
+	}
+	if err := s.parsePrevious(page, b); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
