@@ -83,6 +83,8 @@ type Cluster struct {
 	pool  rpcPool
 	joins joinGate
 	creds atomic.Pointer[credentials]
+	// detours are other nodes that do not answer at their management addresses.
+	detours detours
 
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
@@ -183,12 +185,16 @@ func Open(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	undo = append(undo, c.cancel)
 
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", c.addr.Sync)
-	if err != nil {
-		return nil, fmt.Errorf("sync address: %w", err)
+	var lns []net.Listener
+	for i, address := range c.addr.between() {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("%s address: %w", []string{"sync", "management"}[i], err)
+		}
+		undo = append(undo, func() { ln.Close() })
+		lns = append(lns, ln)
 	}
-	undo = append(undo, func() { ln.Close() })
-	c.lis = newListener(c, ln)
+	c.lis = newListener(c, lns)
 
 	rlog := newRaftLog(c.log)
 	store, snaps, err := openRaftStore(filepath.Join(cfg.Dir, dirRaft), rlog, c.fatal)
@@ -204,7 +210,7 @@ func Open(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	}
 	c.lis.start()
 	c.wg.Go(func() { c.trans.pass(c.ctx.Done()) })
-	for _, loop := range []func(){c.observe, c.announce, c.notify, c.govern, c.renewLoop} {
+	for _, loop := range []func(){c.observe, c.announce, c.notify, c.govern, c.renewLoop, c.comeBack} {
 		c.wg.Go(loop)
 	}
 	return c, nil
@@ -224,14 +230,14 @@ func (c *Cluster) loadKeys() error {
 	if c.seal, err = readSealKey(c.cfg.Dir); err != nil {
 		return err
 	}
-	if c.now().After(cr.renewAt()) {
+	if c.now().After(cr.renewAt()) || !cr.names(c.addr) {
 		return c.renewAlone()
 	}
 	return nil
 }
 
 func (c *Cluster) newRaft(snaps raft.SnapshotStore, rlog *raftLog) (*raft.Raft, error) {
-	self := raftAddress(c.id.Node, c.addr.Sync)
+	self := raftAddress(c.id.Node, c.addr.Control())
 	c.layer = newRaftLayer(c, self)
 	c.trans = newPromptTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.layer, MaxPool: 3, Timeout: raftIOTimeout, Logger: rlog.Named("net"),
@@ -425,10 +431,18 @@ func (c *Cluster) observe() {
 
 // announce raises the incarnation, as often as it takes.
 func (c *Cluster) announce() {
+	told := c.addr
 	for {
 		ctx, cancel := context.WithTimeout(c.ctx, proposeMax)
-		r, err := c.proposeSync(ctx, &cmdStart{Node: c.id.Node, Addresses: c.addr, Version: c.cfg.Version})
+		r, err := c.proposeSync(ctx, &cmdStart{Node: c.id.Node, Addresses: told, Version: c.cfg.Version})
 		cancel()
+		if errors.Is(err, ErrRefused) && told.Management != "" {
+			// A member that was not upgraded yet could not read it. The sync address takes
+			// every protocol, so that this node is reached there.
+			c.log.Warn("the management address is not used: it needs a higher feature level (twinsan upgrade plan), then a restart of this node", "address", told.Management, "err", err)
+			told.Management = ""
+			continue
+		}
 		switch {
 		case err == nil:
 			c.incarnation.Store(r.ID)
