@@ -213,6 +213,10 @@ func problems(s *Status) []Problem {
 			add(Degraded, "node-starting", fmt.Sprintf("node %s is starting", n.Name),
 				"it does not serve yet", "twinsan node show "+n.Name)
 		}
+		if n.Detour {
+			add(Degraded, "management-unreachable", fmt.Sprintf("node %s does not answer at its management address %s, as seen from node %s", n.Name, n.Management, s.AnsweredBy),
+				"the sync network carries everything: when it fails too, the node is cut off", "look at that network, then: twinsan node show "+n.Name)
+		}
 		if n.Mode == ModeEvacuating {
 			do := "twinsan op list"
 			if n.Replicas == 0 {

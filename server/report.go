@@ -206,14 +206,14 @@ func (n *Node) known() *cluster.State {
 
 // recorded is the status as the cluster recorded it, without what nodes report.
 func (n *Node) recorded(state *cluster.State) *Status {
-	leader, voters := n.cluster.Leader(), n.cluster.Voters()
+	leader, voters, detours := n.cluster.Leader(), n.cluster.Voters(), n.cluster.Detours()
 	s := &Status{Cluster: n.id.Cluster, AnsweredBy: n.id.Name, Quorum: n.cluster.Quorum(), Voters: len(voters)}
 	if leader != 0 {
 		s.Leader = state.NodeName(leader)
 	}
 	for _, x := range state.Nodes {
 		m := Member{
-			ID: x.ID, Name: x.Name, Role: Data, Sync: x.Sync, Portals: slices.Clone(x.Portals), API: x.API, Metrics: x.Metrics,
+			ID: x.ID, Name: x.Name, Role: Data, Sync: x.Sync, Management: x.Control(), Portals: slices.Clone(x.Portals), API: x.API, Metrics: x.Metrics,
 			Leader: x.ID == leader, Voter: slices.Contains(voters, x.ID), Incarnation: uint64(x.Incarnation), Version: x.Version, Started: x.Started,
 			Draining: x.Draining, Mode: modes[x.Mode], ModeSince: x.ModeSince,
 		}
@@ -223,6 +223,7 @@ func (n *Node) recorded(state *cluster.State) *Status {
 		if x.Role == cluster.RoleWitness {
 			m.Role = Witness
 		}
+		m.Detour = slices.Contains(detours, x.ID)
 		s.Nodes = append(s.Nodes, m)
 	}
 	snapshots := state.SnapshotCounts()
