@@ -275,7 +275,7 @@ func (n *Node) CheckVolume(ctx context.Context, name string, ownerOnly bool) ([]
 			return err
 		},
 		func(p Peers, owner *cluster.Node) (err error) {
-			digests, equal, err = p.CheckVolume(ctx, owner.ID, owner.API, v.UUID.String())
+			digests, equal, err = p.CheckVolume(ctx, owner.ID, n.api(owner), v.UUID.String())
 			return err
 		})
 	return digests, equal, err

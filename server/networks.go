@@ -2,11 +2,14 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/twinsan/twinsan/server/cluster"
 )
 
 // control is where the other nodes ask this one.
@@ -20,6 +23,56 @@ func (c *Config) control() string {
 // JoinAddress is where another machine joins the cluster through this node.
 func (c *Config) JoinAddress() string { return c.control() }
 
+// APIDetour is where the other nodes find the API when the management network is cut:
+// at the sync address, with the port of the API. Empty: the networks are one.
+func (c *Config) APIDetour() string {
+	a := c.addresses()
+	return apiDetour(&a)
+}
+
+// apiDetour computes the same from what a node has told of itself.
+func apiDetour(a *cluster.Addresses) string {
+	host, _, errSync := net.SplitHostPort(a.Sync)
+	at, port, errAPI := net.SplitHostPort(a.API)
+	if a.Control() == a.Sync || errSync != nil || errAPI != nil || at == host {
+		return ""
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// api is where another node is asked now.
+func (n *Node) api(x *cluster.Node) string {
+	if detour := apiDetour(&x.Addresses); detour != "" && slices.Contains(n.cluster.Detours(), x.ID) {
+		return detour
+	}
+	return x.API
+}
+
+// reportShare is how much of reportMax the address of a node's API has for itself
+// before the sync network is tried.
+const reportShare = reportMax / 2
+
+// askReport asks another node for its report, over the sync network if it must;
+// detour says that it did.
+func (n *Node) askReport(ctx context.Context, p Peers, x *cluster.Node) (r reply) {
+	detour := apiDetour(&x.Addresses)
+	if detour == "" {
+		r.report, r.err = p.Report(ctx, x.ID, x.API)
+		return r
+	}
+	once, cancel := context.WithTimeout(ctx, reportShare)
+	r.report, r.err = p.Report(once, x.ID, x.API)
+	cancel()
+	if r.err == nil {
+		return r
+	}
+	report, err := p.Report(ctx, x.ID, detour)
+	if err == nil {
+		return reply{report: report, detour: true}
+	}
+	return r
+}
+
 // collisions reports places that two parts of the node would listen at. One that
 // listens everywhere takes its port at every address.
 func (c *Config) collisions(wrong func(key, format string, args ...any)) {
@@ -27,6 +80,9 @@ func (c *Config) collisions(wrong func(key, format string, args ...any)) {
 	places := []place{{"sync.address", c.Sync.Address}}
 	if c.Management.Address != c.Sync.Address {
 		places = append(places, place{"management.address", c.Management.Address})
+	}
+	if detour := c.APIDetour(); detour != "" {
+		places = append(places, place{"sync.address, for the API", detour})
 	}
 	places = append(places, place{"api.address", c.API.Address}, place{"metrics.address", c.Metrics.Address})
 	for _, p := range c.ISCSI.Portals {

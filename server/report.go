@@ -174,7 +174,7 @@ func (n *Node) reports(ctx context.Context, s *cluster.State) map[replication.No
 			case peers == nil || node.API == "":
 				r.err = fmt.Errorf("its API is not known")
 			default:
-				r.report, r.err = (*peers).Report(ctx, node.ID, node.API)
+				r = n.askReport(ctx, *peers, node)
 			}
 			mu.Lock()
 			out[node.ID] = r
@@ -224,6 +224,7 @@ func (n *Node) recorded(state *cluster.State) *Status {
 			m.Role = Witness
 		}
 		m.Detour = slices.Contains(detours, x.ID)
+		m.Failure = failureOf(state, x)
 		s.Nodes = append(s.Nodes, m)
 	}
 	snapshots := state.SnapshotCounts()
@@ -236,6 +237,20 @@ func (n *Node) recorded(state *cluster.State) *Status {
 		s.Operations = append(s.Operations, operationOf(state, o))
 	}
 	return s
+}
+
+// failureOf is what a node said of why it stopped, if it has not started since.
+func failureOf(state *cluster.State, x *cluster.Node) string {
+	for i := len(state.Events) - 1; i >= 0; i-- {
+		e := &state.Events[i]
+		switch {
+		case e.Time.Before(x.Started):
+			return ""
+		case e.Node == x.ID && e.Code == cluster.EventNodeFailed:
+			return e.Text
+		}
+	}
+	return ""
 }
 
 // volumeOf is a volume as it is recorded.

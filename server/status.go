@@ -100,7 +100,8 @@ type Member struct {
 	Portals     []string
 	API         string
 	Metrics     string
-	Detour      bool // it does not answer at Management, and is asked at Sync
+	Failure     string // why it stopped by itself since its last start; empty: it did not
+	Detour      bool   // it does not answer at Management, and is asked at Sync
 	Leader      bool
 	Voter       bool
 	Incarnation uint64

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -197,12 +199,14 @@ func Open(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	c.lis = newListener(c, lns)
 
 	rlog := newRaftLog(c.log)
-	store, snaps, err := openRaftStore(filepath.Join(cfg.Dir, dirRaft), rlog, c.fatal)
+	store, snaps, err := openRaftStore(filepath.Join(cfg.Dir, dirRaft), rlog, c.storeFailed)
 	if err != nil {
 		return nil, err
 	}
 	c.store = store
-	store.fault = cfg.storeFault
+	if cfg.storeFault != nil {
+		store.fault = cfg.storeFault
+	}
 	undo = append(undo, func() { store.Close() })
 	c.fsm = newFSM(c.fatal)
 	if c.raft, err = c.newRaft(snaps, rlog); err != nil {
@@ -332,6 +336,51 @@ func (c *Cluster) fatal(err error) {
 		}
 	})
 }
+
+// storeFailed ends this member's part in raft at once: nothing that it has not
+// stored may count for the others, neither a vote nor an entry. Then it is fatal.
+func (c *Cluster) storeFailed(err error) {
+	if c.layer != nil {
+		c.layer.cut()
+	}
+	c.fatal(err)
+}
+
+// Farewell has another node record why this one cannot go on, although this one's
+// own part in raft may be over. It asks all of them until one leads, or ctx ends.
+func (c *Cluster) Farewell(ctx context.Context, text string) error {
+	env := envelope{Now: c.now().UTC(), By: c.id.Node}
+	rand.Read(env.Request[:])
+	data, err := encodeCommand(env, &cmdAddEvent{Error, EventNodeFailed, text[:min(len(text), maxText)]})
+	if err != nil {
+		return errorf(ErrInvalid, "%v", err)
+	}
+	for {
+		for _, n := range c.State().Nodes {
+			if n.ID == c.id.Node {
+				continue
+			}
+			once, cancel := context.WithTimeout(ctx, time.Second)
+			body := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(data)), timeoutMillis(once))
+			_, _, err = c.call(once, n.ID, rpcPropose, append(body, data...))
+			cancel()
+			if err == nil {
+				return nil
+			}
+		}
+		retry := time.NewTimer(retryEvery)
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			retry.Stop()
+			return errors.Join(ctx.Err(), err)
+		}
+		retry.Stop()
+	}
+}
+
+// EventNodeFailed is the code of the event by which a node says why it stops by itself.
+const EventNodeFailed = "node-failed"
 
 // Identity is who this node is.
 func (c *Cluster) Identity() Identity { return *c.id }
