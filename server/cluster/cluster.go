@@ -97,6 +97,7 @@ type Cluster struct {
 
 	incarnation atomic.Uint64
 	ready       chan struct{} // closed when incarnation is set
+	over        atomic.Bool   // raft's store has failed
 
 	applying  chan struct{}  // maxApplies
 	applies   sync.WaitGroup // futures of raft that somebody waits for
@@ -340,6 +341,7 @@ func (c *Cluster) fatal(err error) {
 // storeFailed ends this member's part in raft at once: nothing that it has not
 // stored may count for the others, neither a vote nor an entry. Then it is fatal.
 func (c *Cluster) storeFailed(err error) {
+	c.over.Store(true)
 	if c.layer != nil {
 		c.layer.cut()
 	}
@@ -347,8 +349,13 @@ func (c *Cluster) storeFailed(err error) {
 }
 
 // Farewell has another node record why this one cannot go on, although this one's
-// own part in raft may be over. It asks all of them until one leads, or ctx ends.
+// own part in raft may be over. It asks all of them until one leads, or ctx ends. This
+// node must serve nothing any more: it stops to listen, from which the others know that
+// they need not wait for its leases (L5).
 func (c *Cluster) Farewell(ctx context.Context, text string) error {
+	for _, ln := range c.lis.lns {
+		ln.Close()
+	}
 	env := envelope{Now: c.now().UTC(), By: c.id.Node}
 	rand.Read(env.Request[:])
 	data, err := encodeCommand(env, &cmdAddEvent{Error, EventNodeFailed, text[:min(len(text), maxText)]})
