@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -143,4 +144,51 @@ func TestTwoNetworks(t *testing.T) {
 	scenario(t)
 	r := upNetwork(t, lab.NetworkOptions{DeviceSize: "4G", Nodes: []string{"a", "b"}, Volumes: []string{"demo:512M"}, TwoWires: true})
 	r.suffer(twoWires)
+}
+
+// TestNodeSet changes the management addresses of both nodes, one after the other, as
+// an administrator does it, and refuses what cannot work. The volume is served throughout.
+func TestNodeSet(t *testing.T) {
+	scenario(t)
+	r := upNetwork(t, lab.NetworkOptions{DeviceSize: "4G", Nodes: []string{"a", "b"}, Volumes: []string{"demo:512M"}, TwoWires: true})
+	v := r.volume("demo")
+	load := r.verify(r.both(v.LUN), 0, 32*mib, "--failover", "--io-timeout", "20", "--iodepth", "8")
+	load.progress(300, 30*time.Second)
+	if _, err := r.n.On(r.ctx, "a", "node", "set", "a", "--management", "10.99.0.1"); err == nil || !strings.Contains(err.Error(), "no address of this machine; it has 10.77.0.1, 10.78.0.1") {
+		r.Errorf("an address of nobody: %v", err)
+	}
+	if _, err := r.n.On(r.ctx, "a", "node", "set", "b", "--management", "sync"); err == nil || !strings.Contains(err.Error(), "this machine is node a") {
+		r.Errorf("the other node's file: %v", err)
+	}
+	// The second port of the management network, and back.
+	for _, step := range []struct {
+		name, to, want string
+	}{
+		{"b", r.n.Address("b", lab.Management) + ":7500", r.n.Address("b", lab.Management) + ":7500"},
+		{"a", r.n.Address("a", lab.Management) + ":7500", r.n.Address("a", lab.Management) + ":7500"},
+		{"b", r.n.Address("b", lab.Management), r.n.Address("b", lab.Management) + ":7400"},
+	} {
+		_, err := r.n.On(r.ctx, step.name, "node", "set", step.name, "--management", step.to)
+		r.must(err, "node set")
+		r.must(r.n.Kill(r.ctx, step.name), "kill")
+		load.progress(200, 30*time.Second)
+		r.must(r.n.Start(r.ctx, step.name), "start")
+		r.must(r.c.WaitHealthy(r.ctx, 2*time.Minute), "%s at %s", step.name, step.to)
+		var page struct {
+			Node struct {
+				Sync       string `json:"sync_address"`
+				Management string `json:"management_address"`
+			} `json:"node"`
+		}
+		r.must(r.c.JSON(r.ctx, &page, "node", "show", step.name), "node show")
+		if page.Node.Management != step.want || page.Node.Sync != r.n.Address(step.name, lab.Data)+":7400" {
+			r.Errorf("node %s: %+v, want %s", step.name, page.Node, step.want)
+		}
+	}
+	result := load.stop()
+	if result.Errors.SCSI > 0 {
+		r.Errorf("%d commands failed: %s", result.Errors.SCSI, result.Errors.Last)
+	}
+	r.must(r.c.CheckEqual(r.ctx, "demo"), "volume check")
+	load.check(r.c.URL("a", v.LUN))
 }

@@ -245,6 +245,15 @@ func (n *Network) pid(name string, pid int) {
 	}
 }
 
+// On runs a command of twinsan on a member's machine, with its file.
+func (n *Network) On(ctx context.Context, name string, args ...string) ([]byte, error) {
+	m := n.members[name]
+	return Run(ctx, "ip", append([]string{"netns", "exec", m.ns, n.Binary, "--config", m.config}, args...)...)
+}
+
+// Address is where a member is on a wire, "" if it is not.
+func (n *Network) Address(name string, w Wire) string { return n.members[name].ips[w] }
+
 // Signal sends a signal to a member's process.
 func (n *Network) Signal(name string, s syscall.Signal) error {
 	return n.members[name].cmd.Process.Signal(s)
