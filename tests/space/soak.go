@@ -26,7 +26,7 @@ import (
 // soak fills a pool and then, again and again, has a process of its own overwrite it at
 // random and kills that process. What was acknowledged is noted in memory that both
 // share, and all of the volume is compared with it after each kill. Meanwhile snapshots
-// come, each second, and go, the oldest first, when the pool is as full as asked for.
+// come, each five seconds, and go, the oldest first, when the pool is as full as asked for.
 func soak(args []string) error {
 	f := flag.NewFlagSet("soak", flag.ExitOnError)
 	dir := f.String("dir", "bin/space", "directory of the pool")
@@ -85,6 +85,9 @@ func soak(args []string) error {
 			first = l
 		}
 		last = l
+		if l.Resident > residentMax {
+			return fmt.Errorf("round %d: %d MiB are resident, there should be %d at most", round, l.Resident>>20, residentMax>>20)
+		}
 		if l.Refused > 0 {
 			return fmt.Errorf("round %d: %d overwrites were refused", round, l.Refused)
 		}
@@ -93,12 +96,15 @@ func soak(args []string) error {
 	if err := exec.Command(self, "soaked", "-path", path, "-fill", strconv.Itoa(*fill), "-look").Run(); err != nil {
 		return fmt.Errorf("the last look: %w", err)
 	}
-	if first.Resident > 0 && (last.Resident > first.Resident*5/4 || last.Goroutines > first.Goroutines+8) {
-		return fmt.Errorf("memory or goroutines grew: %d MiB and %d, then %d MiB and %d", first.Resident>>20, first.Goroutines, last.Resident>>20, last.Goroutines)
+	if last.Goroutines > first.Goroutines+8 {
+		return fmt.Errorf("%d goroutines, %d at the beginning", last.Goroutines, first.Goroutines)
 	}
 	fmt.Println("soak: nothing was lost, nothing grew")
 	return nil
 }
+
+// residentMax is what the pool's budgets (openPool) come to, and what a process takes besides.
+const residentMax = (16+128+8)<<20 + 64<<20
 
 // life is what the killed process says of itself each second.
 type life struct {
@@ -208,7 +214,7 @@ func soaked(args []string) error {
 	rng := rand.New(rand.NewPCG(*seed, 4))
 	before, started := p.Stats(), time.Now()
 	l.lats = l.lats[:0]
-	taken := 0
+	taken, seconds := 0, 0
 	for {
 		for range 64 {
 			write(rng.Uint64N(used))
@@ -231,7 +237,9 @@ func soaked(args []string) error {
 			if err != nil {
 				return err
 			}
-			if l.wait(); l.failed == nil {
+			if seconds++; seconds%snapshotEvery != 0 {
+				// not yet
+			} else if l.wait(); l.failed == nil {
 				l.snapshot(lsfs.VolumeID(*seed<<16+uint64(taken)) + 2)
 				taken++
 			}
@@ -244,6 +252,9 @@ func soaked(args []string) error {
 		}
 	}
 }
+
+// snapshotEvery is the number of seconds between snapshots.
+const snapshotEvery = 5
 
 // snapshotShare is the part of the pool that snapshots have for what is overwritten.
 const snapshotShare = 0.05
