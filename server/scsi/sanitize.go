@@ -266,13 +266,14 @@ type sanitizeWait struct {
 // awaitSanitized ends the task when the operation that was born from a state
 // has ended.
 func (s *Server) awaitSanitized(t *Task, birth StateID) {
-	lu := t.state.itl.lu
-	p := t.park(s)
-	if p == nil {
-		return
+	if p := t.park(s); p != nil {
+		s.waitSanitized(t.state.itl.lu, sanitizeWait{p, birth})
 	}
+}
+
+func (s *Server) waitSanitized(lu *logicalUnit, w sanitizeWait) {
 	lu.mu.Lock()
-	lu.waiting = append(lu.waiting, sanitizeWait{p, birth})
+	lu.waiting = append(lu.waiting, w)
 	lu.mu.Unlock()
-	s.tendSanitize(lu) // it may have ended before the task was on the list
+	s.tendSanitize(lu) // it may have ended before
 }

@@ -248,6 +248,47 @@ func TestSanitizeIsAnsweredAtItsEnd(t *testing.T) {
 	looks.Wait()
 }
 
+// lateOwner is a volume whose owner answers by the state before for some time after a
+// record went from it, as when the node that asks follows and was quicker.
+type lateOwner struct {
+	scsi.Volume
+	mu       sync.Mutex
+	id       scsi.StateID
+	old, now []byte
+	late     int
+}
+
+func (o *lateOwner) Submit(r *scsi.Request) {
+	done, value := r.Done, r.Data
+	r.Done = func(r *scsi.Request) {
+		o.mu.Lock()
+		switch {
+		case r.Err != nil:
+		case r.Op == scsi.OpState:
+			if o.old, o.now = o.now, value; len(o.now) < len(o.old) {
+				o.late = 3
+			}
+		case r.Op == scsi.OpReadState && o.late > 0:
+			o.late--
+			r.State, r.Value = o.id, bytes.Clone(o.old)
+		case r.Op == scsi.OpReadState:
+			o.id = r.State
+		}
+		o.mu.Unlock()
+		done(r)
+	}
+	o.Volume.Submit(r)
+}
+
+// TestSanitizeEndsWhereItsOwnerSaysSo: after the answer no command finds the unit being sanitized.
+func TestSanitizeEndsWhereItsOwnerSaysSo(t *testing.T) {
+	r := newRig(t, mib, func(c *scsi.LUConfig) { c.Volume = &lateOwner{Volume: c.Volume} })
+	list := overwriteList(1, pattern(512, 2))
+	for range 20 {
+		r.good(r.write(sanitizeCDB(cdb.ActionSanitizeOverwrite, 0, len(list)), list))
+	}
+}
+
 func TestSanitizeRefusals(t *testing.T) {
 	r := newRig(t, mib, nil)
 	before := pattern(mib, 1)

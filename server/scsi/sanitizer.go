@@ -35,7 +35,7 @@ func (s *Server) tendSanitize(lu *logicalUnit) {
 				ended = append(ended, w)
 			}
 		}
-		if len(ended) > 0 && s.workers.start(func(<-chan struct{}) { s.answerSanitized(ended, wipe) }) {
+		if len(ended) > 0 && s.workers.start(func(<-chan struct{}) { s.answerSanitized(lu, ended) }) {
 			lu.waiting = left
 		}
 	}
@@ -50,21 +50,27 @@ func (lu *logicalUnit) sanitizesHere() bool {
 	return wipe != nil && !wipe.failed && !lu.gone.Load() && PathState(lu.path.Load()) == ActiveOptimized
 }
 
-// answerSanitized ends SANITIZE commands; wipe is the operation in force.
-func (s *Server) answerSanitized(ended []sanitizeWait, wipe *sanitizeRecord) {
+// answerSanitized ends SANITIZE commands whose operation this node knows to have ended.
+// It may know that before the volume's owner does, so the newest state is asked first:
+// what the initiator sends after the answer must not find the unit being sanitized.
+func (s *Server) answerSanitized(lu *logicalUnit, ended []sanitizeWait) {
 	for _, w := range ended {
-		t := w.task.unpark()
-		if t == nil {
-			continue
-		}
-		if wipe != nil && wipe.birth == w.birth {
-			t.check(&senseNotSanitized)
-			s.finish(t)
-			continue
-		}
-		s.conclude(t, nil)
+		s.changeState(lu, func(now *luState) (*luState, error) {
+			switch r := now.sanitize; {
+			case r == nil || r.birth != w.birth:
+				return nil, nil
+			case r.failed:
+				return nil, &refusal{senseNotSanitized}
+			}
+			return nil, errSanitizing
+		}, func(_ *luState, err error) {
+			if errors.Is(err, errSanitizing) {
+				s.waitSanitized(lu, w)
+			} else if t := w.task.unpark(); t != nil {
+				s.concludeChange(t, err)
+			}
+		})
 	}
-	s.hooks.Load().Flush()
 }
 
 // sanitizer is the goroutine that does the work of a sanitize operation: one
