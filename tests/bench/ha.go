@@ -64,7 +64,7 @@ var haRows = []haRow{
 	}},
 	{"a new replica", func(ctx context.Context, b *bench, _ int64) (int64, error) {
 		other := b.volume.Other()
-		if _, err := b.cluster.CLI(ctx, "volume", "replica", "remove", volumeName, other, "--yes"); err != nil {
+		if _, err := b.cluster.CLI(ctx, "volume", "replica", "remove", volumeName, other, "--yes", "--force"); err != nil {
 			return 0, err
 		}
 		_, err := b.cluster.CLI(ctx, "volume", "replica", "add", volumeName, other)
