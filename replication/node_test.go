@@ -137,7 +137,7 @@ func (d tcp) Dial(ctx context.Context, n NodeID) (net.Conn, error) {
 		return nil, err
 	}
 	if d.b.tls != nil {
-		c = tls.Client(c, d.b.tls)
+		c = tls.Client(Records(c), d.b.tls)
 	}
 	if _, err := c.Write([]byte{byte(d.me)}); err != nil {
 		c.Close()
@@ -202,7 +202,7 @@ func (b *bench) startOn(id NodeID, path string, format bool) *testNode {
 			}
 			n.done.Go(func() {
 				if b.tls != nil {
-					c = tls.Server(c, b.tls)
+					c = tls.Server(Records(c), b.tls)
 				}
 				var from [1]byte
 				if _, err := c.Read(from[:]); err != nil {
