@@ -27,7 +27,7 @@ MIB       ?= 1024
 # Where the race detector is worth its price: whatever shares memory between goroutines.
 RACE_PACKAGES := ./cache/... ./dedup/... ./lsfs/... ./replication/... ./server/... ./api/... ./cmd/... ./tests/initiator/...
 
-.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance crash rot bench bench-space bench-open soak gen clean FORCE
+.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance crash rot bench bench-ha bench-space bench-open soak gen clean FORCE
 
 ## build: the one binary, bin/twinsan
 build: bin/twinsan
@@ -122,6 +122,14 @@ bench:
 	tests/install.sh bench
 	$(MAKE) --no-print-directory bin/twinsan
 	$(GO) run ./tests/bench $(BENCH)
+
+## bench-ha: what resyncs move and how fast, one node beside two, TLS between nodes on beside off
+bench-ha:
+	tests/install.sh bench
+	$(MAKE) --no-print-directory bin/twinsan
+	$(GO) run ./tests/bench -no-peer -rows ha $(BENCH)
+	$(GO) run ./tests/bench -no-peer -rows mirror $(BENCH)
+	$(GO) test ./replication -run '^$$' -bench '^BenchmarkMirror$$' -benchtime 3s -count 3 -timeout 20m
 
 ## bench-space: throughput, stalls and write amplification of a store by how full it is
 bench-space:

@@ -269,8 +269,21 @@ func (l *link) replyError(h wire.Header, err error) {
 
 const readBuffer = 1 << 20
 
+// more says whether the next Read of the connection returns at once. Over TLS that is
+// so more often than not while much is sent: a Read returns one record of 16 KiB, and
+// a batch of no more than that would be a commit of four operations.
+func (l *link) more() bool {
+	t, ok := l.conn.(interface{ NetConn() net.Conn })
+	if !ok {
+		return false
+	}
+	m, ok := t.NetConn().(interface{ More() bool })
+	return ok && m.More()
+}
+
 // read takes frames until the connection ends: handle gets each with bytes that
-// are valid until it returns, batch is called when no whole frame is left in the buffer.
+// are valid until it returns, batch is called when no whole frame is left in the buffer
+// and no more is there to be read, or a megabyte later.
 //
 // A peer that dialled us sends a beacon every fifth of a second. What comes after a
 // long silence was on its way for as long, or in the buffers of a process that stood
@@ -278,7 +291,7 @@ const readBuffer = 1 << 20
 // another node: the link ends before any of it is looked at (Z1).
 func (l *link) read(handle func(h wire.Header, meta, data []byte) error, batch func()) error {
 	buf := make([]byte, readBuffer)
-	have, at := 0, 0
+	have, at, unbatched := 0, 0, 0
 	for {
 		for {
 			rest := buf[at:have]
@@ -314,7 +327,10 @@ func (l *link) read(handle func(h wire.Header, meta, data []byte) error, batch f
 			}
 			at += size
 		}
-		batch()
+		if unbatched >= readBuffer || !l.more() {
+			batch()
+			unbatched = 0
+		}
 		if at == have {
 			at, have = 0, 0
 			if len(buf) > 4*readBuffer {
@@ -327,6 +343,7 @@ func (l *link) read(handle func(h wire.Header, meta, data []byte) error, batch f
 		asked := l.node.now()
 		m, err := l.conn.Read(buf[have:])
 		have += m
+		unbatched += m
 		if !l.dialled && l.node.now() > asked.After(l.node.timing.Late) {
 			return errLate
 		}

@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -85,7 +86,8 @@ func (s seat) Record(_ context.Context, v lsfs.VolumeID) (Record, error) {
 // bench is a small cluster in one process: real stores on files, real TCP on
 // loopback, the tests' court instead of raft.
 type bench struct {
-	t      *testing.T
+	t      testing.TB
+	tls    *tls.Config // nil: nodes talk in the clear
 	court  *court
 	mu     sync.Mutex
 	addrs  map[NodeID]string
@@ -113,7 +115,7 @@ var quick = Timing{
 	Drop: 2 * time.Second, Hold: 10 * time.Second, Pause: 5 * time.Second, Late: 5 * time.Second, Fresh: 2 * time.Second,
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	return &bench{t: t, timing: quick, members: []NodeID{1, 2}, addrs: map[NodeID]string{}, nodes: map[NodeID]*testNode{},
 		court: &court{records: map[lsfs.VolumeID]Record{}, notify: map[NodeID]chan struct{}{}, cut: map[NodeID]bool{}}}
 }
@@ -133,6 +135,9 @@ func (d tcp) Dial(ctx context.Context, n NodeID) (net.Conn, error) {
 	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
+	}
+	if d.b.tls != nil {
+		c = tls.Client(Records(c), d.b.tls)
 	}
 	if _, err := c.Write([]byte{byte(d.me)}); err != nil {
 		c.Close()
@@ -196,6 +201,9 @@ func (b *bench) startOn(id NodeID, path string, format bool) *testNode {
 				return
 			}
 			n.done.Go(func() {
+				if b.tls != nil {
+					c = tls.Server(Records(c), b.tls)
+				}
 				var from [1]byte
 				if _, err := c.Read(from[:]); err != nil {
 					c.Close()
@@ -320,7 +328,7 @@ func (b *bench) recordOf(id VolumeID) Record {
 	return b.court.records[id]
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !ok() {

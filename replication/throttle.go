@@ -82,6 +82,13 @@ func (f *foreground) hurt(at Instant) (hurt, busy bool) {
 	return hurt, busy
 }
 
+// working says whether initiators are at work.
+func (t *throttle) working(at Instant) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.read.heard != 0 && at-t.read.heard < foreQuiet || t.write.heard != 0 && at-t.write.heard < foreQuiet
+}
+
 // judge sets the rate anew, five times a second.
 func (t *throttle) judge(at Instant) {
 	t.mu.Lock()

@@ -67,6 +67,22 @@ func TestThrottle(t *testing.T) {
 	}
 }
 
+// Initiators are at work from a command on until they have been quiet for a second.
+func TestThrottleWorking(t *testing.T) {
+	var th throttle
+	at := Instant(time.Hour)
+	if th.working(at) {
+		t.Error("nobody has come yet")
+	}
+	for _, f := range []*foreground{&th.read, &th.write} {
+		at += Instant(time.Minute)
+		f.observe(at, time.Millisecond, true)
+		if !th.working(at+foreQuiet-1) || th.working(at+foreQuiet) {
+			t.Error("quiet at the wrong time")
+		}
+	}
+}
+
 func TestResyncOrder(t *testing.T) {
 	var q resyncQueue
 	var mu sync.Mutex

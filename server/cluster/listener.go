@@ -157,7 +157,7 @@ func (l *listener) forget(conn net.Conn) {
 // serve runs a connection from its handshake to its end.
 func (l *listener) serve(conn net.Conn, ip string, data bool) {
 	tuneTCP(conn)
-	t := tls.Server(conn, l.tls)
+	t := tls.Server(replication.Records(conn), l.tls)
 	peer, proto, err := l.handshake(t)
 	ok := l.authorised(conn, ip, peer, err == nil && (proto == protoRaft || proto == protoRPC))
 	if err != nil || !ok {
@@ -388,7 +388,7 @@ func dialTLS(ctx context.Context, addr string, cfg *tls.Config) (*tls.Conn, erro
 			return nil, err
 		}
 	}
-	t := tls.Client(conn, cfg)
+	t := tls.Client(replication.Records(conn), cfg)
 	if err := t.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, err
