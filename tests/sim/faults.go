@@ -159,7 +159,8 @@ var kinds = []fault{
 		if !w.rot {
 			return nil, 0
 		}
-		// Only one node's copies rot, so that an intact one exists somewhere.
+		// Only one node's copies rot, so that an intact one exists somewhere, or did when
+		// it was written. The locks' block is spared: nobody could write it again.
 		d := w.disks[w.rotten]
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -169,7 +170,7 @@ var kinds = []fault{
 		}
 		slices.Sort(ids)
 		for range min(len(ids), 3) {
-			if c := d.byID[ids[w.faultRandom.n(len(ids))]]; c.refs > 0 {
+			if c := d.byID[ids[w.faultRandom.n(len(ids))]]; c.refs > 0 && !d.holdsLock(c) {
 				c.rotten = true
 				w.note("rot", uint64(w.rotten), uint64(c.id))
 			}

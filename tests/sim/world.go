@@ -77,8 +77,9 @@ type world struct {
 	rotten      replication.NodeID
 	rates       [maxNodes + 1]float64
 
-	amnesia atomic.Bool  // a disk has lost its memory: copies are not looked into
-	faulty  atomic.Int32 // open faults
+	amnesia atomic.Bool    // a disk has lost its memory: copies are not looked into
+	restore [3]atomic.Bool // by volume: blocks of it are lost for good and have to be written again
+	faulty  atomic.Int32   // open faults
 
 	mu      sync.Mutex
 	disks   [maxNodes + 1]*disk
@@ -550,6 +551,12 @@ func (w *world) logf(format string, args ...any) {
 }
 
 func (w *world) said(id replication.NodeID, code, text string) {
+	if code == "resync-blocked" {
+		var v int
+		if _, err := fmt.Sscanf(text, "volume %d:", &v); err == nil {
+			w.restore[v].Store(true)
+		}
+	}
 	w.logf("node %d: %s: %s", id, code, text)
 }
 
