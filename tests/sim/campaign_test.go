@@ -38,6 +38,7 @@ func child(b batch, mutant, only string, report func(Result)) {
 	if only != "" {
 		args = append(args, "-sim.only="+only)
 	}
+	args = append(args, fmt.Sprintf("-sim.twice=%d", *twiceFlag))
 	if *hardFlag {
 		args = append(args, "-sim.hard")
 	}
@@ -141,12 +142,14 @@ func TestCampaign(t *testing.T) {
 		virtual += r.Virtual
 		good += r.Good
 		reads += r.Reads
-		if r.Seed%50 == 0 {
+		if r.Seed%*twiceFlag == 0 && r.Err == "" {
 			twice++
+			virtual += r.Virtual
 		}
 		if r.Unequal {
 			unequal++
 			fmt.Printf("seed %d: two runs differ\n", r.Seed)
+			t.Errorf("seed %d: two runs differ", r.Seed)
 		}
 		if r.Err != "" {
 			failed++
