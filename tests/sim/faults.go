@@ -315,6 +315,7 @@ func (w *world) faultDisk(old bool) (func(), time.Duration) {
 	} else {
 		image = newDisk()
 	}
+	before := w.court.all()
 	if p, _ := w.processAt(id); p != nil {
 		p.kill(w.faultRandom.chance(0.3))
 	}
@@ -324,6 +325,15 @@ func (w *world) faultDisk(old bool) (func(), time.Duration) {
 	w.mu.Unlock()
 	time.Sleep(w.span(10 * time.Second))
 	w.revive(id)
+	w.eventually(time.Now().Add(30*time.Second), func() bool { // it is struck (B4)
+		now := w.court.all()
+		for i := range now {
+			if now[i].Epoch == before[i].Epoch {
+				return false
+			}
+		}
+		return true
+	})
 	w.waitHealthy(2 * time.Minute)
 	w.amnesia.Store(false)
 	return nil, 0
