@@ -24,9 +24,10 @@ type court struct {
 	records   map[lsfs.VolumeID]*replication.Record
 	starts    map[replication.NodeID]replication.Incarnation
 	version   int
-	subs      [maxNodes + 1]chan struct{}  // by node: its process is to look
-	lossy     float64                      // chance that an answer is lost
-	reigns    map[lsfs.VolumeID]lsfs.Epoch // the epoch in which the owner of now began to own
+	subs      [maxNodes + 1]chan struct{}   // by node: its process is to look
+	lossy     float64                       // chance that an answer is lost
+	reigns    map[lsfs.VolumeID]lsfs.Epoch  // the epoch in which the owner of now began to own
+	catch     func(replication.Change) bool // of a scenario: the change is not decided now, its proposer hears nothing
 }
 
 func newCourt(w *world) *court {
@@ -214,8 +215,11 @@ func (s seat) Propose(ctx context.Context, ch replication.Change) (replication.R
 		return replication.Record{}, fmt.Errorf("%w: %w", replication.ErrOutcomeUnknown, err)
 	}
 	s.c.mu.Lock()
-	lossy := s.c.lossy
+	lossy, catch := s.c.lossy, s.c.catch
 	s.c.mu.Unlock()
+	if catch != nil && catch(ch) {
+		return unknown(s.pause(ctx, time.Second))
+	}
 	if r.chance(lossy) { // it is on its way, and its proposer hears nothing more of it
 		if r.chance(0.7) {
 			late := r.exp(2 * time.Second)
