@@ -52,6 +52,7 @@ test:
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory race
+	$(MAKE) --no-print-directory sim-test
 	$(MAKE) --no-print-directory e2e-short
 
 ## lint: gofmt, go vet, staticcheck, allowed imports; warnings are errors
@@ -80,14 +81,15 @@ LENGTH ?= 60s
 sim:
 	tests/sim.sh $(if $(STORY),story,run) -sim.seeds $(SEEDS) -sim.seed $(SEED) -sim.length $(LENGTH)
 
-## sim-test: past failures, fresh seeds for two minutes, all partitions
+## sim-test: past failures, 2,000 fresh seeds or two minutes of them, 50 seeds twice, all partitions
 sim-test:
 	tests/sim.sh partitions -sim.partitions
+	tests/sim.sh twice -sim.seeds 50 -sim.twice 1
 	tests/sim.sh run -sim.seeds 2000 -sim.limit 2m
 
 ## mutants: the simulator against each rule switched off; MUTANTS= names some
 mutants:
-	tests/sim.sh mutants -sim.hard -sim.length 25s -sim.mutants '$(MUTANTS)'
+	tests/sim.sh mutants -sim.hard -sim.length 25s -sim.budget 8m -sim.mutants '$(MUTANTS)'
 
 ## fuzz: every fuzz target for FUZZTIME
 fuzz:

@@ -376,8 +376,8 @@ func (n *Node) endForwards(err error, which func(*forwarded) bool) {
 			switch {
 			case err == errNeverSent:
 				end = ErrBusy
-			case x.r.Op == OpCompareAndWrite || x.r.Op == OpState:
-				end = ErrUnavailable
+			case x.r.Op == OpCompareAndWrite || x.r.Op == OpState || x.r.Op == OpClone && x.r.overlaps(x.v.id) && !mutant("C4-overlap"):
+				end = ErrUnavailable // done a second time it would do something else
 			}
 			x.v.end(x.r, end)
 		}

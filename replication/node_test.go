@@ -11,6 +11,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -97,6 +98,15 @@ type bench struct {
 	timing Timing
 	// members are the nodes of the cluster, whether they run or not.
 	members []NodeID
+	wrap    func(NodeID, Pool) Pool // what a node's pool is made of, or nil
+	events  map[NodeID][]string     // codes
+}
+
+// eventsOf lists the codes of the events of a node.
+func (b *bench) eventsOf(id NodeID) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Join(b.events[id], " ")
 }
 
 type testNode struct {
@@ -116,7 +126,7 @@ var quick = Timing{
 }
 
 func newBench(t testing.TB) *bench {
-	return &bench{t: t, timing: quick, members: []NodeID{1, 2}, addrs: map[NodeID]string{}, nodes: map[NodeID]*testNode{},
+	return &bench{t: t, timing: quick, members: []NodeID{1, 2}, addrs: map[NodeID]string{}, nodes: map[NodeID]*testNode{}, events: map[NodeID][]string{},
 		court: &court{records: map[lsfs.VolumeID]Record{}, notify: map[NodeID]chan struct{}{}, cut: map[NodeID]bool{}}}
 }
 
@@ -174,13 +184,21 @@ func (b *bench) startOn(id NodeID, path string, format bool) *testNode {
 	b.addrs[id] = ln.Addr().String()
 	b.mu.Unlock()
 	n := &testNode{store: store, faults: &faulty{Pool: Local(store)}, listener: ln, quit: make(chan struct{}), dropped: make(chan string, 100)}
+	if b.wrap != nil {
+		n.faults.Pool = b.wrap(id, n.faults.Pool)
+	}
 	log := slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(b.t.Output(), nil)).With("node", id)
 	}
 	n.Node = NewNode(Config{
 		Self: id, Incarnation: inc, Pool: n.faults, Key: b.key, Control: seat{b.court, id}, Transport: tcp{b, id}, Logger: log, Timing: b.timing,
-		Event: func(slog.Level, string, string) {}, Flush: func() {},
+		Event: func(_ slog.Level, code, _ string) {
+			b.mu.Lock()
+			b.events[id] = append(b.events[id], code)
+			b.mu.Unlock()
+		},
+		Flush: func() {},
 		DropSessions: func(_ lsfs.VolumeID, reason string) {
 			select {
 			case n.dropped <- reason:

@@ -96,12 +96,13 @@ type SnapshotCopy interface {
 	Volume() lsfs.VolumeID // whose it is
 	Point() lsfs.OpID      // the operation that took it
 	Blocks() uint64
-	// Fingerprints, ReadReduced, ChangedChunks and ChunkVersions are those of Copy, as
-	// of the snapshot.
+	// Fingerprints, ReadReduced, ChangedChunks, ChunkVersions and Repair are those of
+	// Copy, as of the snapshot.
 	Fingerprints(ctx context.Context, start lsfs.BlockNo, dst []dedup.Fingerprint) error
 	ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error
 	ChangedChunks(ctx context.Context, since lsfs.Seq) ([]uint32, error)
 	ChunkVersions(ctx context.Context, first uint32, dst []lsfs.Seq) error
+	Repair(ctx context.Context, block lsfs.BlockNo, intact dedup.Block) error
 }
 
 // Local makes a node's store a Pool.

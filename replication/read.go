@@ -129,7 +129,7 @@ func (v *Volume) fetch(off uint64, dst []byte) error {
 
 // repair fetches a block by its fingerprint from any other replica: equal
 // fingerprints are equal content, so even a stale one is a safe donor.
-func (v *Volume) repair(c Copy, bad *lsfs.CorruptError) error {
+func (v *Volume) repair(c chunkSource, bad *lsfs.CorruptError) error {
 	v.mu.Lock()
 	replicas := slices.Clone(v.g.rec.Replicas)
 	v.mu.Unlock()

@@ -176,7 +176,8 @@ func (g *reign) needsAck(n NodeID) bool {
 
 // lease is the instant until which this node may serve (L1): the earliest of the
 // grants of the other in-sync replicas, for ever when there are none (L4), never
-// unless active.
+// unless active. A replica that a proposal of unknown outcome may have taken in counts:
+// the record may name it already, and then it may own (M7).
 func (g *reign) lease() Instant {
 	if g.role != Active {
 		return 0
@@ -188,6 +189,13 @@ func (g *reign) lease() Instant {
 	for _, n := range g.rec.InSync {
 		if n != g.self {
 			until = min(until, g.peer(n).grantUntil)
+		}
+	}
+	if g.proposal.open && g.proposal.change.Owner == g.self && !mutant("L1-union") {
+		for _, n := range g.proposal.change.InSync {
+			if n != g.self {
+				until = min(until, g.peer(n).grantUntil)
+			}
 		}
 	}
 	return until

@@ -264,3 +264,29 @@ func TestCommonPoint(t *testing.T) {
 		}
 	}
 }
+
+// TestGrowNeedsTheLease: from the proposal on the record may name the replica that is
+// taken in, which may then take over; so it has to grant first.
+func TestGrowNeedsTheLease(t *testing.T) {
+	g := activeReign(t)
+	g.record(11*second, testRecord(3, 1, 1), true)
+	if g.lease() != never {
+		t.Fatal("L4: a lone owner needs no lease")
+	}
+	g.granted(12*second, 2, 12*second)
+	if !g.grow(12*second, 2, ReplicaID{}, 1) {
+		t.Fatal("cannot grow")
+	}
+	if want := 14 * second; g.lease() != want {
+		t.Errorf("L1, M7: lease until %d while the set may have grown, want %d", g.lease(), want)
+	}
+	c := proposals(g)[0]
+	g.proposed(13*second, c, Record{}, ErrOutcomeUnknown)
+	if want := 14 * second; g.lease() != want {
+		t.Errorf("L1, M7: lease until %d after an unknown outcome, want %d", g.lease(), want)
+	}
+	g.proposed(20*second, c, testRecord(4, 1, 1), ErrConflict)
+	if g.lease() != never {
+		t.Error("the refused proposal still counts")
+	}
+}

@@ -63,6 +63,11 @@ const (
 	OpClone
 )
 
+// overlaps says of a clone into volume v whether it writes to a part of its source.
+func (r *Request) overlaps(v VolumeID) bool {
+	return r.Source == v && r.Off < r.SourceOff+r.Len && r.SourceOff < r.Off+r.Len
+}
+
 // AtomicBytesMax bounds a request with Atomic.
 const AtomicBytesMax = 1 << 20
 

@@ -36,6 +36,7 @@ type resync struct {
 	sent        atomic.Int64 // bytes of stored blocks
 	started     time.Time    // with mu of the volume: when its turn came
 	turn        turn
+	lost        lostBlocks
 }
 
 // Modes of SyncStart and SyncEnd, after the OpID in their meta part.
@@ -109,12 +110,17 @@ func (s *resync) run(r Replica) {
 		v.filling.Add(1)
 		err = s.whole(r)
 		v.filling.Add(-1)
-		n.resyncs.leave()
+		s.turn.leave(&n.resyncs)
 	}
 	s.cancel()
 	if err != nil {
 		v.log.Info("resync ended early", "peer", s.peer, "err", err)
-		pause(n.ctx, 500*time.Millisecond)
+		again := 500 * time.Millisecond
+		if errors.Is(err, ErrMedium) {
+			again = lostAgain
+			v.tellBlocked(fmt.Sprintf("volume %d: node %d cannot come in sync: %v", v.id, s.peer, err))
+		}
+		pause(n.ctx, again)
 	}
 	v.mu.Lock()
 	delete(v.syncing, s.peer)
@@ -172,6 +178,9 @@ func (s *resync) whole(r Replica) error {
 		chunks = nil
 	}
 	if err := s.copyChunks(c, chunks, true); err != nil {
+		return err
+	}
+	if err := s.awaitLost(c); err != nil {
 		return err
 	}
 	if err := s.snapshots(c, true); err != nil {
@@ -362,6 +371,9 @@ func (s *resync) copyChunks(c Copy, chunks []uint32, locked bool) error {
 			if err == nil {
 				s.done.Add(1)
 			}
+			if locked && s.lost.add(chunk, err) {
+				return nil // the others first
+			}
 			return err
 		})
 	}
@@ -476,7 +488,7 @@ func (s *resync) apply(c chunkSource, prefix []byte, start lsfs.BlockNo, sc *wir
 		if i := sc.Index[k]; int(i)+run > len(sc.Fingerprints) {
 			return reply{}, fmt.Errorf("%w: index %d", wire.ErrFrame, i)
 		}
-		if err := c.ReadReduced(s.ctx, start+lsfs.BlockNo(sc.Index[k]), sc.Blocks[k:k+run], buf[k*blockSize:(k+run)*blockSize]); err != nil {
+		if err := s.readIntact(c, start+lsfs.BlockNo(sc.Index[k]), sc.Blocks[k:k+run], buf[k*blockSize:(k+run)*blockSize]); err != nil {
 			return reply{}, err
 		}
 		bytes := 0

@@ -26,6 +26,15 @@ type turn struct {
 	copies int    // in sync
 	work   uint64 // to do, roughly: operations that are missing, or blocks
 	start  chan struct{}
+	runs   bool // between enter and leave
+}
+
+// leave ends the turn; it may have ended.
+func (t *turn) leave(q *resyncQueue) {
+	if t.runs {
+		t.runs = false
+		q.leave()
+	}
 }
 
 // enter waits for its turn, which leave ends. It fails when ctx ends before.
@@ -36,6 +45,7 @@ func (q *resyncQueue) enter(ctx context.Context, t *turn) error {
 	q.mu.Unlock()
 	select {
 	case <-t.start:
+		t.runs = true
 		return nil
 	case <-ctx.Done():
 	}

@@ -226,6 +226,10 @@ func (s *resync) fill(x SnapshotCopy, chunks []uint32) error {
 		})
 	}
 	if err := g.Wait(); err != nil {
+		var bad *badBlock
+		if errors.As(err, &bad) {
+			return fmt.Errorf("block %d of snapshot %d cannot be read on any node, delete the snapshot: %w", bad.block, x.ID(), err)
+		}
 		return err
 	}
 	_, err := s.call(wire.SnapSeal, wire.AppendSeal(nil, uint64(x.ID()), x.Point()), nil)
@@ -237,6 +241,7 @@ type chunkSource interface {
 	Fingerprints(ctx context.Context, start lsfs.BlockNo, dst []dedup.Fingerprint) error
 	ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error
 	ChunkVersions(ctx context.Context, first uint32, dst []lsfs.Seq) error
+	Repair(ctx context.Context, block lsfs.BlockNo, intact dedup.Block) error
 }
 
 // ---------------------------------------------------------------- the replica

@@ -91,6 +91,7 @@ type Volume struct {
 	sampleSeq   lsfs.Seq    // the write that is being measured, or 0
 	sampleAt    Instant
 	syncing     map[NodeID]*resync
+	toldLost    string // the newest resync-blocked
 }
 
 type localCopy struct{ Copy }

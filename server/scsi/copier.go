@@ -102,6 +102,7 @@ type copier struct {
 	moved      uint64 // bytes, from the beginning, or from the end when backward
 	backward   bool
 	byData     bool // the volume cannot clone here
+	unwritten  bool // the buffer is to be written again: the source may have changed by the first time
 	phase      copyPhase
 	piece      uint64 // of the current request
 	at         uint64 // where the piece begins in the copy
@@ -118,7 +119,7 @@ type copier struct {
 // start begins the copy. done is called once, on the sequencer's goroutine or
 // before start returns. The caller must not touch c after start.
 func (c *copier) start() {
-	c.moved, c.busy, c.byData, c.failedFrom, c.phase = 0, 0, false, false, copyIdle
+	c.moved, c.busy, c.byData, c.unwritten, c.failedFrom, c.phase = 0, 0, false, false, false, copyIdle
 	c.backward = c.from.volume != nil && c.from.volume.ID() == c.to.volume.ID() &&
 		c.src+c.from.base < c.dst+c.to.base && c.dst+c.to.base < c.src+c.from.base+c.length
 	if c.onDone == nil {
@@ -161,7 +162,12 @@ func (c *copier) end(err error) {
 // step goes on after a request has ended, or a buffer has come.
 func (c *copier) step() {
 	err := c.req.Err
+	if c.phase != copyIdle {
+		c.unwritten = err != nil && c.phase == copyWriting && c.buffer != nil
+	}
 	switch {
+	case c.phase == copyIdle && c.unwritten:
+		c.write(c.req.Op)
 	case c.phase == copyIdle:
 		c.proceed()
 	case err != nil && c.stopped():

@@ -201,6 +201,47 @@ func TestExtendedCopyRanges(t *testing.T) {
 	}
 }
 
+// A write that was forwarded can have taken effect and be BUSY. Then the same is written
+// again: what the source holds by then may be the copy's own.
+func TestExtendedCopyOverItselfWhileBusy(t *testing.T) {
+	r := newCopyRig(t, 64*mib, nil)
+	image := pattern(mib, 7)
+	fill(r.lu, 0, image)
+	effect := make(chan func(), 1)
+	seen := false
+	r.lu.SetFail(func(q *scsi.Request) error {
+		if q.Op != scsi.OpWrite || seen {
+			return nil
+		}
+		seen = true
+		off, data := q.Off, slices.Clone(q.Data)
+		effect <- func() { fill(r.lu, off, data) }
+		return scsi.ErrBusy
+	})
+	want := slices.Clone(image)
+	copy(want[3*512:], image[:300*512]) // ragged: by data
+	done := make(chan result, 1)
+	go func() { done <- r.xcopy(xcopyList(0, 3, bothUnits, blocks(0, 0, 0, 3, 300))) }()
+	var res result
+	eventually(t, "the end of the copy", func() bool {
+		select {
+		case f := <-effect:
+			f()
+		case res = <-done:
+			return true
+		default:
+		}
+		r.s.Tick()
+		return false
+	})
+	r.lu.SetFail(nil)
+	r.good(res)
+	if got := contents(t, r.lu, 0, mib); !bytes.Equal(got, want) || !seen {
+		at, _ := firstDiff(got, want)
+		t.Errorf("differs at byte %d", at)
+	}
+}
+
 func firstDiff(a, b []byte) (int, bool) {
 	for i := range a {
 		if a[i] != b[i] {

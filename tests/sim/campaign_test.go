@@ -38,9 +38,20 @@ func child(b batch, mutant, only string, report func(Result)) {
 	if only != "" {
 		args = append(args, "-sim.only="+only)
 	}
+	args = append(args, fmt.Sprintf("-sim.twice=%d", *twiceFlag))
 	if *hardFlag {
 		args = append(args, "-sim.hard")
 	}
+	spawn(b.first, args, report)
+}
+
+// childScenario runs a scenario with a mutant in a process of its own.
+func childScenario(name, mutant string, report func(Result)) {
+	spawn(1, []string{"-test.run=^TestScenarios$", "-test.timeout=10m", "-sim.child", "-sim.scenario=" + name, "-sim.mutant=" + mutant}, report)
+}
+
+// spawn starts this binary and reports each result that it tells.
+func spawn(first uint64, args []string, report func(Result)) {
 	c := exec.Command(os.Args[0], args...)
 	c.Env = append(os.Environ(), "GOMAXPROCS=1")
 	var noise strings.Builder
@@ -50,7 +61,7 @@ func child(b batch, mutant, only string, report func(Result)) {
 		err = c.Start()
 	}
 	if err != nil {
-		report(Result{Seed: b.first, Err: err.Error()})
+		report(Result{Seed: first, Err: err.Error()})
 		return
 	}
 	hung := time.AfterFunc(2*time.Minute, func() { c.Process.Kill() })
@@ -133,20 +144,24 @@ func TestCampaign(t *testing.T) {
 	}()
 	var mu sync.Mutex
 	var virtual time.Duration
-	seeds, good, reads, failed, twice, unequal := 0, 0, 0, 0, 0, 0
+	seeds, fresh, good, reads, failed, twice, unequal := 0, 0, 0, 0, 0, 0, 0
 	report := func(r Result, length time.Duration) {
 		mu.Lock()
 		defer mu.Unlock()
-		seeds++
+		if seeds++; r.Seed >= first && r.Seed < first+uint64(*seedsFlag) {
+			fresh++
+		}
 		virtual += r.Virtual
 		good += r.Good
 		reads += r.Reads
-		if r.Seed%50 == 0 {
+		if r.Seed%*twiceFlag == 0 && r.Err == "" {
 			twice++
+			virtual += r.Virtual
 		}
 		if r.Unequal {
 			unequal++
 			fmt.Printf("seed %d: two runs differ\n", r.Seed)
+			t.Errorf("seed %d: two runs differ", r.Seed)
 		}
 		if r.Err != "" {
 			failed++
@@ -164,6 +179,6 @@ func TestCampaign(t *testing.T) {
 	}
 	jobs.Wait()
 	took := time.Since(began)
-	fmt.Printf("sim: seeds %d to %d and past failures: %d runs, %d failed; %.1f hours simulated in %v (%.0f times real time); %d writes, %d reads; of %d seeds run twice %d differed\n",
-		first, first+uint64(*seedsFlag)-1, seeds, failed, virtual.Hours(), took.Round(time.Second), virtual.Seconds()/took.Seconds(), good, reads, twice, unequal)
+	fmt.Printf("sim: %d of %d seeds from %d on, and %d past failures: %d failed; %.1f hours simulated in %v (%.0f times real time); %d writes, %d reads; of %d seeds run twice %d differed\n",
+		fresh, *seedsFlag, first, seeds-fresh, failed, virtual.Hours(), took.Round(time.Second), virtual.Seconds()/took.Seconds(), good, reads, twice, unequal)
 }

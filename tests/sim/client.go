@@ -143,6 +143,8 @@ func (c *client) step() {
 	}
 	v := 1 + c.r.n(c.w.volumes)
 	switch k := c.r.n(100); {
+	case c.w.restore[v].Load() && c.r.chance(0.5):
+		c.rewrite(v)
 	case k < 35:
 		c.write(v)
 	case k < 48:
@@ -257,6 +259,21 @@ func (c *client) write(v int) {
 	atomic := c.r.chance(0.3)
 	c.change(regs, contents, func() *replication.Request {
 		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: append([]byte(nil), data...), Atomic: atomic}
+	})
+}
+
+// rewrite is what an administrator does when blocks are lost (Y8): it replaces a whole
+// run of them.
+func (c *client) rewrite(v int) {
+	regs := c.regs[v][c.r.n(2)*8:][:8]
+	contents := make([][]byte, len(regs))
+	var data []byte
+	for i := range regs {
+		contents[i] = c.content()
+		data = append(data, contents[i]...)
+	}
+	c.change(regs, contents, func() *replication.Request {
+		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: append([]byte(nil), data...)}
 	})
 }
 

@@ -24,17 +24,37 @@ type court struct {
 	records   map[lsfs.VolumeID]*replication.Record
 	starts    map[replication.NodeID]replication.Incarnation
 	version   int
-	subs      [maxNodes + 1]chan struct{} // by node: its process is to look
-	lossy     float64                     // chance that an answer is lost
+	subs      [maxNodes + 1]chan struct{}   // by node: its process is to look
+	lossy     float64                       // chance that an answer is lost
+	reigns    map[lsfs.VolumeID]lsfs.Epoch  // the epoch in which the owner of now began to own
+	catch     func(replication.Change) bool // of a scenario: the change is not decided now, its proposer hears nothing
 }
 
 func newCourt(w *world) *court {
-	return &court{w: w, witnessUp: true, records: map[lsfs.VolumeID]*replication.Record{}, starts: map[replication.NodeID]replication.Incarnation{}}
+	return &court{w: w, witnessUp: true, records: map[lsfs.VolumeID]*replication.Record{}, starts: map[replication.NodeID]replication.Incarnation{}, reigns: map[lsfs.VolumeID]lsfs.Epoch{}}
 }
 
-// decide applies one change by the rules of the cluster's state machine
-// (server/cluster/change.go).
+// decide applies one change, and looks whether the owner of before serves at that instant:
+// its lease must have run out, or it must have stopped (L1, M2, M6).
 func (c *court) decide(ch replication.Change) (replication.Record, error) {
+	before := c.record(ch.Volume).Owner
+	rec, err := c.apply(ch)
+	if err != nil || rec.Owner == before {
+		return rec, err
+	}
+	if p, _ := c.w.processAt(before); p != nil && !p.isPaused() {
+		if n, ok := p.isServing(); ok {
+			if v := n.Volume(ch.Volume); v != nil && v.Status().Serving {
+				c.w.fail("I3: node %d is recorded as owner of volume %d while node %d serves", rec.Owner, ch.Volume, before)
+			}
+		}
+	}
+	return rec, err
+}
+
+// apply changes the record by the rules of the cluster's state machine
+// (server/cluster/change.go).
+func (c *court) apply(ch replication.Change) (replication.Record, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.records[ch.Volume]
@@ -68,6 +88,9 @@ func (c *court) decide(ch replication.Change) (replication.Record, error) {
 	}
 	rec := *old
 	rec.Epoch++
+	if ch.Owner != old.Owner || slices.Equal(ch.InSync, old.InSync) {
+		c.reigns[ch.Volume] = rec.Epoch // taken over, given, or begun anew (M5)
+	}
 	rec.Owner, rec.InSync = ch.Owner, slices.Clone(ch.InSync)
 	slices.Sort(rec.InSync)
 	c.records[ch.Volume] = &rec
@@ -192,8 +215,11 @@ func (s seat) Propose(ctx context.Context, ch replication.Change) (replication.R
 		return replication.Record{}, fmt.Errorf("%w: %w", replication.ErrOutcomeUnknown, err)
 	}
 	s.c.mu.Lock()
-	lossy := s.c.lossy
+	lossy, catch := s.c.lossy, s.c.catch
 	s.c.mu.Unlock()
+	if catch != nil && catch(ch) {
+		return unknown(s.pause(ctx, time.Second))
+	}
 	if r.chance(lossy) { // it is on its way, and its proposer hears nothing more of it
 		if r.chance(0.7) {
 			late := r.exp(2 * time.Second)

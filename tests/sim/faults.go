@@ -159,7 +159,8 @@ var kinds = []fault{
 		if !w.rot {
 			return nil, 0
 		}
-		// Only one node's copies rot, so that an intact one exists somewhere.
+		// Only one node's copies rot, so that an intact one exists somewhere, or did when
+		// it was written. The locks' block is spared: nobody could write it again.
 		d := w.disks[w.rotten]
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -169,7 +170,7 @@ var kinds = []fault{
 		}
 		slices.Sort(ids)
 		for range min(len(ids), 3) {
-			if c := d.byID[ids[w.faultRandom.n(len(ids))]]; c.refs > 0 {
+			if c := d.byID[ids[w.faultRandom.n(len(ids))]]; c.refs > 0 && !d.holdsLock(c) {
 				c.rotten = true
 				w.note("rot", uint64(w.rotten), uint64(c.id))
 			}
@@ -314,6 +315,7 @@ func (w *world) faultDisk(old bool) (func(), time.Duration) {
 	} else {
 		image = newDisk()
 	}
+	before := w.court.all()
 	if p, _ := w.processAt(id); p != nil {
 		p.kill(w.faultRandom.chance(0.3))
 	}
@@ -323,6 +325,15 @@ func (w *world) faultDisk(old bool) (func(), time.Duration) {
 	w.mu.Unlock()
 	time.Sleep(w.span(10 * time.Second))
 	w.revive(id)
+	w.eventually(time.Now().Add(30*time.Second), func() bool { // it is struck (B4)
+		now := w.court.all()
+		for i := range now {
+			if now[i].Epoch == before[i].Epoch {
+				return false
+			}
+		}
+		return true
+	})
 	w.waitHealthy(2 * time.Minute)
 	w.amnesia.Store(false)
 	return nil, 0

@@ -22,6 +22,7 @@ var (
 	childFlag  = flag.Bool("sim.child", false, "results as JSON, for a campaign")
 	mutantFlag = flag.String("sim.mutant", "", "the rule to switch off (build tag mutants)")
 	hardFlag   = flag.Bool("sim.hard", false, "many faults and busy hosts")
+	twiceFlag  = flag.Uint64("sim.twice", 50, "every so many-th seed is run twice, and the two must be the same")
 	onlyFlag   = flag.String("sim.only", "", "kinds of faults, separated by commas, instead of what the seed chooses")
 )
 
@@ -69,7 +70,7 @@ func TestSeeds(t *testing.T) {
 		}
 		res, took := runSeed(t, opt)
 		os.Stdout.Write(story.Bytes())
-		if deterministic && !*storyFlag && (res.Seed%50 == 0) && res.Err == "" {
+		if deterministic && !*storyFlag && res.Seed%*twiceFlag == 0 && res.Err == "" {
 			if again, _ := runSeed(t, opt); again.Hash != res.Hash {
 				res.Unequal = true
 			}
@@ -88,7 +89,7 @@ func TestSeeds(t *testing.T) {
 			t.Errorf("seed %d: %s\nto repeat it: make sim SEED=%d SEEDS=1 LENGTH=%v STORY=1", res.Seed, res.Err, res.Seed, *lengthFlag)
 		}
 		if res.Unequal {
-			t.Logf("seed %d: two runs differ", res.Seed)
+			t.Errorf("seed %d: two runs differ", res.Seed)
 		}
 	}
 }

@@ -82,6 +82,16 @@ func (d *disk) block(v lsfs.VolumeID, no lsfs.BlockNo) []byte {
 	return plain
 }
 
+// holdsLock says whether a content is a lock's.
+func (d *disk) holdsLock(c *content) bool {
+	for _, v := range d.volumes {
+		if v.at[lockBlock] == c {
+			return true
+		}
+	}
+	return false
+}
+
 func (d *disk) set(v *diskVolume, no lsfs.BlockNo, c *content) {
 	old := v.at[no]
 	if c != nil {

@@ -77,8 +77,9 @@ type world struct {
 	rotten      replication.NodeID
 	rates       [maxNodes + 1]float64
 
-	amnesia atomic.Bool  // a disk has lost its memory: copies are not looked into
-	faulty  atomic.Int32 // open faults
+	amnesia atomic.Bool    // a disk has lost its memory: copies are not looked into
+	restore [3]atomic.Bool // by volume: blocks of it are lost for good and have to be written again
+	faulty  atomic.Int32   // open faults
 
 	mu      sync.Mutex
 	disks   [maxNodes + 1]*disk
@@ -233,7 +234,11 @@ func (w *world) play() {
 	for _, c := range w.clients {
 		w.group.Go(c.run)
 	}
-	for i := range readerCount {
+	readers := readerCount
+	if w.opt.Hard {
+		readers *= 2
+	}
+	for i := range readers {
 		w.group.Go(newClient(w, clientCount+1+i).watch)
 	}
 	if w.fences {
@@ -363,8 +368,34 @@ func (w *world) inspect(done chan struct{}) {
 						w.fail("I3: nodes %d and %d both serve volume %d", serving, id, v)
 					}
 					serving = id
+					w.begun(x)
 				}
 			}
+		}
+	}
+}
+
+// begun checks what must hold before an owner serves: every replica in sync has the
+// record of its reign on disk (M3).
+func (w *world) begun(v *replication.Volume) {
+	st := v.Status()
+	rec := w.court.record(st.Volume)
+	if w.amnesia.Load() || !st.Serving || st.Epoch != rec.Epoch || st.Owner != rec.Owner {
+		return
+	}
+	w.court.mu.Lock()
+	began := w.court.reigns[rec.Volume]
+	w.court.mu.Unlock()
+	for _, id := range rec.InSync {
+		d := w.disks[id]
+		d.mu.Lock()
+		var log []lsfs.OpID
+		if x := d.volumes[rec.Volume]; x != nil {
+			log = x.meta.EpochLog
+		}
+		d.mu.Unlock()
+		if len(log) == 0 || log[len(log)-1].Epoch < began {
+			w.fail("M3: node %d serves volume %d, and node %d, in sync, does not have the record of epoch %d", rec.Owner, rec.Volume, id, began)
 		}
 	}
 }
@@ -550,6 +581,12 @@ func (w *world) logf(format string, args ...any) {
 }
 
 func (w *world) said(id replication.NodeID, code, text string) {
+	if code == "resync-blocked" {
+		var v int
+		if _, err := fmt.Sscanf(text, "volume %d:", &v); err == nil {
+			w.restore[v].Store(true)
+		}
+	}
 	w.logf("node %d: %s: %s", id, code, text)
 }
 

@@ -35,8 +35,9 @@ var edits = map[string][]edit{
 		{"	return uint32(rand())\n}\n\n// rand returns", "	return simRand()\n}\n\n// rand returns"},
 		{"func maps_rand() uint64 {\n	return rand()", "func maps_rand() uint64 {\n	return uint64(simRand())<<32 | uint64(simRand())"},
 		{"// rand32 is uint32(rand())", `var (
-	simOn    bool
-	simState uint64
+	simOn     bool
+	simTimers bool // timers of the bubble run, and no goroutine
+	simState  uint64
 )
 
 //go:nosplit
@@ -52,7 +53,7 @@ func simNext() uint32 {
 //
 //go:nosplit
 func simRand() uint32 {
-	if gp := getg().m.curg; simOn && gp != nil && gp.bubble != nil {
+	if gp := getg().m.curg; simOn && (simTimers || gp != nil && gp.bubble != nil) {
 		return simNext()
 	}
 	return uint32(rand())
@@ -66,6 +67,9 @@ func simSeed(seed uint64) {
 
 // rand32 is uint32(rand())`},
 	},
+	"runtime/synctest.go": {
+		{"			gp.bubble.timers.check(bubble.now, bubble)\n", "			simTimers = true\n			gp.bubble.timers.check(bubble.now, bubble)\n			simTimers = false\n"},
+	},
 	"internal/sync/mutex.go": {{"starvationThresholdNs = 1e6", "starvationThresholdNs = 1e18"}},
 	"runtime/select.go":      {{"cheaprandn(uint32(norder + 1))", "uint32(uint64(simRand()) * uint64(norder+1) >> 32)"}},
 	"runtime/sema.go":        {{"s.ticket = cheaprand() | 1", "s.ticket = simRand() | 1"}},
@@ -73,7 +77,8 @@ func simSeed(seed uint64) {
 	"runtime/proc.go": {
 		{"const forcePreemptNS = 10 * 1000 * 1000 // 10ms", "const forcePreemptNS = 1 << 60"},
 		{"const randomizeScheduler = raceenabled", "const randomizeScheduler = true"},
-		{"if randomizeScheduler && next && randn(2) == 0 {", "if randomizeScheduler && next && simRand()&1 == 0 {"},
+		// A goroutine of the runtime comes at its own times: it must not push one of the bubble back.
+		{"if randomizeScheduler && next && randn(2) == 0 {", "if simOn && gp.bubble == nil {\n\t\tnext = false\n\t}\n\tif randomizeScheduler && next && simRand()&1 == 0 {"},
 	},
 }
 

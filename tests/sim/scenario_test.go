@@ -1,0 +1,371 @@
+package sim
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/replication"
+)
+
+var scenarioFlag = flag.String("sim.scenario", "", "the scenario to play; empty: all")
+
+// scenario is a short story of faults that needs one rule, or a few: without them it
+// ends in a violation. It draws nothing that matters from its seed.
+type scenario struct {
+	name  string
+	rules []string // the mutants that it kills
+	nodes int
+	play  func(w *world)
+}
+
+var scenarios = []scenario{
+	{"the deposed owner writes on", []string{"W2"}, 3, (*world).deposedWrites},
+	{"an older disk", []string{"M3-longest"}, 2, (*world).olderDisk},
+	{"a link that works one way", []string{"L3"}, 2, (*world).oneWay},
+	{"killed when the replica counts again", []string{"M4-joining"}, 2, (*world).killedAfterGrow},
+	{"a clone onto its source without an answer", []string{"C4-overlap"}, 2, func(w *world) { w.lostAnswer(true) }},
+	{"COMPARE AND WRITE without an answer", []string{"C1-busy"}, 2, func(w *world) { w.lostAnswer(false) }},
+	{"read before commit, then take-over", []string{"R2"}, 2, (*world).readUncommitted},
+	{"taken in unseen, reads", []string{"L1-union"}, 2, func(w *world) { w.takenInUnseen(false) }},
+	{"taken in unseen, writes", []string{"W4-union"}, 2, func(w *world) { w.takenInUnseen(true) }},
+	{"a take-over is repeated after its answer was lost", []string{"M7"}, 2, (*world).lateTakeOver},
+}
+
+// cutOff cuts the links from and to a node, of the data network to the nodes named, and
+// of raft's to everybody.
+func (w *world) cutOff(id replication.NodeID, data ...replication.NodeID) (heal func()) {
+	var list []cutLink
+	for _, n := range data {
+		list = append(list, cutLink{id, n, false}, cutLink{n, id, false})
+	}
+	for n := replication.NodeID(1); n <= witness; n++ {
+		if n != id && (int(n) <= w.nodes || n == witness) {
+			list = append(list, cutLink{id, n, true}, cutLink{n, id, true})
+		}
+	}
+	heal, _ = w.faultCut(list)
+	return heal
+}
+
+// await waits for a state that the scenario needs; without it the scenario is wrong.
+func (w *world) await(what string, ok func() bool) {
+	if !w.eventually(time.Now().Add(time.Minute), ok) && w.failure() == "" {
+		w.fail("the scenario does not come to: %s; %s", what, w.state(time.Now()))
+	}
+}
+
+func (w *world) serves(id replication.NodeID) bool {
+	p, _ := w.processAt(id)
+	if p == nil {
+		return false
+	}
+	n, ok := p.isServing()
+	return ok && n.Volume(1) != nil && n.Volume(1).Status().Serving
+}
+
+// readAt reads a block through one node, again and again until it is answered.
+func (c *client) readAt(id replication.NodeID, reg *register, limit time.Duration) bool {
+	for end := time.Now().Add(limit); time.Now().Before(end) && c.w.failure() == ""; {
+		if p, _ := c.w.processAt(id); p != nil {
+			if s := p.login(c); s != nil {
+				b := reg.begin()
+				r := &replication.Request{Op: replication.OpRead, Off: off(reg), Len: blockBytes, Data: make([]byte, blockBytes)}
+				if c.ask(s, reg.vol, r) == nil && r.Err == nil {
+					reg.read(c.w, b, r.Data, false, c.id)
+					return true
+				}
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return false
+}
+
+// post sends a write to each block of a host at about the same time, through one node;
+// the function that it returns waits until all have ended.
+func (w *world) post(c *client, id replication.NodeID) (wait func()) {
+	p, _ := w.processAt(id)
+	session := p.login(c)
+	var all sync.WaitGroup
+	for _, reg := range c.regs[1] {
+		data := c.content()
+		i := reg.sent(data)
+		all.Go(func() {
+			time.Sleep(w.clientRandom.between(0, 10*time.Millisecond))
+			c.current.Store(&command{regs: []target{{reg, i}}})
+			r := &replication.Request{Op: replication.OpWrite, Off: off(reg), Len: blockBytes, Data: append([]byte(nil), data...)}
+			if c.ask(session, 1, r) == nil && r.Err == nil {
+				reg.good(i)
+			}
+		})
+	}
+	return all.Wait
+}
+
+// mend heals everything and looks whether nothing was lost.
+func (w *world) mend(heal func()) {
+	if w.failure() != "" {
+		return
+	}
+	heal()
+	if !w.waitHealthy(liveWithin) {
+		w.fail("I20: %s", w.state(time.Now()))
+	}
+	w.finish()
+	w.open.Wait()
+	w.pause(2 * time.Second)
+	if w.failure() == "" {
+		w.compare()
+	}
+}
+
+// deposedWrites: the owner loses raft and one of two replicas; that one takes over with
+// the other, to which the old owner still talks, and sends what it is given.
+func (w *world) deposedWrites() {
+	w.clients[0].pinned(1, w.clients[0].regs[1][0], time.Minute)
+	heal := w.cutOff(1, 3)
+	w.await("node 3 owns", func() bool { return w.serves(3) })
+	old, new := w.post(w.clients[0], 1), w.post(w.clients[1], 3)
+	old()
+	new()
+	if w.clients[2].pinned(3, w.clients[2].regs[1][0], 30*time.Second) < 0 {
+		w.fail("I20: no write through the new owner")
+	}
+	w.mend(heal)
+}
+
+// olderDisk: all nodes are killed, and the owner comes back with its disk as it was before
+// a write that was acknowledged.
+func (w *world) olderDisk() {
+	reg := w.clients[0].regs[1][0]
+	w.clients[0].pinned(1, reg, time.Minute)
+	d := w.disks[1]
+	d.mu.Lock()
+	image := d.clone()
+	d.mu.Unlock()
+	w.clients[0].pinned(1, reg, time.Minute)
+	w.procs[1].kill(false)
+	w.procs[2].kill(false)
+	w.mu.Lock()
+	w.disks[1] = image
+	w.mu.Unlock()
+	w.revive(1)
+	w.revive(2)
+	w.await("an owner", func() bool { return w.serves(1) || w.serves(2) })
+	w.await("a read", func() bool {
+		return w.clients[1].readAt(1, reg, time.Second) || w.clients[1].readAt(2, reg, time.Second)
+	})
+	w.mend(func() {})
+}
+
+// oneWay: the owner is heard by the replica and hears nothing itself, neither of it nor of
+// raft. Then the replica has to take over.
+func (w *world) oneWay() {
+	w.clients[0].pinned(1, w.clients[0].regs[1][0], time.Minute)
+	control := w.cutOff(1)
+	data, _ := w.faultCut([]cutLink{{2, 1, false}})
+	if !w.eventually(time.Now().Add(8*time.Second), func() bool { return w.serves(2) }) {
+		w.fail("Z5: nobody serves although a node could: %s", w.state(time.Now()))
+	}
+	w.mend(func() { control(); data() })
+}
+
+// killedAfterGrow: the owner dies when the replica, whose disk is slow, has just been
+// taken in.
+func (w *world) killedAfterGrow() {
+	reg := w.clients[0].regs[1][0]
+	w.clients[0].pinned(1, reg, time.Minute)
+	w.procs[2].kill(false)
+	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
+	var over atomic.Bool
+	w.open.Go(func() {
+		for !over.Load() && w.failure() == "" {
+			w.clients[0].pinned(1, reg, 300*time.Millisecond)
+		}
+	})
+	w.mu.Lock()
+	w.slow[2] = 250 * time.Millisecond
+	w.mu.Unlock()
+	w.revive(2)
+	w.await("both in sync", func() bool { return len(w.court.record(1).InSync) == 2 })
+	w.procs[1].kill(true)
+	over.Store(true)
+	w.await("node 2 owns", func() bool { return w.serves(2) })
+	w.clients[1].readAt(2, reg, 20*time.Second)
+	w.mu.Lock()
+	w.slow[2] = 0
+	w.mu.Unlock()
+	w.mend(func() { w.revive(1) })
+}
+
+// lostAnswer: a command is forwarded to the owner, which dies when both have it and
+// before it can answer.
+func (w *world) lostAnswer(clone bool) {
+	c := w.clients[0]
+	for _, reg := range c.regs[1][:4] {
+		c.pinned(2, reg, time.Minute)
+	}
+	w.net.mu.Lock()
+	w.net.delay = 60 * time.Millisecond
+	w.net.mu.Unlock()
+	stands := func() lsfs.Seq {
+		d := w.disks[2]
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.volumes[1].meta.Durable.Seq
+	}
+	before := stands()
+	w.open.Go(func() {
+		c.path, w.wander = 2, 0
+		old, ok := c.known(c.regs[1][:4])
+		if !ok {
+			return
+		}
+		dst, src := c.regs[1][1:4], c.regs[1][:3]
+		if clone {
+			c.change(dst, old[:3], func() *replication.Request {
+				return &replication.Request{Op: replication.OpClone, Off: off(dst[0]), Len: 3 * blockBytes, Source: 1, SourceOff: off(src[0])}
+			})
+			return
+		}
+		data := stamp(99, true)
+		c.change(dst[:1], [][]byte{data}, func() *replication.Request {
+			return &replication.Request{Op: replication.OpCompareAndWrite, Off: off(dst[0]), Len: blockBytes, Data: append(append([]byte(nil), old[1]...), data...)}
+		})
+	})
+	for end := time.Now().Add(20 * time.Second); stands() == before && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	w.procs[1].kill(false)
+	w.await("node 2 owns", func() bool { return w.serves(2) })
+	w.open.Wait()
+	w.mend(func() { w.revive(1) })
+}
+
+// readUncommitted: a write that the replica cannot have is read at the owner, which dies.
+func (w *world) readUncommitted() {
+	reg := w.clients[0].regs[1][0]
+	w.clients[0].pinned(1, reg, time.Minute)
+	heal := w.cutOff(1, 2)
+	w.open.Go(func() { w.clients[0].pinned(1, reg, 500*time.Millisecond) })
+	time.Sleep(100 * time.Millisecond)
+	for range 8 { // by one of the two ways that a read can take
+		w.open.Go(func() { w.clients[1].readAt(1, reg, 300*time.Millisecond) })
+		time.Sleep(20 * time.Millisecond)
+	}
+	w.await("node 2 owns", func() bool { return w.serves(2) })
+	w.clients[2].readAt(2, reg, 10*time.Second)
+	w.mend(heal)
+}
+
+// takenInUnseen: a lone owner proposes to take the replica in, and hears no more of it; it
+// goes on while the record changes and the replica takes over.
+func (w *world) takenInUnseen(write bool) {
+	reg := w.clients[0].regs[1][0]
+	w.clients[0].pinned(1, reg, time.Minute)
+	w.procs[2].kill(false)
+	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
+	var caught *replication.Change
+	w.court.mu.Lock()
+	w.court.catch = func(ch replication.Change) bool {
+		if ch.Grow != 0 && caught == nil {
+			caught = &ch
+		}
+		return ch.Grow != 0
+	}
+	w.court.mu.Unlock()
+	w.revive(2)
+	w.await("a proposal", func() bool { return caught != nil })
+	heal := w.cutOff(1, 2)
+	if write {
+		w.clients[0].pinned(1, reg, 700*time.Millisecond)
+	}
+	time.Sleep(3 * time.Second) // its silence
+	w.court.mu.Lock()
+	w.court.catch = nil
+	w.court.mu.Unlock()
+	if _, err := w.court.decide(*caught); err != nil {
+		w.fail("the caught proposal is refused: %v", err)
+	}
+	w.await("node 2 owns", func() bool { return w.serves(2) })
+	w.clients[2].readAt(2, reg, 10*time.Second)
+	w.clients[2].pinned(2, w.clients[2].regs[1][0], 10*time.Second)
+	w.clients[1].readAt(1, w.clients[2].regs[1][0], 700*time.Millisecond)
+	w.mend(heal)
+}
+
+// lateTakeOver: the answer to a take-over is lost and it commits later, when the candidate
+// would have given it up.
+func (w *world) lateTakeOver() {
+	reg := w.clients[0].regs[1][0]
+	w.clients[0].pinned(1, reg, time.Minute)
+	var caught *replication.Change
+	w.court.mu.Lock()
+	w.court.catch = func(ch replication.Change) bool {
+		if ch.By == 2 && caught == nil {
+			caught = &ch
+			return true
+		}
+		return ch.By == 1
+	}
+	w.court.mu.Unlock()
+	heal, _ := w.faultCut([]cutLink{{1, 2, false}, {2, 1, false}})
+	w.await("a proposal", func() bool { return caught != nil })
+	heal()
+	time.Sleep(1500 * time.Millisecond) // a candidate that gave up would grant again
+	w.court.mu.Lock()
+	w.court.catch = nil
+	w.court.mu.Unlock()
+	_, _ = w.court.decide(*caught)
+	w.clients[1].pinned(2, w.clients[1].regs[1][0], 20*time.Second)
+	w.mend(func() {})
+}
+
+// TestScenarios plays the scenarios; with a mutant, only those that are to kill it.
+func TestScenarios(t *testing.T) {
+	if err := setMutant(*mutantFlag); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range scenarios {
+		if *scenarioFlag != "" && *scenarioFlag != c.name {
+			continue
+		}
+		var w *world
+		seed := uint64(1000 + i)
+		if *childFlag {
+			fmt.Printf("begin %d\n", seed)
+		}
+		runtimeSeed(seed)
+		synctest.Test(t, func(*testing.T) {
+			opt := Options{Seed: seed, Only: []string{}}
+			if *storyFlag {
+				opt.Verbose = os.Stdout
+			}
+			w = newWorld(opt)
+			w.nodes, w.volumes, w.oneNetwork, w.calm = c.nodes, 1, false, true
+			w.rates = [maxNodes + 1]float64{1, 1, 1, 1}
+			w.net.delay, w.net.rate, w.flush, w.follow = 100*time.Microsecond, 1<<30, 500*time.Microsecond, 2*time.Millisecond
+			w.inspectAcks = 1
+			w.prepare()
+			w.court.records[lsfs.VolumeID(1)].Owner = 1
+			w.launch()
+			w.await("health", w.healthy)
+			c.play(w)
+			w.shut()
+		})
+		if *childFlag {
+			b, _ := json.Marshal(Result{Seed: seed, Err: w.err})
+			fmt.Printf("end %s\n", b)
+		} else if w.err != "" {
+			t.Errorf("%s: %s", c.name, w.err)
+		}
+	}
+}
