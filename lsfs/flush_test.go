@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -35,7 +36,12 @@ func TestRelaxedCrash(t *testing.T) {
 		r.opts = func(c *Config) {
 			neverFlush(c)
 			c.ScrubInterval = -1
-			c.Event = func(e Event) { t.Log(e.Code, e.Text) }
+			c.Event = func(e Event) {
+				// What a stream was writing has no number, and may look damaged.
+				if e.Code == "corrupt" && !strings.Contains(e.Text, "commit 0") {
+					t.Error(e.Text)
+				}
+			}
 			if seed%3 == 0 {
 				c.FlushBytes = 64 << 10
 			}
@@ -139,7 +145,7 @@ func TestRelaxedCrash(t *testing.T) {
 				if err := s.WaitScrub(context.Background()); err != nil {
 					t.Fatal(err)
 				}
-				if last := s.Scrub().Last; last.Damaged != 0 || last.Counters != 0 {
+				if last := s.Scrub().Last; last.Lost != 0 || last.Counters != 0 {
 					t.Fatalf("scrub found %+v", last)
 				}
 				mustClose(t, s)
