@@ -210,8 +210,8 @@ func readsOld(t *testing.T, version int) *State {
 	if again := must(unmarshalState(b))(t); again.Hash() != s.Hash() {
 		t.Error("written anew it is another state")
 	}
-	// The cluster is of level 1: what is written must be read by the version before.
-	if b[len(snapshotMagic)] != 2 || version == 2 && !bytes.Equal(b, snapshot) {
+	// What is written must be read by the oldest version of the cluster's level.
+	if b[len(snapshotMagic)] != byte(max(version, 2)) || version >= 2 && !bytes.Equal(b, snapshot) {
 		t.Errorf("written anew in version %d, or otherwise than it was", b[len(snapshotMagic)])
 	}
 	return s
@@ -236,7 +236,7 @@ func TestCommandVersions(t *testing.T) {
 	}{
 		{volumeCommand("vm1"), 1}, {special, 2}, {&cmdAddEvent{Info, "x", "y"}, 1}, {&cmdMapVolume{1, []string{"h"}, mapReadOnly}, 2}, {&cmdDrainNode{1, true}, 2}, {&cmdDiscovery{}, 2},
 		{&cmdAddReplica{Volume: 1, Expect: 2, Node: 3, ID: replication.ReplicaID{4}, Replaces: 5}, 3}, {&cmdRemoveReplica{1, 2, 3}, 3}, {&cmdCancelOperation{7}, 3},
-		{&cmdNodeMode{1, ModeEvacuating, true, 2}, 3}, {&cmdSettings{Balance: true, Quorum: true, Settings: Settings{true, 60, QuorumPreferred, 2, 0}}, 3}, {&cmdSettings{Resync: true, Settings: Settings{ResyncRate: 200}}, 4}, {&cmdPrefer{1, 2}, 3},
+		{&cmdNodeMode{1, ModeEvacuating, true, 2}, 3}, {&cmdSettings{Balance: true, Quorum: true, Settings: Settings{true, 60, QuorumPreferred, 2, 0}}, 3}, {&cmdSettings{Resync: true, Settings: Settings{ResyncRate: 200}}, 4}, {&cmdWritePolicy{1, true}, 5}, {&cmdPrefer{1, 2}, 3},
 		{&cmdPromote{1, 2, 3, uuid.UUID{1}, []replication.Replica{{Node: 2, ID: replication.ReplicaID{9}}}, "why"}, 3}, {&cmdRaiseLevel{2, []asked{{1, 5}}}, 3},
 	} {
 		data := must(encodeCommand(envelope{Now: day}, test.x))(t)

@@ -30,7 +30,10 @@ const commandVersion = codecVersion
 func oldestVersion(x command) byte {
 	switch x := x.(type) {
 	case *cmdCreateVolume:
-		if x.PhysicalBytes == defaultPhysicalBytes {
+		switch {
+		case x.MirroredRAM:
+			return 5
+		case x.PhysicalBytes == defaultPhysicalBytes:
 			return 1
 		}
 		return 2
@@ -46,6 +49,8 @@ func oldestVersion(x command) byte {
 			return 4
 		}
 		return 3
+	case *cmdWritePolicy:
+		return 5
 	}
 	if x.kind() >= kindAddReplica {
 		return 3
@@ -86,6 +91,7 @@ const (
 	kindPrefer          kind = 37
 	kindPromote         kind = 38
 	kindRaiseLevel      kind = 39
+	kindWritePolicy     kind = 60
 )
 
 type envelope struct {
@@ -153,6 +159,8 @@ func newCommand(k kind) command {
 		return new(cmdPromote)
 	case kindRaiseLevel:
 		return new(cmdRaiseLevel)
+	case kindWritePolicy:
+		return new(cmdWritePolicy)
 	}
 	return newSnapshotCommand(k)
 }
@@ -281,6 +289,7 @@ type cmdCreateVolume struct {
 	Hosts      []string
 	// PhysicalBytes is the physical block; 4096 in version 1.
 	PhysicalBytes uint32
+	MirroredRAM   bool // from version 5 on
 }
 
 func (*cmdCreateVolume) kind() kind { return kindCreateVolume }
@@ -297,6 +306,9 @@ func (x *cmdCreateVolume) walk(c *codec) {
 	c.flag(&x.AnyHost)
 	list(c, &x.Hosts, text[string])
 	walkPhysical(c, &x.PhysicalBytes)
+	if c.version >= 5 {
+		c.flag(&x.MirroredRAM)
+	}
 }
 
 // cmdDeleteVolume records the deletion of a volume.

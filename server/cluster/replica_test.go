@@ -393,7 +393,7 @@ func TestFeatureLevel(t *testing.T) {
 // The answers that nodes give each other are read in the form of either version.
 func TestMessageVersions(t *testing.T) {
 	_, id := wide(t)
-	for _, version := range []byte{2, 3, 4} {
+	for _, version := range []byte{2, 3, 4, 5} {
 		want := result{Code: codeConflict, Text: "no", ID: 4, Index: 7, Record: replication.Record{Volume: id, Epoch: 3, Owner: 1, InSync: []replication.NodeID{1}}}
 		var got result
 		if err := decodeMessage(must(encodeVersion(&want, version))(t), &got); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
