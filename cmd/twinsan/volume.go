@@ -62,6 +62,9 @@ func (v *volumePage) text(p *printer) {
 			policy = append(policy, w.word)
 		}
 	}
+	if x.WritePolicy == string(server.MirroredRAM) {
+		policy = append(policy, writeWords(&x))
+	}
 	snapshots, restoring := "", ""
 	if x.Snapshots > 0 {
 		snapshots = fmt.Sprint(x.Snapshots)
@@ -70,7 +73,7 @@ func (v *volumePage) text(p *printer) {
 		restoring = "it is being rolled back to a snapshot"
 	}
 	p.facts("volume", fmt.Sprintf("%s (LUN %d)", x.Name, x.LUN), "size", p.size(x.Size), "mapped", p.size(x.Mapped), "room", p.size(x.Room)+" in its pools", "state", x.State,
-		"policy", strings.Join(policy, ", "), "writes are", writeWords(&x), "blocks", fmt.Sprintf("%d bytes, physical %d", x.LogicalBlock, x.PhysicalBlock), "hosts", hostWords(&x),
+		"policy", strings.Join(policy, ", "), "blocks", fmt.Sprintf("%d bytes, physical %d", x.LogicalBlock, x.PhysicalBlock), "hosts", hostWords(&x),
 		"owner", ownerWords(&x), "lineage", lineageWords(x.Lineage), "served by", list(x.ServedBy), "epoch", fmt.Sprint(x.Epoch), "created", since(x.Created),
 		"clone of", x.Origin, "snapshots", snapshots, "rollback", restoring, "uuid", x.UUID, "serial", x.Serial, "naa", x.NAA,
 		"reads", fmt.Sprintf("%d, %s", x.Traffic.ReadOps, p.size(x.Traffic.ReadBytes)),
@@ -105,15 +108,12 @@ func (v *volumePage) text(p *printer) {
 	reservationTable(p, x.Reservations)
 }
 
-// writeWords says what an answered write is.
+// writeWords says what the policy mirrored-ram comes to now.
 func writeWords(v *volumeView) string {
-	switch {
-	case v.WritePolicy != string(server.MirroredRAM):
-		return v.WritePolicy
-	case v.DurableAlone:
-		return "mirrored-ram, but durable while only one copy is in sync"
+	if v.DurableAlone {
+		return v.WritePolicy + " (durable while only one copy is in sync)"
 	}
-	return "mirrored-ram: written on all copies in sync, flushed soon after"
+	return v.WritePolicy
 }
 
 // hostWords says who sees a volume.
