@@ -20,7 +20,8 @@ import (
 //	2  encoding 3: replicas that are added, removed and moved; modes of nodes;
 //	   settings; preferred owners; promotion by force; snapshots
 //	3  encoding 4: the rate of resyncs
-//	4  encoding 5: the write policy mirrored-ram
+//	4  encoding 5: a management address of its own for a node; the write policy
+//	   mirrored-ram
 const (
 	// FeatureLevel is the highest level that this program knows. A node refuses to
 	// run in a cluster of a higher one.
@@ -51,7 +52,8 @@ func encodingOf(level uint32) byte {
 
 // needsLevel is the level that a command needs.
 func needsLevel(x command) uint32 {
-	if _, raise := x.(*cmdRaiseLevel); raise {
+	switch x.(type) {
+	case *cmdInit, *cmdRaiseLevel: // the first says the level, and the other changes it
 		return 1
 	}
 	switch version := oldestVersion(x); {

@@ -384,6 +384,15 @@ func TestFeatureLevel(t *testing.T) {
 			t.Errorf("rate %d: %+v", wrong, r)
 		}
 	}
+	away := &cmdStart{Node: 2, Addresses: Addresses{Sync: "10.0.0.2:7", Management: "10.1.0.2:7"}, Version: "v"}
+	if r := b.do(away); r.Code != codeRefused || !strings.Contains(r.Text, "upgrade plan") {
+		t.Errorf("a management address on level 3: %+v", r)
+	}
+	b.ok(&cmdRaiseLevel{4, []asked{{1, 1}, {2, 0}}})
+	b.ok(away)
+	if s := must(b.m.state.marshal())(t); s[len(snapshotMagic)] != 5 {
+		t.Errorf("written in version %d", s[len(snapshotMagic)])
+	}
 	b.ok(&cmdSettings{Resync: true})
 	if b.m.state.Settings.ResyncRate != 0 {
 		t.Errorf("settings %+v", b.m.state.Settings)

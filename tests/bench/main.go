@@ -7,6 +7,7 @@
 //	go run ./tests/bench -rows write        rows whose name contains "write"
 //	go run ./tests/bench -rows costs        what COMPARE AND WRITE, digests, reservations cost
 //	go run ./tests/bench -rows mirror       two nodes beside one
+//	go run ./tests/bench -rows policy       the write policies beside each other
 //	go run ./tests/bench -profile           CPU profiles of the owner for each row
 //
 // The raw numbers of every measurement are saved next to the table.
@@ -115,6 +116,13 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	if !b.noOurs && (b.rows == "" || strings.Contains("mirror", b.rows)) {
 		table, err := b.mirrorTable(ctx)
+		if err != nil {
+			return err
+		}
+		text += table
+	}
+	if !b.noOurs && (b.rows == "" || strings.Contains("policy", b.rows)) {
+		table, err := b.policyTable(ctx)
 		if err != nil {
 			return err
 		}
