@@ -13,14 +13,11 @@ import (
 // policyTable measures the write policy mirrored-ram beside the durable one, and tgt
 // with its volatile cache and with FUA, in turns.
 func (b *bench) policyTable(ctx context.Context) (_ string, err error) {
-	v, err := b.cluster.CreateVolume(ctx, "ram", fmt.Sprintf("%dM", b.sizeMiB), "--any-host", "--write-policy", "mirrored-ram")
+	v, err := b.cluster.CreateVolume(ctx, "ram", fmt.Sprintf("%dM", b.sizeMiB), "--write-policy", "mirrored-ram")
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, b.cluster.DeleteVolume(ctx, "ram")) }()
-	if err := b.cluster.WaitHealthy(ctx, readyMax); err != nil {
-		return "", err
-	}
 	targets := []target{
 		{label: "durable", url: b.cluster.URL(b.volume.Owner, b.volume.LUN)},
 		{label: "mirrored-ram", url: b.cluster.URL(v.Owner, v.LUN)},
