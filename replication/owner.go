@@ -59,6 +59,8 @@ func (v *Volume) appendEpoch(then func(error)) {
 	v.opened = w.op.ID.Seq
 	if v.g.role == Activating {
 		v.loose, v.firm = 0, 0 // the log may be another one than in our last reign
+	} else if v.ram.Load() {
+		v.loose = v.opened // a member that is new has not flushed what was relaxed for it before
 	}
 	v.g.promised = max(v.g.promised, v.g.rec.Epoch)
 }
