@@ -69,6 +69,8 @@ type VolumeBackend interface {
 	// DeleteVolume refuses a volume in use unless inUse, and one with snapshots
 	// unless withSnapshots. With dryRun nothing changes.
 	DeleteVolume(ctx context.Context, name string, dryRun, inUse, withSnapshots bool) (*server.Volume, []server.Session, error)
+	// SetWritePolicy changes when writes to a volume are answered.
+	SetWritePolicy(ctx context.Context, name string, p server.WritePolicy) (*server.Volume, error)
 	// ResizeVolume grows a volume to size bytes.
 	ResizeVolume(ctx context.Context, name string, size uint64) (*server.Volume, error)
 	// CheckVolume compares every replica with the owner's; it takes as long as

@@ -179,7 +179,7 @@ func volumeMessage(v *server.Volume) *v1.Volume {
 		PhysicalBlockBytes: v.PhysicalBlock, ReadOnlyHosts: v.ReadOnly, RoomBytes: v.Room, Paths: each(v.Paths, pathMessage),
 		Counts: each(v.Counts, countMessage), Reservations: reservationsMessage(v.Reservations),
 		Snapshots: uint32(v.Snapshots), Origin: v.Origin, Restoring: v.Restoring,
-		PreferredNode: v.Preferred, Lineage: v.Lineage,
+		PreferredNode: v.Preferred, Lineage: v.Lineage, WritePolicy: string(v.WritePolicy), DurableAlone: v.DurableAlone,
 		Offloads: each(server.Offloads(v.Counts), func(o *server.Offload) *v1.Offload {
 			return &v1.Offload{Name: o.Name, Used: o.Used, Refused: o.Refused}
 		}),

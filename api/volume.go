@@ -41,10 +41,14 @@ func (s *volumeService) CreateVolume(ctx context.Context, r *v1.CreateVolumeRequ
 	if len(r.GetRequestId()) > 64 {
 		return nil, fmt.Errorf("%w: request_id is longer than 64 bytes", server.ErrInvalid)
 	}
+	policy, err := server.ParseWritePolicy(r.GetWritePolicy())
+	if err != nil {
+		return nil, err
+	}
 	v, err := s.backend.CreateVolume(ctx, server.VolumeSpec{
 		Name: r.GetName(), Size: r.GetSizeBytes(), Hosts: r.GetHosts(), AnyHost: r.GetAnyHost(),
 		Dedup: !r.GetNoDedup(), Compress: !r.GetNoCompress(), LogicalBlock: r.GetLogicalBlockBytes(), RequestID: r.GetRequestId(),
-		PhysicalBlock: r.GetPhysicalBlockBytes(), Thick: r.GetThick(),
+		PhysicalBlock: r.GetPhysicalBlockBytes(), Thick: r.GetThick(), MirroredRAM: policy == server.MirroredRAM,
 	})
 	if err != nil {
 		return nil, err
@@ -62,6 +66,21 @@ func (s *volumeService) DeleteVolume(ctx context.Context, r *v1.DeleteVolumeRequ
 
 func (s *volumeService) ResizeVolume(ctx context.Context, r *v1.ResizeVolumeRequest) (*v1.Volume, error) {
 	v, err := s.backend.ResizeVolume(ctx, r.GetName(), r.GetSizeBytes())
+	if err != nil {
+		return nil, err
+	}
+	return volumeMessage(v), nil
+}
+
+func (s *volumeService) SetVolume(ctx context.Context, r *v1.SetVolumeRequest) (*v1.Volume, error) {
+	if r.GetWritePolicy() == "" {
+		return s.GetVolume(ctx, &v1.GetVolumeRequest{Name: r.GetName()})
+	}
+	policy, err := server.ParseWritePolicy(r.GetWritePolicy())
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.backend.SetWritePolicy(ctx, r.GetName(), policy)
 	if err != nil {
 		return nil, err
 	}

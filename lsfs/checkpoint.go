@@ -325,9 +325,11 @@ func (s *Store) writeCheckpoint() error {
 	if err := s.flushStream(&c.out); err != nil {
 		return err
 	}
-	s.log.turn.Lock()
-	durable := s.log.seq // who has the turn has flushed
-	s.log.turn.Unlock()
+	// DURABLE: what the pages of the cut tell of stands in the log, blocks included.
+	if err := s.flushLog(); err != nil {
+		return err
+	}
+	durable := s.flush.durable.Load()
 	sb := s.pool
 	sb.Sequence++
 	sb.Previous, sb.PreviousCheckpoint = sb.Root, sb.Checkpoint

@@ -12,17 +12,18 @@ import (
 // The staging buffer takes shape in this order: records, with everything but
 // addresses; then, with the log's turn, addresses and payload; then the header.
 type batch struct {
-	buf    []byte // aligned staging: header, records, payload
-	end    int    // end of the records
-	n      int    // records
-	ops    []*Op
-	fresh  []fresh // identities made by this batch, in order
-	slots  freshTable
-	pinned []BID // by the second probe
-	bytes  int64 // stored bytes of fresh
-	copies int64 // pages that shared leaves and clones cost
-	before format.Position
-	plain  [dedup.BlockSize]byte // of a block on its way to the cache
+	buf     []byte // aligned staging: header, records, payload
+	end     int    // end of the records
+	n       int    // records
+	ops     []*Op
+	fresh   []fresh // identities made by this batch, in order
+	slots   freshTable
+	pinned  []BID // by the second probe
+	relaxed bool  // all operations are
+	bytes   int64 // stored bytes of fresh
+	copies  int64 // pages that shared leaves and clones cost
+	before  format.Position
+	plain   [dedup.BlockSize]byte // of a block on its way to the cache
 }
 
 type fresh struct {
@@ -46,6 +47,7 @@ func (b *batch) hasWhole() bool {
 
 func (b *batch) reset() {
 	b.end, b.n, b.bytes, b.copies = format.CommitHeaderSize, 0, 0, 0
+	b.relaxed = false
 	clear(b.fresh)
 	b.slots.reset()
 	b.fresh, b.pinned = b.fresh[:0], b.pinned[:0]
@@ -158,6 +160,10 @@ func (s *Store) runBatch(refuse bool) {
 	}
 	if b.n > 0 {
 		dirty := s.pg.nDirty.Load()
+		b.relaxed = true
+		for _, op := range b.ops {
+			b.relaxed = b.relaxed && (op.err != nil || op.Relaxed && op.Kind == OpWrite)
+		}
 		err := s.write()
 		if err == nil {
 			if err = s.applyBatch(); err == nil {
@@ -574,7 +580,8 @@ func (v *Volume) Kept(start BlockNo, count uint32) bool {
 	return false
 }
 
-// write gives the staged records their addresses and makes the commit durable.
+// write gives the staged records their addresses and writes the commit, durably unless
+// the batch is relaxed.
 //
 // Blocks that are stored whole come first, each on a page of the device of its
 // own, so that reading one later takes one page and not two; the compressed ones
@@ -625,7 +632,7 @@ func (s *Store) write() error {
 		}
 		at = b.end - len(rest)
 	}
-	if err := s.commit(b.buf, b.n, b.end-format.CommitHeaderSize, payloadOff, off-payloadOff); err != nil {
+	if err := s.commit(b.buf, b.relaxed, b.n, b.end-format.CommitHeaderSize, payloadOff, off-payloadOff); err != nil {
 		return err
 	}
 	s.stats.batch.add(uint64(b.n))
@@ -634,7 +641,7 @@ func (s *Store) write() error {
 	return nil
 }
 
-// applyBatch makes the durable commit visible. It runs the records that are on
+// applyBatch makes the commit visible. It runs the records that are on
 // the device through the same function as replay.
 func (s *Store) applyBatch() error {
 	b := &s.batch

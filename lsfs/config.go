@@ -62,6 +62,13 @@ type Config struct {
 	CheckpointBytes int64
 	// CheckpointInterval starts one when something changed. Default 30 s.
 	CheckpointInterval time.Duration
+	// FlushInterval is how long a relaxed operation may wait for its flush. Default
+	// 200 ms, 1 ms to 10 s.
+	FlushInterval time.Duration
+	// FlushBytes bounds the log that waits for a flush: what would be more is flushed
+	// at once. Default 64 MiB.
+	FlushBytes int64
+
 	// GarbageMax is the percentage of the pool that dead bytes may take before the
 	// cleaner works in the background; the usable size leaves it out. Default 20, 5 to 50.
 	GarbageMax int
@@ -83,6 +90,10 @@ type Config struct {
 	// the store. Default: none.
 	Event func(Event)
 }
+
+// FlushInterval is the default of Config.FlushInterval: short beside what a crashed
+// host loses of its own memory, long beside a flush.
+const FlushInterval = 200 * time.Millisecond
 
 // Event is a fact about the store that an operator should see.
 type Event struct {
@@ -113,6 +124,12 @@ func (c Config) withDefaults() (Config, error) {
 	if c.CheckpointInterval == 0 {
 		c.CheckpointInterval = 30 * time.Second
 	}
+	if c.FlushInterval == 0 {
+		c.FlushInterval = FlushInterval
+	}
+	if c.FlushInterval < time.Millisecond || 10*time.Second < c.FlushInterval {
+		return c, fmt.Errorf("config: FlushInterval is %v, allowed are 1ms to 10s", c.FlushInterval)
+	}
 	if c.ScrubInterval == 0 {
 		c.ScrubInterval = ScrubInterval
 	}
@@ -142,6 +159,7 @@ func (c Config) withDefaults() (Config, error) {
 		set(&c.L2Rate, l2Rate, 4096, "L2Rate"),
 		set(&c.MetadataBytes, 256<<20, 8<<20, "MetadataBytes"),
 		set(&c.IndexBytes, 64<<20, 64<<10, "IndexBytes"),
+		set(&c.FlushBytes, 64<<20, 4096, "FlushBytes"),
 		set(&c.CheckpointBytes, 1<<30, 64<<10, "CheckpointBytes"),
 	} {
 		if err != nil {

@@ -33,6 +33,7 @@ type lane struct {
 	cfg    Config
 	model  *site
 	look   *reader
+	lax    *rand.Rand
 }
 
 // stats of a run of the explorer.
@@ -106,6 +107,11 @@ func exploreLane(seed uint64, look *reader, x *explored) error {
 	if l.rng.IntN(2) == 0 {
 		l.cfg.CheckpointBytes = 64 << 10 // so that they are cut between the slices of one operation too
 	}
+	if l.lax = rand.New(rand.NewPCG(seed, 0x6c6178)); l.lax.IntN(3) == 0 {
+		l.lax = nil
+	} else if l.lax.IntN(3) == 0 {
+		l.cfg.FlushBytes = 16 << 10
+	}
 	err := Format(context.Background(), FormatConfig{Pool: [16]byte{9}, Key: testKey, Devices: l.cfg.Devices, SegmentBytes: segment, OpenDevice: l.cfg.OpenDevice})
 	if err != nil {
 		return err
@@ -136,7 +142,7 @@ func (l *lane) panicked(p any) {
 
 // past gives the pool a history, so that its segments hold what was there before.
 func (l *lane) past(steps int) error {
-	d := &driver{rng: l.rng, images: l.images, big: true}
+	d := &driver{rng: l.rng, images: l.images, big: true, lax: l.lax}
 	if err := d.start(l.cfg, l.model, l.panicked); err != nil {
 		return err
 	}
@@ -159,7 +165,7 @@ func (l *lane) workload(number int, x *explored) error {
 		m.Mark()
 		m.Record(tape, i)
 	}
-	d := &driver{rng: l.rng, images: l.images, tape: tape}
+	d := &driver{rng: l.rng, images: l.images, tape: tape, lax: l.lax}
 	run := func() error {
 		if err := d.start(l.cfg, l.model, l.panicked); err != nil {
 			return err
@@ -218,12 +224,14 @@ func (l *lane) workload(number int, x *explored) error {
 			break
 		}
 	}
-	if leave == len(events) {
+	if leave == len(events) && l.lax == nil {
 		l.model = d.models[end[0]]
 		return nil
 	}
 	// The next workload begins at a crash of this one.
-	devicetest.Keep50.Cut(l.images, unsynced, l.rng)
+	if leave < len(events) {
+		devicetest.Keep50.Cut(l.images, unsynced, l.rng)
+	}
 	s, err := open(context.Background(), l.cfg)
 	if err != nil {
 		return err
@@ -276,7 +284,7 @@ func (l *lane) state(loss devicetest.Loss, workload, event int, unsynced []devic
 	}
 	// Go on from here, and open once more.
 	x.goneOn.Add(1)
-	d := &driver{rng: rng, images: l.images}
+	d := &driver{rng: rng, images: l.images, lax: l.lax}
 	if err := d.start(l.cfg, models[found], l.panicked); err != nil {
 		return true, fmt.Errorf("go on: %w", err)
 	}

@@ -9,7 +9,8 @@
 // All writing is appending to one log over all devices; the log is the store,
 // there is no second journal. Append queues an operation, Kick commits what is
 // queued: records and payload are staged, written at the head of the log as one
-// self-addressed, chained commit, made durable by one flush, applied to the
+// self-addressed, chained commit, made durable by one flush (or by a later one, if
+// all of them are Relaxed), applied to the
 // pages of maps and identities in RAM, and reported. Replay runs the same
 // records through the same function (apply), so the two cannot drift.
 //
@@ -20,7 +21,7 @@
 // then the superblocks. A start loads the root and replays what came later.
 //
 //	queue.go commit.go task.go   what waits, and how it becomes a commit
-//	log.go                       the head of the log
+//	log.go flush.go              the head of the log, and making it durable
 //	apply.go tree.go identity.go what a record does to the pages
 //	clone.go annex.go            leaves that maps share; blocks behind a volume's end
 //	own.go snapshot.go           trees that share pages: copy on write, snapshots, rollback
@@ -51,9 +52,9 @@
 //
 // Readers ahead and the writer of the flash cache only read the store.
 //
-// Lock order: Store.changing (of the list of devices), committing role, logWriter.turn, queue.mu, Store.mu, then without
+// Lock order: Store.changing (of the list of devices), committing role, logWriter.turn, flusher.turn, flusher.mu, queue.mu, Store.mu, then without
 // order among them the shards of pins, checkpointer.mu, the index and the cache.
-// Only the role and turn are held across I/O: turn is the meaning of "one commit
+// Only the role and the turns are held across I/O: logWriter's turn is the meaning of "one commit
 // in flight". Store.mu guards pages, directory, segments and volumes; it is held
 // for the walk of a request, never for I/O: who misses a page lets go, faults it
 // in, and walks again. Bytes on a device are protected by their segment's reader
@@ -61,10 +62,10 @@
 //
 // # Invariants kept here
 //
-//	DURABLE    Done without an error comes after the flush of the commit; a failed
-//	           write or flush stops the store for good (poison)
+//	DURABLE    Done without an error comes after the flush of the commit, unless it is
+//	           relaxed; a failed write or flush stops the store for good (poison)
 //	ATOMIC-4K  a block is old or new: a commit that is not whole is cut off, and a
-//	           map names a block only after it is durable
+//	           map that a start reads names a block only after it is durable
 //	ORDERED    operations of a volume are applied in sequence without gaps
 //	REFS       references of an identity = entries of leaves that name it, a leaf that
 //	           several ways lead to counted once; parents of a page = places that lead

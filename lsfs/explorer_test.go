@@ -166,6 +166,7 @@ type driver struct {
 	acked   int
 	pins    map[uint16]BID // blocks held by a pin
 	big     bool           // writes are larger: to get around the log sooner
+	lax     *rand.Rand     // nil: no operation is relaxed. Its own, so that a seed is the history that it was
 	current string         // what runs, for messages
 	done    []string
 }
@@ -260,12 +261,16 @@ func (d *driver) run(ops ...*Op) error {
 	var failed error
 	left := len(ops)
 	before := len(d.models) - 1 - len(ops)
+	firm := 0
 	d.alone(func() {
 		for _, op := range ops {
+			op.Relaxed = d.lax != nil && d.lax.IntN(4) > 0
 			op.Done = func(_ *Op, err error) {
 				left--
 				if failed = errors.Join(failed, err); failed == nil {
-					before++
+					if before++; !op.Relaxed || op.Kind != OpWrite {
+						firm = before
+					}
 				}
 			}
 			d.s.Append(op)
@@ -274,7 +279,11 @@ func (d *driver) run(ops ...*Op) error {
 	if left > 0 || errors.Is(failed, ErrNoSpace) {
 		return errFull
 	}
-	d.acked = max(d.acked, before)
+	if d.lax != nil && d.lax.IntN(8) == 0 {
+		failed = errors.Join(failed, d.s.flushLog())
+		firm = before
+	}
+	d.acked = max(d.acked, firm)
 	d.mark()
 	return failed
 }

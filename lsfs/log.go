@@ -119,9 +119,9 @@ func (s *Store) turnTo(generation uint64) (uint32, error) {
 }
 
 // commit completes the commit in buf (records and payload are in place, the
-// header is not), writes it, makes it durable and gives the turn back. On an
-// error nobody knows what is on the device: the store is poisoned.
-func (s *Store) commit(buf []byte, records, recordBytes, payloadOff, payloadLen int) error {
+// header is not), writes it, makes it durable unless it is relaxed, and gives the turn
+// back. On an error nobody knows what is on the device: the store is poisoned.
+func (s *Store) commit(buf []byte, relaxed bool, records, recordBytes, payloadOff, payloadLen int) error {
 	l := &s.log
 	defer l.turn.Unlock()
 	end := payloadOff + payloadLen
@@ -130,7 +130,7 @@ func (s *Store) commit(buf []byte, records, recordBytes, payloadOff, payloadLen 
 	h := format.Commit{
 		Pool: s.id, Records: uint32(records),
 		Segment: l.segment, Next: l.next, Generation: l.generation, Offset: l.offset, Total: uint32(total),
-		Seq: l.seq + 1, Durable: l.seq, Previous: l.hash,
+		Seq: l.seq + 1, Durable: s.flush.durable.Load(), Previous: l.hash,
 		RecordBytes: uint32(recordBytes), PayloadOff: uint32(payloadOff), PayloadLen: uint32(payloadLen),
 		RecordSum: format.Checksum(buf[format.CommitHeaderSize : format.CommitHeaderSize+recordBytes]),
 	}
@@ -145,16 +145,18 @@ func (s *Store) commit(buf []byte, records, recordBytes, payloadOff, payloadLen 
 		s.poison(err)
 		return s.failure()
 	}
-	written := time.Now()
-	// DURABLE: the one place that flushes the log. An error is never retried.
-	if err := d.Flush(); err != nil {
-		err = fmt.Errorf("flush commit %d: %w", h.Seq, err)
-		s.poison(err)
-		return s.failure()
+	waiting := s.flush.wrote(d, h.Seq, total)
+	var err error
+	if relaxed {
+		s.stats.relaxed.Add(1)
+		err = s.relax(waiting)
+	} else {
+		err = s.flushLog()
 	}
-	done := time.Now()
-	s.stats.flush.observe(done.Sub(written))
-	s.stats.commit.observe(done.Sub(start))
+	if err != nil {
+		return err
+	}
+	s.stats.commit.observe(time.Since(start))
 	s.stats.logBytes.Add(int64(total))
 	s.ckpt.bytes.Add(int64(total))
 	l.seq, l.hash = h.Seq, l.chain(buf[:format.CommitHeaderSize+recordBytes])

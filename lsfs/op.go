@@ -91,6 +91,12 @@ type Op struct {
 	// journals): new blocks of it enter the cache on this node.
 	Warm bool
 
+	// Relaxed: an OpWrite that is done when it is written and visible, before it is
+	// durable. It becomes durable with the next operation that is not relaxed, and after
+	// Config.FlushInterval at the latest; until then a power cut may take it back,
+	// together with everything that came after it.
+	Relaxed bool
+
 	// Plain may hold, for an OpWrite, the content of blocks that shall enter the cache
 	// on this node because what they replace was read there (see Volume.Wanted): empty,
 	// or nil or 4096 bytes for each block. It stays the caller's, until Done.
@@ -101,7 +107,7 @@ type Op struct {
 	Snapshot    VolumeID // OpSnapshot, OpRollback
 
 	// Done is called once by the committing goroutine, when the operation is
-	// durable on this node and visible to Read, or has failed. Operations of one
+	// durable on this node (or Relaxed) and visible to Read, or has failed. Operations of one
 	// volume are done in the order of Append. It must not block or call Append.
 	Done func(op *Op, err error)
 	// Ctx belongs to the caller.

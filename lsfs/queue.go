@@ -253,7 +253,7 @@ func (op *Op) alone() bool {
 	case OpClone:
 		return op.Count > cloneSlice
 	}
-	return op.Kind == opTask || op.Kind == OpSnapshot || op.Kind == OpRollback // what follows finds its pages shared
+	return op.Kind == opTask || op.Kind == OpSnapshot && op.Snapshot != 0 || op.Kind == OpRollback // what follows finds its pages shared
 }
 
 // putBack returns the operations of the batch from i on to the head of the queue.

@@ -93,14 +93,15 @@ func (r *logReader) records(c *format.Commit) (all []byte, ok bool, err error) {
 // The log goes on in the segment of pos or at the start of the next one; when
 // both hold a commit of the wanted sequence, the next segment is right: a start
 // after a crash always goes on there, and what stands in the old one was cut off
-// before. The first commit that is missing or damaged ends the log if it can be
-// the one that was in flight: nothing behind it exists and nothing says that it
-// was durable. Else it is corruption, and the store does not start.
+// before. The first commit that is missing or damaged ends the log if it can be one
+// that was never flushed: nothing says that it was durable. Else it is corruption,
+// and the store does not start. Behind the end there may be commits that are whole:
+// they were not flushed either, and a device keeps what it likes.
 func (s *Store) replay(pos format.Position, progress uint64) (format.Position, error) {
 	r := &logReader{s: s, buf: device.AlignedBuffer(int(s.commitMax) + readAhead)}
 	defer device.FreeAligned(r.buf)
 	w := &window{}
-	var c, peek, successor format.Commit
+	var c, successor format.Commit
 	var successorOK bool
 	var healed uint64 // sequence of the last commit that was tried to be made again
 	var err error
@@ -131,9 +132,15 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 		if err != nil {
 			return pos, err
 		}
+		known := s.pool.Durable
+		if ok {
+			known = max(known, c.Durable)
+		}
 		if !ok || w.full() {
-			if err := s.replayWindow(w); err != nil {
+			if end, err := s.replayWindow(r, w, known); err != nil {
 				return pos, err
+			} else if end != nil {
+				return *end, s.endOfLog(r, *end)
 			}
 		}
 		var all []byte
@@ -155,8 +162,10 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 			}
 		}
 		if !ok {
-			if err := s.replayWindow(w); err != nil {
+			if end, err := s.replayWindow(r, w, known); err != nil {
 				return pos, err
+			} else if end != nil {
+				pos = *end
 			}
 			return pos, s.endOfLog(r, pos)
 		}
@@ -169,31 +178,7 @@ func (s *Store) replay(pos format.Position, progress uint64) (format.Position, e
 				return was, err
 			}
 		}
-		if s.pool.Durable < c.Seq {
-			more, err := next(&peek)
-			if err != nil {
-				return was, err
-			}
-			if !more {
-				whole, err := s.payloadIntact(r, &c)
-				if err != nil {
-					return was, err
-				}
-				if !whole {
-					if err := s.replayWindow(w); err != nil {
-						return was, err
-					}
-					pos = was
-					if was.Segment != c.Segment {
-						if err := look(); err != nil {
-							return was, err
-						}
-					}
-					return was, s.endOfLog(r, was)
-				}
-			}
-		}
-		w.add(&c, s.scratch, progress)
+		w.add(&c, was, s.scratch, progress)
 		progress = 0
 	}
 }
@@ -207,6 +192,7 @@ type window struct {
 
 type windowed struct {
 	commit   format.Commit
+	before   format.Position
 	from, to int // of its records
 	progress uint64
 }
@@ -221,14 +207,32 @@ func (w *window) full() bool {
 	return windowCommits <= len(w.commits) || windowBytes <= len(w.records)
 }
 
-func (w *window) add(c *format.Commit, records []byte, progress uint64) {
+func (w *window) add(c *format.Commit, before format.Position, records []byte, progress uint64) {
 	from := len(w.records)
 	w.records = append(w.records, records...)
-	w.commits = append(w.commits, windowed{*c, from, len(w.records), progress})
+	w.commits = append(w.commits, windowed{*c, before, from, len(w.records), progress})
 }
 
-// replayWindow applies what is in the window, and empties it.
-func (s *Store) replayWindow(w *window) error {
+// replayWindow applies what is in the window, and empties it. known is a commit that was
+// durable. Of those behind it, and behind what the commits say themselves, the payload
+// may be torn: the first that is not whole ends the log where end says.
+func (s *Store) replayWindow(r *logReader, w *window, known uint64) (end *format.Position, err error) {
+	for i := range w.commits {
+		known = max(known, w.commits[i].commit.Durable)
+	}
+	for i := range w.commits {
+		x := &w.commits[i]
+		if x.commit.Seq <= known {
+			continue
+		}
+		if whole, err := s.payloadIntact(r, &x.commit, w.records[x.from:x.to]); err != nil {
+			return nil, err
+		} else if !whole {
+			at := x.before
+			end, w.commits = &at, w.commits[:i]
+			break
+		}
+	}
 	var all [][]byte
 	for i := range w.commits {
 		x := &w.commits[i]
@@ -239,13 +243,13 @@ func (s *Store) replayWindow(w *window) error {
 		x := &w.commits[i]
 		s.scratch = append(s.scratch[:0], all[i]...)
 		if err := s.replayCommit(&x.commit, x.progress); err != nil {
-			return fmt.Errorf("replay commit %d: %w", x.commit.Seq, err)
+			return nil, fmt.Errorf("replay commit %d: %w", x.commit.Seq, err)
 		}
 		s.visit(x.commit.Segment)
 		s.stats.ops.Add(int64(x.commit.Records))
 	}
 	w.commits, w.records = w.commits[:0], w.records[:0]
-	return nil
+	return end, nil
 }
 
 // replayCommit applies the records in s.scratch.
@@ -290,10 +294,9 @@ func (s *Store) visit(n uint32) {
 	s.visited[n] = true
 }
 
-// payloadIntact checks the stored blocks of the last commit: the only one that
-// may have been torn.
-func (s *Store) payloadIntact(r *logReader, c *format.Commit) (bool, error) {
-	rest := s.scratch
+// payloadIntact checks the stored blocks of a commit that may have been torn. rest is
+// its records.
+func (s *Store) payloadIntact(r *logReader, c *format.Commit, rest []byte) (bool, error) {
 	base := format.MakeAddr(c.Segment, c.Offset)
 	good := func(a format.Addr, n uint16, sum uint32) (bool, error) {
 		if a < base || base+format.Addr(c.Total) < a+format.Addr(n) {
@@ -356,7 +359,7 @@ func (s *Store) endOfLog(r *logReader, pos format.Position) error {
 			if !ok || generation && c.Generation != pos.Generation {
 				continue
 			}
-			if missing <= c.Durable || missing < c.Seq {
+			if missing <= c.Durable {
 				return s.report(s.corrupt("commit", at, 0, 0, fmt.Errorf("commit %d is damaged, commit %d at segment %d offset %d proves that it was durable: %w", missing, c.Seq, segment, off, format.ErrInvalid)))
 			}
 		}
@@ -622,6 +625,8 @@ func (s *Store) recoverFrom(checkpoint uint64, extents []format.Extent) error {
 	s.segs.all[pos.Next].state = segmentNext
 	pos.Segment, pos.Offset = format.NoSegment, 0
 	s.log.moveTo(pos)
+	s.flush.written = pos.Seq
+	s.flush.durable.Store(pos.Seq)
 	for i := range s.segs.all {
 		seg := &s.segs.all[i]
 		if len(root.Ages) == 0 || s.visited[i] {

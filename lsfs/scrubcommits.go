@@ -73,11 +73,16 @@ func (s *Store) scrubCommits(ctx context.Context) error {
 }
 
 // proveCommits walks the commits of a sealed segment. A place where no header parses
-// although one of the same generation follows is a damaged commit.
+// although one of the same generation follows is a damaged commit. Where the log was cut
+// by a loss of power there may be such a place too: nothing that follows says that the
+// commit there was durable, and nothing from there on is in use.
 func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err error) {
 	var c format.Commit
 	var generation uint64
 	gap := format.NoSegment // where a header is missing
+	last := uint64(0)       // sequence of the last whole commit; 0 in streams
+	torn := uint64(0)       // damaged commits of the log that nothing proved to have been durable
+	var tornAt *CorruptError
 	for at := uint32(0); s.segs.bytes-at >= format.PageSize; {
 		ok, err := r.header(n, at, &c)
 		read += format.PageSize
@@ -93,9 +98,20 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 		}
 		generation = c.Generation
 		if gap != format.NoSegment {
+			if last != 0 && c.Durable <= last {
+				return read, damaged, nil // the end of the log, once
+			}
 			damaged++
 			_ = s.report(s.corrupt("commit", format.MakeAddr(n, gap), 0, 0, fmt.Errorf("no header, but commit %d follows: %w", c.Seq, format.ErrInvalid)))
 			gap = format.NoSegment
+		}
+		if torn != 0 {
+			if c.Durable < torn {
+				return read, damaged, nil
+			}
+			damaged++
+			_ = s.report(tornAt)
+			torn = 0
 		}
 		all, ok, err := r.records(&c)
 		read += int(c.RecordBytes)
@@ -103,8 +119,11 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 			return read, damaged, err
 		}
 		if !ok {
-			damaged++
-			_ = s.report(s.corrupt("commit", format.MakeAddr(n, at), c.RecordSum, format.Checksum(all[format.CommitHeaderSize:]), nil))
+			torn, tornAt = c.Seq, s.corrupt("commit", format.MakeAddr(n, at), c.RecordSum, format.Checksum(all[format.CommitHeaderSize:]), nil)
+			if torn == 0 { // of a stream
+				damaged++
+				_ = s.report(tornAt)
+			}
 		} else if pages, ok := parityPages(&c, all[format.CommitHeaderSize:]); ok {
 			read += pages * format.PageSize
 			if good, err := s.proveParity(n, at, pages); err != nil {
@@ -114,7 +133,16 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 				_ = s.report(s.corrupt("parity", format.MakeAddr(n, at), 0, 0, fmt.Errorf("the pages of commit %d do not come to its parity: %w", c.Seq, format.ErrInvalid)))
 			}
 		}
+		last = c.Seq
 		at += c.Total
+	}
+	if torn != 0 {
+		if cut, err := s.cutBefore(r, c.Next, torn); err != nil {
+			return read, damaged, err
+		} else if !cut {
+			damaged++
+			_ = s.report(tornAt)
+		}
 	}
 	if gap == format.NoSegment {
 		return read, damaged, nil
@@ -127,6 +155,17 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 		_ = s.report(s.corrupt("commit", format.MakeAddr(n, gap), 0, 0, fmt.Errorf("no header, but the pages behind are those of commit %d: %w", c.Seq, format.ErrInvalid)))
 	}
 	return read, damaged, nil
+}
+
+// cutBefore says whether the log went on in a segment with a commit that took the place of
+// one: a start had found that one torn.
+func (s *Store) cutBefore(r *logReader, next uint32, seq uint64) (bool, error) {
+	if !s.segs.exists(next) {
+		return false, nil
+	}
+	var c format.Commit
+	ok, err := r.header(next, 0, &c)
+	return ok && c.Seq != 0 && c.Seq <= seq, err
 }
 
 // evacuate stores elsewhere what is live in some segments.

@@ -47,6 +47,7 @@ type counters struct {
 	checksumErrors, deviceErrors, repairs atomic.Int64
 	spaceWaits, spaceRefused, pacedNanos  atomic.Int64
 	rebuilt                               atomic.Int64
+	relaxed                               atomic.Int64
 	sharedReads, aheadBlocks, aheadFailed atomic.Int64
 	warmBlocks                            atomic.Int64
 	tryHits, tryMisses                    atomic.Int64 // of TryRead in vain: Read looks for the same blocks again
@@ -59,6 +60,8 @@ type Stats struct {
 	CommitOps    Histogram // operations in a commit
 
 	Ops         int64 // operations committed
+	Relaxed     int64 // commits that were left to a later flush
+	Unflushed   int64 // bytes of log that wait for it
 	LogBytes    int64 // bytes written to devices: the log, checkpoints, moved blocks
 	BlocksNew   int64 // blocks stored
 	BlocksRef   int64 // blocks that became references
@@ -131,7 +134,7 @@ func (s *Store) Stats() Stats {
 	c := &s.stats
 	st := Stats{
 		CommitMicros: c.commit.read(), FlushMicros: c.flush.read(), CommitOps: c.batch.read(),
-		Ops: c.ops.Load(), LogBytes: c.logBytes.Load(), BlocksNew: c.blocksNew.Load(), BlocksRef: c.blocksRef.Load(),
+		Ops: c.ops.Load(), Relaxed: c.relaxed.Load(), Unflushed: s.Unflushed(), LogBytes: c.logBytes.Load(), BlocksNew: c.blocksNew.Load(), BlocksRef: c.blocksRef.Load(),
 		BlocksZero: c.blocksZero.Load(), StoredBytes: c.storedBytes.Load(),
 		PinHits: c.pinHits.Load(), PinMisses: c.pinMisses.Load(),
 		SegmentsCleaned: c.cleaned.Load(), CleanerBytes: c.cleanedBytes.Load(), CleanerPages: c.cleanedPages.Load(),

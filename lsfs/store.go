@@ -42,6 +42,7 @@ type Store struct {
 	pins     pinTable
 	queue    queue
 	log      logWriter
+	flush    flusher
 	batch    batch
 	missing  []uint32 // scratch of the committing role
 	faults   faulter
@@ -92,7 +93,10 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	healed, err := s.healSuperblocks()
+	healed := 0
+	if err = s.flushAll(); err == nil {
+		healed, err = s.healSuperblocks()
+	}
 	if err != nil {
 		s.free()
 		return nil, fmt.Errorf("open pool %x: %w", s.id, err)
@@ -112,8 +116,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		s.free()
 		return nil, fmt.Errorf("open pool %x: record its devices: %w", s.id, err)
 	}
-	s.running.Add(6)
+	s.running.Add(7)
 	go s.committer()
+	go s.flushLoop()
 	go s.checkpointLoop()
 	go s.cleanLoop()
 	go s.trimLoop()
@@ -167,6 +172,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	s.slack = max(size/128, int64(sb.SegmentBytes)/2)
 	s.refsMax, s.parentsMax, s.parentsLast = refsMax, parentsMax, parentsLast
 	s.pins.init()
+	s.flush.init()
 	s.missing = make([]uint32, 0, 32*faultsAtOnce)
 	s.queue.wake.L = &s.queue.mu
 	s.log.hasher = keyedHasher(c.Key)
@@ -262,6 +268,9 @@ func (s *Store) Close() error {
 	}
 	if err == nil && s.ckpt.changed.Load() {
 		err = s.checkpoint()
+	}
+	if err == nil {
+		err = s.flushLog()
 	}
 	s.ckpt.mu.Lock()
 	s.ckpt.closed = true

@@ -237,7 +237,7 @@ func (s *Store) commitMoves(live []move) error {
 		format.PutMove(at, i, &format.Move{BID: uint64(m.bid), Old: m.old, New: base + format.Addr(off), Sum: m.sum, Len: uint16(len(m.data)), Encoding: m.enc})
 		off += copy(b.buf[off:], m.data)
 	}
-	if err := s.commit(b.buf, 1, b.end-format.CommitHeaderSize, b.end, off-b.end); err != nil {
+	if err := s.commit(b.buf, false, 1, b.end-format.CommitHeaderSize, b.end, off-b.end); err != nil {
 		return err
 	}
 	s.stats.cleanedBytes.Add(int64(off - b.end))

@@ -38,8 +38,11 @@ type Record struct {
 	Replicas  []Replica
 	Dedup     bool // policy: look for duplicates
 	Compress  bool // policy: compress
-	Forced    bool // promoted by force (B3)
-	Deleted   bool // deletion is recorded; replicas free their copies
+	// MirroredRAM is the write policy: an acknowledged write is written on every replica
+	// in sync, and flushed soon (W6). False: it is durable there (W5).
+	MirroredRAM bool
+	Forced      bool // promoted by force (B3)
+	Deleted     bool // deletion is recorded; replicas free their copies
 	// Origin is the snapshot as which the volume began; 0: it began empty.
 	Origin lsfs.VolumeID
 }

@@ -170,7 +170,14 @@ func (b *bench) startOn(id NodeID, path string, format bool) *testNode {
 			b.t.Fatal(err)
 		}
 	}
-	store, err := lsfs.Open(ctx, lsfs.Config{Devices: []string{path}, Key: b.key, L1Bytes: 16 << 20, MetadataBytes: 32 << 20, IndexBytes: 4 << 20, Logger: slog.New(slog.DiscardHandler)})
+	return b.startWith(id, lsfs.Config{Devices: []string{path}})
+}
+
+// startWith starts a node on a pool that is formatted.
+func (b *bench) startWith(id NodeID, c lsfs.Config) *testNode {
+	b.t.Helper()
+	c.Key, c.L1Bytes, c.MetadataBytes, c.IndexBytes, c.Logger = b.key, 16<<20, 32<<20, 4<<20, slog.New(slog.DiscardHandler)
+	store, err := lsfs.Open(b.t.Context(), c)
 	if err != nil {
 		b.t.Fatal(err)
 	}

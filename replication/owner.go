@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -17,6 +18,9 @@ func (v *Volume) sequence(w *work) {
 	w.op.ID = lsfs.OpID{Epoch: v.g.rec.Epoch, Seq: v.next}
 	w.op.Done = v.node.stored
 	w.v = v
+	if w.op.Relaxed = v.relaxes(w); w.op.Relaxed {
+		v.loose = v.next
+	}
 	if w.op.Kind == lsfs.OpState {
 		nameState(&w.op)
 	}
@@ -52,10 +56,16 @@ func (v *Volume) appendEpoch(then func(error)) {
 	w.hold = hold{exclusive: true, work: w} // an empty range
 	v.locks.acquire(&w.hold)
 	v.sequence(w)
+	v.opened = w.op.ID.Seq
+	if v.g.role == Activating {
+		v.loose, v.firm = 0, 0 // the log may be another one than in our last reign
+	} else if v.ram.Load() {
+		v.loose = v.opened // a member that is new has not flushed what was relaxed for it before
+	}
 	v.g.promised = max(v.g.promised, v.g.rec.Epoch)
 }
 
-// stored notes that w is durable here. It runs between a commit and its
+// stored notes that w is durable here, or written if it is relaxed (W6). It runs between a commit and its
 // OnCommit, on the committing goroutine.
 func (v *Volume) stored(w *work) {
 	v.mu.Lock()
@@ -207,8 +217,11 @@ func (v *Volume) retireLocked(list []*work) []*work {
 			}
 		}
 	}
-	for v.flight.len() > 0 && v.flight.at(0).op.ID.Seq <= committed {
+	for v.flight.len() > 0 && v.flight.at(0).op.ID.Seq <= committed && !v.lone(v.flight.at(0)) {
 		w := v.flight.pop()
+		if !w.op.Relaxed {
+			v.firm = w.op.ID.Seq
+		}
 		if w.op.Kind == lsfs.OpState {
 			v.restate(bytes.Clone(w.op.State), true) // who executes it announces it
 		}
@@ -298,7 +311,11 @@ func (v *Volume) linkUp(p *peer, l *link, at wire.Position, here bool) {
 		}
 		if !here || at.Durable.Seq < f.acked && !mutant("B4") {
 			// B4: it had acknowledged more than it has. It is out, and filled again.
-			v.node.cfg.Event(levelError, "replica-amnesia", "a replica came back without operations it had acknowledged; it is filled again")
+			if here && v.ram.Load() {
+				v.node.cfg.Event(levelWarn, "replica-unflushed", fmt.Sprintf("volume %d: node %d came back without its newest writes, which were not flushed when it lost power (policy mirrored-ram); this node has them, and fills it again", v.id, p.id))
+			} else {
+				v.node.cfg.Event(levelError, "replica-amnesia", "a replica came back without operations it had acknowledged; it is filled again")
+			}
 			g.broken(now, p.id)
 			return
 		}

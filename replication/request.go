@@ -85,7 +85,7 @@ type Extent struct {
 // costs no allocation.
 type Request struct {
 	Op   RequestOp
-	FUA  bool
+	FUA  bool   // the data is on stable storage of every in-sync replica before Done
 	Off  uint64 // bytes, a multiple of 512
 	Len  uint64 // bytes, a multiple of 512; for OpRead and OpWrite equal to len(Data)
 	Data []byte // stays valid until Done, unless Borrowed

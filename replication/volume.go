@@ -41,6 +41,7 @@ type Volume struct {
 	dup      atomic.Bool
 	filling  atomic.Int32 // replicas that take the stream while they are filled
 	compress atomic.Bool
+	ram      atomic.Bool // policy mirrored-ram (W6)
 	replica  atomic.Pointer[localCopy]
 	replicas atomic.Pointer[[]Replica] // as recorded
 	drops    atomic.Uint64             // rises whenever sessions are dropped (Z1)
@@ -63,7 +64,10 @@ type Volume struct {
 	still      *sync.Cond // of mu: open fell to zero, or the role changed
 	g          *reign
 	next       lsfs.Seq // owner: the next to give; replica: the next to take
-	local      lsfs.Seq // durable here
+	local      lsfs.Seq // durable here, or written if it is relaxed (W6)
+	loose      lsfs.Seq // owner: newest relaxed operation
+	firm       lsfs.Seq // owner: newest operation that is durable everywhere, and all before it
+	opened     lsfs.Seq // owner: the newest EPOCH operation
 	open       int      // works appended to the store and not yet stored
 	flight     queue    // owner: sequenced and not committed, in order
 	followers  []*follower
@@ -99,7 +103,7 @@ type localCopy struct{ Copy }
 // follower is what the owner keeps of one other replica.
 type follower struct {
 	id      NodeID
-	acked   lsfs.Seq // durable there up to
+	acked   lsfs.Seq // durable there up to, or written if relaxed
 	link    *link    // nil while it does not take the stream
 	mirror  bool     // takes the stream although it is not in sync (Y3)
 	ready   bool     // mirror: it has taken the position that the stream follows
@@ -182,6 +186,7 @@ func (v *Volume) update(rec Record) {
 func (v *Volume) follow(rec Record) {
 	v.dup.Store(rec.Dedup)
 	v.compress.Store(rec.Compress)
+	v.ram.Store(rec.MirroredRAM)
 	v.replicas.Store(&rec.Replicas)
 	v.sizing.Lock()
 	defer v.sizing.Unlock()

@@ -87,7 +87,7 @@ func (p *workPool) put(w *work) {
 	clear(w.op.Plain)
 	w.op.Blocks, w.op.Pinned, w.op.Plain, w.op.State = w.op.Blocks[:0], w.op.Pinned[:0], w.op.Plain[:0], nil
 	w.op.Source, w.op.SourceStart, w.op.Snapshot = 0, 0, 0
-	w.op.Done, w.op.Warm = nil, false
+	w.op.Done, w.op.Warm, w.op.Relaxed = nil, false, false
 	w.buf, w.index = w.buf[:0], w.index[:0]
 	w.v, w.req, w.then, w.from = nil, nil, nil, nil
 	w.ask, w.err, w.source, w.sourceNext = nil, nil, lsfs.OpID{}, 0

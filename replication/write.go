@@ -81,14 +81,14 @@ func (v *Volume) submitHere(r *Request, elsewhere func()) {
 		v.readState(r, elsewhere)
 	case r.Op == OpState:
 		v.node.spawn(func() { v.slow(r, elsewhere) })
-	case r.Len == 0 || r.Op == OpFlush:
-		// OpFlush: with the durable policy an acknowledged write is stable (W5). What has
-		// no effect is ordered before a change of the state that is on its way.
-		if !v.mayServe() {
-			elsewhere()
-			return
-		}
-		v.end(r, nil)
+	case r.Op == OpFlush:
+		// With the durable policy an acknowledged write is stable (W5). What has no effect
+		// is ordered before a change of the state that is on its way.
+		v.flushFirst(r, elsewhere, func() { v.nothing(r, elsewhere) })
+	case r.Len == 0:
+		v.nothing(r, elsewhere)
+	case r.FUA && r.Op == OpRead:
+		v.flushFirst(r, elsewhere, func() { v.node.spawn(func() { v.readSlow(r, elsewhere) }) })
 	case r.Op == OpRead || r.Op == OpExtents:
 		v.node.spawn(func() { v.readSlow(r, elsewhere) })
 	case r.Op == OpWrite && r.Off%blockSize == 0 && r.Len%blockSize == 0:
@@ -98,6 +98,15 @@ func (v *Volume) submitHere(r *Request, elsewhere func()) {
 		own(r)
 		v.node.spawn(func() { v.slow(r, elsewhere) })
 	}
+}
+
+// nothing ends a request that has nothing to do.
+func (v *Volume) nothing(r *Request, elsewhere func()) {
+	if !v.mayServe() {
+		elsewhere()
+		return
+	}
+	v.end(r, nil)
 }
 
 // own makes r's data stay valid after Submit.

@@ -195,7 +195,7 @@ func (n *Node) CreateVolume(ctx context.Context, spec VolumeSpec) (*Volume, erro
 	v, err := n.cluster.CreateVolume(ctx, cluster.VolumeSpec{
 		Name: spec.Name, SizeBytes: spec.Size, BlockBytes: spec.LogicalBlock, Hosts: spec.Hosts, AnyHost: spec.AnyHost,
 		NoDedup: !spec.Dedup, NoCompress: !spec.Compress, RequestID: spec.RequestID,
-		PhysicalBytes: spec.PhysicalBlock, Thick: spec.Thick,
+		PhysicalBytes: spec.PhysicalBlock, Thick: spec.Thick, MirroredRAM: spec.MirroredRAM,
 	})
 	if err != nil {
 		return nil, err
@@ -256,6 +256,19 @@ func (n *Node) ResizeVolume(ctx context.Context, name string, size uint64) (*Vol
 		return nil, fmt.Errorf("%w: the size is %d bytes; want a multiple of 4 KiB", ErrInvalid, size)
 	}
 	if _, err := n.cluster.ResizeVolume(ctx, v.ID, size); err != nil {
+		return nil, err
+	}
+	return n.described(ctx, v.ID)
+}
+
+// SetWritePolicy changes when writes to a volume are answered. What was answered before
+// is flushed within the interval of the nodes all the same.
+func (n *Node) SetWritePolicy(ctx context.Context, name string, p WritePolicy) (*Volume, error) {
+	_, v, err := n.volumeNamed(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := n.cluster.SetWritePolicy(ctx, v.ID, p == MirroredRAM); err != nil {
 		return nil, err
 	}
 	return n.described(ctx, v.ID)

@@ -60,6 +60,9 @@ type StoreConfig struct {
 	// ScrubDays is how many days a scrub of the whole pool may take, and how often
 	// one begins, 1 to 365; 0: none begins by itself.
 	ScrubDays int `toml:"scrub-days"`
+	// FlushMilliseconds is how long a write of a volume with the policy mirrored-ram may
+	// wait for its flush, 1 to 10000; 0: 200.
+	FlushMilliseconds int `toml:"flush-milliseconds"`
 }
 
 // paths are all devices.
@@ -262,6 +265,9 @@ func (c *Config) complete(path string, text []byte) error {
 	}
 	between("store.metadata", c.Store.Metadata, 16<<20, 4<<40)
 	between("store.index", c.Store.Index, 4<<20, 1<<40)
+	if c.Store.FlushMilliseconds < 0 || 10_000 < c.Store.FlushMilliseconds {
+		wrong("store.flush-milliseconds", "%d, want 0 to 10000", c.Store.FlushMilliseconds)
+	}
 	if c.Store.ScrubDays < 0 || 365 < c.Store.ScrubDays {
 		wrong("store.scrub-days", "%d, want 0 to 365", c.Store.ScrubDays)
 	}

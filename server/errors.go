@@ -39,6 +39,7 @@ type VolumeSpec struct {
 	LogicalBlock uint32 // 512 or 4096 bytes; 0 is 512
 	// PhysicalBlock is 512 or 4096 bytes, at least LogicalBlock; 0 is 4096.
 	PhysicalBlock uint32
+	MirroredRAM   bool   // write policy
 	Thick         bool   // hosts are not offered UNMAP and provisioning
 	RequestID     string // a repeated call with it returns the first one's volume
 }

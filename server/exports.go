@@ -24,6 +24,7 @@ type export struct {
 	initiators []string
 	readOnly   []string // those of initiators whose writes are refused
 	restored   uint64   // rollbacks so far
+	volatile   bool     // write policy mirrored-ram: hosts see a write cache
 
 	// told is paths as the device server sees them, of all exports of the unit. It
 	// follows the state of the cluster only when sessions that would find this node's
@@ -123,7 +124,7 @@ func (n *Node) exportAll(parts *serving, s *cluster.State) {
 }
 
 func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error {
-	next := &export{volume: v.ID, size: v.Record.SizeBytes, paths: paths(s, &v.Record), any: v.AnyHost, initiators: initiators(s, v.Hosts), readOnly: initiators(s, v.ReadOnly), restored: v.Restored}
+	next := &export{volume: v.ID, size: v.Record.SizeBytes, paths: paths(s, &v.Record), any: v.AnyHost, initiators: initiators(s, v.Hosts), readOnly: initiators(s, v.ReadOnly), restored: v.Restored, volatile: v.Record.MirroredRAM}
 	old := n.exports[v.LUN]
 	if old != nil {
 		next.told = old.told
@@ -132,17 +133,19 @@ func (n *Node) export(parts *serving, s *cluster.State, v *cluster.Volume) error
 		parts.scsi.RemoveLU(v.LUN)
 		old = nil
 	}
-	if old == nil {
+	if old == nil || old.volatile != next.volatile {
 		volume := parts.replication.Volume(v.ID)
 		if volume == nil {
 			return errors.New("replication does not know it")
 		}
 		id := v.ID
-		next.told = &atomic.Pointer[[]scsi.PortGroup]{}
-		next.told.Store(&next.paths)
+		if old == nil {
+			next.told = &atomic.Pointer[[]scsi.PortGroup]{}
+			next.told.Store(&next.paths)
+		}
 		if err := parts.scsi.SetLU(scsi.LUConfig{
 			LUN: v.LUN, VolumeUUID: v.UUID, Name: v.Name, Serial: v.Serial, NAA: v.NAA[:], LogicalBlock: v.BlockBytes, PhysicalBlock: v.PhysicalBytes,
-			Thin: v.Thin, Volume: volume,
+			Thin: v.Thin, VolatileCache: next.volatile, Volume: volume,
 			Paths:    func() []scsi.PortGroup { return *next.told.Load() },
 			Optimize: func(group uint16, done func(error)) { n.optimize(id, group, done) },
 			Space:    func() scsi.Space { return n.space(id) },

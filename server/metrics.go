@@ -138,6 +138,8 @@ var (
 	descFlush      = description("log_flush_seconds", "Flush of a commit.")
 	descCommitOps  = description("log_commit_ops", "Operations in a commit.")
 	descLogBytes   = description("log_bytes_total", "Bytes written to the devices: log, checkpoints, moved blocks.")
+	descUnflushed  = description("log_unflushed_bytes", "Bytes of log that wait for a flush (write policy mirrored-ram).")
+	descRelaxed    = description("log_relaxed_commits_total", "Commits that were answered before their flush.")
 	descCleaner    = description("cleaner_bytes_total", "Bytes that the cleaner moved.")
 	descPaced      = description("space_paced_seconds_total", "Time that operations were held back so that cleaning and checkpoints keep up.")
 	descSegments   = description("segments", "Segments of the pool.", "state")
@@ -413,6 +415,8 @@ func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 	m.powers(descFlush, &s.FlushMicros, 1e-6)
 	m.powers(descCommitOps, &s.CommitOps, 1)
 	m.count(descLogBytes, float64(s.LogBytes))
+	m.gauge(descUnflushed, float64(s.Unflushed))
+	m.count(descRelaxed, float64(s.Relaxed))
 	m.count(descCleaner, float64(s.CleanerBytes))
 	m.count(descPaced, s.Paced.Seconds())
 	for state, n := range s.Segments {

@@ -148,8 +148,8 @@ func (c *Config) store() (lsfs.Config, error) {
 		interval = -1
 	}
 	return lsfs.Config{
-		ScrubInterval: interval,
-		Devices:       paths, Key: key, Pool: record.Pool, Generation: record.Generation, Persist: k.persist, Forget: forget,
+		ScrubInterval: interval, FlushInterval: time.Duration(c.Store.FlushMilliseconds) * time.Millisecond,
+		Devices: paths, Key: key, Pool: record.Pool, Generation: record.Generation, Persist: k.persist, Forget: forget,
 		Search:  func() []string { return searchDevices(record.Pool, paths) },
 		L1Bytes: int64(c.Store.Cache), L2: c.Store.L2, L2Bytes: int64(c.Store.L2Size), MetadataBytes: int64(c.Store.Metadata), IndexBytes: int64(c.Store.Index),
 	}, nil

@@ -262,6 +262,10 @@ func volumeOf(state *cluster.State, v *cluster.Volume) Volume {
 		PhysicalBlock: v.PhysicalBytes, ReadOnly: slices.Clone(v.ReadOnly),
 	}
 	x.Restoring = v.Restoring != 0
+	x.WritePolicy = Durable
+	if v.Record.MirroredRAM {
+		x.WritePolicy, x.DurableAlone = MirroredRAM, len(v.Record.InSync) < 2
+	}
 	if s := state.Snapshot(v.Record.Origin); s != nil {
 		x.Origin = state.Volume(s.Volume).Name + "@" + s.Name
 	}

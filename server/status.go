@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/twinsan/twinsan/lsfs"
@@ -249,6 +250,32 @@ type Volume struct {
 
 	Preferred string // the node that ought to own it; empty: none
 	Lineage   string // UUID, since it was promoted by force; empty: it never was
+
+	WritePolicy  WritePolicy
+	DurableAlone bool // the policy is mirrored-ram, and not in force while fewer than two copies are in sync
+}
+
+// WritePolicy says when a write is answered.
+type WritePolicy string
+
+// The write policies.
+const (
+	// Durable: when it is on stable storage of every copy in sync.
+	Durable WritePolicy = "durable"
+	// MirroredRAM: when it is written on at least two, before it is flushed; hosts see a
+	// volatile write cache.
+	MirroredRAM WritePolicy = "mirrored-ram"
+)
+
+// ParseWritePolicy reads a policy; the empty text is Durable.
+func ParseWritePolicy(text string) (WritePolicy, error) {
+	switch p := WritePolicy(text); p {
+	case "":
+		return Durable, nil
+	case Durable, MirroredRAM:
+		return p, nil
+	}
+	return "", fmt.Errorf("%w: write policy %q: want durable or mirrored-ram", ErrInvalid, text)
 }
 
 // PathState is what initiators are told of a volume's path through a node.

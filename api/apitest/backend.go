@@ -115,7 +115,8 @@ func (b *Backend) add(spec server.VolumeSpec) *server.Volume {
 			{Node: "a", State: server.PathOptimized, Portals: []string{"10.0.2.11:3260"}},
 			{Node: "b", State: server.PathNonOptimized, Portals: []string{"10.0.2.12:3260"}},
 		},
-		Dedup: spec.Dedup, Compress: spec.Compress, Thin: !spec.Thick, Hosts: spec.Hosts, AnyHost: spec.AnyHost, Created: Epoch,
+		WritePolicy: policyOf(spec.MirroredRAM),
+		Dedup:       spec.Dedup, Compress: spec.Compress, Thin: !spec.Thick, Hosts: spec.Hosts, AnyHost: spec.AnyHost, Created: Epoch,
 		State: server.VolumeOnline, Epoch: 1, Owner: "a", ServedBy: []string{"a", "b"}, Mapped: 3 << 30,
 		Replicas: []server.Replica{{Node: "a", State: server.ReplicaInSync, Owner: true}, {Node: "b", State: server.ReplicaInSync}},
 	})
@@ -356,6 +357,27 @@ func (b *Backend) DeleteVolume(_ context.Context, name string, dryRun, inUse, wi
 		b.State.Volumes = slices.DeleteFunc(b.State.Volumes, func(x server.Volume) bool { return x.UUID == gone.UUID })
 	}
 	return &gone, using, nil
+}
+
+func policyOf(mirroredRAM bool) server.WritePolicy {
+	if mirroredRAM {
+		return server.MirroredRAM
+	}
+	return server.Durable
+}
+
+// SetWritePolicy changes the write policy of a volume.
+func (b *Backend) SetWritePolicy(_ context.Context, name string, p server.WritePolicy) (*server.Volume, error) {
+	if err := b.begin(fmt.Sprintf("SetWritePolicy %s %s", name, p)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	v, err := b.volume(name)
+	if err != nil {
+		return nil, err
+	}
+	v.WritePolicy = p
+	return v, nil
 }
 
 // ResizeVolume grows a volume.

@@ -3630,7 +3630,12 @@ type Volume struct {
 	// The node that ought to own it; empty: none.
 	PreferredNode string `protobuf:"bytes,40,opt,name=preferred_node,json=preferredNode,proto3" json:"preferred_node,omitempty"`
 	// A uuid, since the volume was promoted by force; empty: it never was.
-	Lineage       string `protobuf:"bytes,41,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	Lineage string `protobuf:"bytes,41,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	// "durable" or "mirrored-ram".
+	WritePolicy string `protobuf:"bytes,60,opt,name=write_policy,json=writePolicy,proto3" json:"write_policy,omitempty"`
+	// The write policy is mirrored-ram, and with fewer than two copies in sync the
+	// volume is durable all the same.
+	DurableAlone  bool `protobuf:"varint,61,opt,name=durable_alone,json=durableAlone,proto3" json:"durable_alone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3894,6 +3899,20 @@ func (x *Volume) GetLineage() string {
 		return x.Lineage
 	}
 	return ""
+}
+
+func (x *Volume) GetWritePolicy() string {
+	if x != nil {
+		return x.WritePolicy
+	}
+	return ""
+}
+
+func (x *Volume) GetDurableAlone() bool {
+	if x != nil {
+		return x.DurableAlone
+	}
+	return false
 }
 
 // Path is the way to a volume through one node.
@@ -4524,7 +4543,11 @@ type CreateVolumeRequest struct {
 	// 512 or 4096 (default), at least the logical block.
 	PhysicalBlockBytes uint32 `protobuf:"varint,9,opt,name=physical_block_bytes,json=physicalBlockBytes,proto3" json:"physical_block_bytes,omitempty"`
 	// Do not offer UNMAP and thin provisioning to hosts.
-	Thick         bool `protobuf:"varint,10,opt,name=thick,proto3" json:"thick,omitempty"`
+	Thick bool `protobuf:"varint,10,opt,name=thick,proto3" json:"thick,omitempty"`
+	// "durable" (default): a write is answered when it is on stable storage of all copies
+	// in sync. "mirrored-ram": when it is written there, and flushed within the interval
+	// of the nodes; hosts see a volatile write cache.
+	WritePolicy   string `protobuf:"bytes,11,opt,name=write_policy,json=writePolicy,proto3" json:"write_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4627,6 +4650,13 @@ func (x *CreateVolumeRequest) GetThick() bool {
 		return x.Thick
 	}
 	return false
+}
+
+func (x *CreateVolumeRequest) GetWritePolicy() string {
+	if x != nil {
+		return x.WritePolicy
+	}
+	return ""
 }
 
 type DeleteVolumeRequest struct {
@@ -4753,6 +4783,59 @@ func (x *DeleteVolumeResponse) GetSessions() []*Session {
 	return nil
 }
 
+type SetVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// As in CreateVolumeRequest; empty: it stays.
+	WritePolicy   string `protobuf:"bytes,2,opt,name=write_policy,json=writePolicy,proto3" json:"write_policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVolumeRequest) Reset() {
+	*x = SetVolumeRequest{}
+	mi := &file_twinsan_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVolumeRequest) ProtoMessage() {}
+
+func (x *SetVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVolumeRequest.ProtoReflect.Descriptor instead.
+func (*SetVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *SetVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetVolumeRequest) GetWritePolicy() string {
+	if x != nil {
+		return x.WritePolicy
+	}
+	return ""
+}
+
 type ResizeVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -4763,7 +4846,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4775,7 +4858,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4788,7 +4871,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{48}
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -4818,7 +4901,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4830,7 +4913,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4843,7 +4926,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{49}
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *MoveVolumeRequest) GetName() string {
@@ -4880,7 +4963,7 @@ type ClearReservationsRequest struct {
 
 func (x *ClearReservationsRequest) Reset() {
 	*x = ClearReservationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4892,7 +4975,7 @@ func (x *ClearReservationsRequest) String() string {
 func (*ClearReservationsRequest) ProtoMessage() {}
 
 func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4905,7 +4988,7 @@ func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsRequest.ProtoReflect.Descriptor instead.
 func (*ClearReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{50}
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ClearReservationsRequest) GetName() string {
@@ -4940,7 +5023,7 @@ type ClearReservationsResponse struct {
 
 func (x *ClearReservationsResponse) Reset() {
 	*x = ClearReservationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4952,7 +5035,7 @@ func (x *ClearReservationsResponse) String() string {
 func (*ClearReservationsResponse) ProtoMessage() {}
 
 func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4965,7 +5048,7 @@ func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsResponse.ProtoReflect.Descriptor instead.
 func (*ClearReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{51}
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ClearReservationsResponse) GetVolume() *Volume {
@@ -4993,7 +5076,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5005,7 +5088,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5018,7 +5101,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{52}
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -5045,7 +5128,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5057,7 +5140,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5070,7 +5153,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{53}
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CheckVolumeResponse) GetDigests() []*ReplicaDigest {
@@ -5104,7 +5187,7 @@ type ReplicaDigest struct {
 
 func (x *ReplicaDigest) Reset() {
 	*x = ReplicaDigest{}
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5116,7 +5199,7 @@ func (x *ReplicaDigest) String() string {
 func (*ReplicaDigest) ProtoMessage() {}
 
 func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5129,7 +5212,7 @@ func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaDigest.ProtoReflect.Descriptor instead.
 func (*ReplicaDigest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{54}
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReplicaDigest) GetNode() string {
@@ -5191,7 +5274,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5203,7 +5286,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5216,7 +5299,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{55}
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Snapshot) GetId() uint64 {
@@ -5299,7 +5382,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5311,7 +5394,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5324,7 +5407,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{56}
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -5343,7 +5426,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5355,7 +5438,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5368,7 +5451,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{57}
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5388,7 +5471,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5400,7 +5483,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5413,7 +5496,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{58}
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -5442,7 +5525,7 @@ type CreateSnapshotsRequest struct {
 
 func (x *CreateSnapshotsRequest) Reset() {
 	*x = CreateSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5454,7 +5537,7 @@ func (x *CreateSnapshotsRequest) String() string {
 func (*CreateSnapshotsRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5467,7 +5550,7 @@ func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{59}
+	return file_twinsan_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *CreateSnapshotsRequest) GetName() string {
@@ -5500,7 +5583,7 @@ type CreateSnapshotsResponse struct {
 
 func (x *CreateSnapshotsResponse) Reset() {
 	*x = CreateSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5512,7 +5595,7 @@ func (x *CreateSnapshotsResponse) String() string {
 func (*CreateSnapshotsResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5525,7 +5608,7 @@ func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{60}
+	return file_twinsan_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CreateSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5547,7 +5630,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5559,7 +5642,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5572,7 +5655,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{61}
+	return file_twinsan_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DeleteSnapshotRequest) GetVolume() string {
@@ -5605,7 +5688,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5617,7 +5700,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5630,7 +5713,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{62}
+	return file_twinsan_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DeleteSnapshotResponse) GetSnapshot() *Snapshot {
@@ -5656,7 +5739,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5668,7 +5751,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5681,7 +5764,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{63}
+	return file_twinsan_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListChangesRequest) GetVolume() string {
@@ -5732,7 +5815,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5744,7 +5827,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5757,7 +5840,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{64}
+	return file_twinsan_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Changes) GetRanges() []*ChangedRange {
@@ -5786,7 +5869,7 @@ type ChangedRange struct {
 
 func (x *ChangedRange) Reset() {
 	*x = ChangedRange{}
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5798,7 +5881,7 @@ func (x *ChangedRange) String() string {
 func (*ChangedRange) ProtoMessage() {}
 
 func (x *ChangedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5811,7 +5894,7 @@ func (x *ChangedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedRange.ProtoReflect.Descriptor instead.
 func (*ChangedRange) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{65}
+	return file_twinsan_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ChangedRange) GetOffset() uint64 {
@@ -5852,7 +5935,7 @@ type CloneSnapshotRequest struct {
 
 func (x *CloneSnapshotRequest) Reset() {
 	*x = CloneSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5864,7 +5947,7 @@ func (x *CloneSnapshotRequest) String() string {
 func (*CloneSnapshotRequest) ProtoMessage() {}
 
 func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5877,7 +5960,7 @@ func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CloneSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{66}
+	return file_twinsan_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *CloneSnapshotRequest) GetVolume() string {
@@ -5942,7 +6025,7 @@ type RollBackVolumeRequest struct {
 
 func (x *RollBackVolumeRequest) Reset() {
 	*x = RollBackVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5954,7 +6037,7 @@ func (x *RollBackVolumeRequest) String() string {
 func (*RollBackVolumeRequest) ProtoMessage() {}
 
 func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5967,7 +6050,7 @@ func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{67}
+	return file_twinsan_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RollBackVolumeRequest) GetVolume() string {
@@ -6010,7 +6093,7 @@ type RollBackVolumeResponse struct {
 
 func (x *RollBackVolumeResponse) Reset() {
 	*x = RollBackVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6022,7 +6105,7 @@ func (x *RollBackVolumeResponse) String() string {
 func (*RollBackVolumeResponse) ProtoMessage() {}
 
 func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6035,7 +6118,7 @@ func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{68}
+	return file_twinsan_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RollBackVolumeResponse) GetVolume() *Volume {
@@ -6077,7 +6160,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6089,7 +6172,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6102,7 +6185,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{69}
+	return file_twinsan_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Schedule) GetVolume() string {
@@ -6162,7 +6245,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6174,7 +6257,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6187,7 +6270,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{70}
+	return file_twinsan_proto_rawDescGZIP(), []int{71}
 }
 
 type ListSchedulesResponse struct {
@@ -6199,7 +6282,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6211,7 +6294,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6224,7 +6307,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{71}
+	return file_twinsan_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -6246,7 +6329,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6258,7 +6341,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6271,7 +6354,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{72}
+	return file_twinsan_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *SetScheduleRequest) GetVolume() string {
@@ -6311,7 +6394,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6323,7 +6406,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6336,7 +6419,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{73}
+	return file_twinsan_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RemoveScheduleRequest) GetVolume() string {
@@ -6354,7 +6437,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6366,7 +6449,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6379,7 +6462,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{74}
+	return file_twinsan_proto_rawDescGZIP(), []int{75}
 }
 
 type Host struct {
@@ -6398,7 +6481,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6410,7 +6493,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6423,7 +6506,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{75}
+	return file_twinsan_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Host) GetName() string {
@@ -6476,7 +6559,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6488,7 +6571,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6501,7 +6584,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{76}
+	return file_twinsan_proto_rawDescGZIP(), []int{77}
 }
 
 type ListHostsResponse struct {
@@ -6513,7 +6596,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6525,7 +6608,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6538,7 +6621,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{77}
+	return file_twinsan_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -6562,7 +6645,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6574,7 +6657,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6587,7 +6670,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{78}
+	return file_twinsan_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -6644,7 +6727,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6656,7 +6739,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6669,7 +6752,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{79}
+	return file_twinsan_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -6702,7 +6785,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6714,7 +6797,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6727,7 +6810,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{80}
+	return file_twinsan_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -6748,7 +6831,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6760,7 +6843,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6773,7 +6856,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{81}
+	return file_twinsan_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -6809,7 +6892,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6821,7 +6904,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6834,7 +6917,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{82}
+	return file_twinsan_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *MapVolumeRequest) GetVolume() string {
@@ -6868,7 +6951,7 @@ type UnmapVolumeRequest struct {
 
 func (x *UnmapVolumeRequest) Reset() {
 	*x = UnmapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6880,7 +6963,7 @@ func (x *UnmapVolumeRequest) String() string {
 func (*UnmapVolumeRequest) ProtoMessage() {}
 
 func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6893,7 +6976,7 @@ func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{83}
+	return file_twinsan_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *UnmapVolumeRequest) GetVolume() string {
@@ -6918,7 +7001,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6930,7 +7013,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6943,7 +7026,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{84}
+	return file_twinsan_proto_rawDescGZIP(), []int{85}
 }
 
 type ListSessionsResponse struct {
@@ -6956,7 +7039,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6968,7 +7051,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6981,7 +7064,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{85}
+	return file_twinsan_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -7020,7 +7103,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7032,7 +7115,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7045,7 +7128,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{86}
+	return file_twinsan_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Session) GetNode() string {
@@ -7159,7 +7242,7 @@ type SnapshotStepRequest struct {
 
 func (x *SnapshotStepRequest) Reset() {
 	*x = SnapshotStepRequest{}
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7171,7 +7254,7 @@ func (x *SnapshotStepRequest) String() string {
 func (*SnapshotStepRequest) ProtoMessage() {}
 
 func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7184,7 +7267,7 @@ func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotStepRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{87}
+	return file_twinsan_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SnapshotStepRequest) GetStep() string {
@@ -7225,7 +7308,7 @@ type SnapshotStepResponse struct {
 
 func (x *SnapshotStepResponse) Reset() {
 	*x = SnapshotStepResponse{}
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7237,7 +7320,7 @@ func (x *SnapshotStepResponse) String() string {
 func (*SnapshotStepResponse) ProtoMessage() {}
 
 func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7250,7 +7333,7 @@ func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotStepResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{88}
+	return file_twinsan_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *SnapshotStepResponse) GetFound() bool {
@@ -7268,7 +7351,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7280,7 +7363,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7293,7 +7376,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{89}
+	return file_twinsan_proto_rawDescGZIP(), []int{90}
 }
 
 type NodeReport struct {
@@ -7313,7 +7396,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7325,7 +7408,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7338,7 +7421,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{90}
+	return file_twinsan_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -7425,7 +7508,7 @@ type VolumeReport struct {
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7437,7 +7520,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7450,7 +7533,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{91}
+	return file_twinsan_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -7549,7 +7632,7 @@ type Standing struct {
 
 func (x *Standing) Reset() {
 	*x = Standing{}
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7561,7 +7644,7 @@ func (x *Standing) String() string {
 func (*Standing) ProtoMessage() {}
 
 func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7574,7 +7657,7 @@ func (x *Standing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Standing.ProtoReflect.Descriptor instead.
 func (*Standing) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{92}
+	return file_twinsan_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Standing) GetEpoch() uint64 {
@@ -7608,7 +7691,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7620,7 +7703,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7633,7 +7716,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{93}
+	return file_twinsan_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *AddReplicaRequest) GetVolume() string {
@@ -7661,7 +7744,7 @@ type MoveReplicaRequest struct {
 
 func (x *MoveReplicaRequest) Reset() {
 	*x = MoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7673,7 +7756,7 @@ func (x *MoveReplicaRequest) String() string {
 func (*MoveReplicaRequest) ProtoMessage() {}
 
 func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7686,7 +7769,7 @@ func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*MoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{94}
+	return file_twinsan_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *MoveReplicaRequest) GetVolume() string {
@@ -7723,7 +7806,7 @@ type RemoveReplicaRequest struct {
 
 func (x *RemoveReplicaRequest) Reset() {
 	*x = RemoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7735,7 +7818,7 @@ func (x *RemoveReplicaRequest) String() string {
 func (*RemoveReplicaRequest) ProtoMessage() {}
 
 func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7748,7 +7831,7 @@ func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{95}
+	return file_twinsan_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RemoveReplicaRequest) GetVolume() string {
@@ -7794,7 +7877,7 @@ type PromoteVolumeRequest struct {
 
 func (x *PromoteVolumeRequest) Reset() {
 	*x = PromoteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7806,7 +7889,7 @@ func (x *PromoteVolumeRequest) String() string {
 func (*PromoteVolumeRequest) ProtoMessage() {}
 
 func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7819,7 +7902,7 @@ func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{96}
+	return file_twinsan_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *PromoteVolumeRequest) GetVolume() string {
@@ -7871,7 +7954,7 @@ type PromoteVolumeResponse struct {
 
 func (x *PromoteVolumeResponse) Reset() {
 	*x = PromoteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7883,7 +7966,7 @@ func (x *PromoteVolumeResponse) String() string {
 func (*PromoteVolumeResponse) ProtoMessage() {}
 
 func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7896,7 +7979,7 @@ func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{97}
+	return file_twinsan_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *PromoteVolumeResponse) GetVolume() *Volume {
@@ -7949,7 +8032,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7961,7 +8044,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7974,7 +8057,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{98}
+	return file_twinsan_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -8069,7 +8152,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8081,7 +8164,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8094,7 +8177,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{99}
+	return file_twinsan_proto_rawDescGZIP(), []int{100}
 }
 
 type ListOperationsResponse struct {
@@ -8106,7 +8189,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8118,7 +8201,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8131,7 +8214,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{100}
+	return file_twinsan_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -8150,7 +8233,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8162,7 +8245,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8175,7 +8258,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{101}
+	return file_twinsan_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -8194,7 +8277,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8206,7 +8289,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8219,7 +8302,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{102}
+	return file_twinsan_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -8241,7 +8324,7 @@ type SetMaintenanceRequest struct {
 
 func (x *SetMaintenanceRequest) Reset() {
 	*x = SetMaintenanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8253,7 +8336,7 @@ func (x *SetMaintenanceRequest) String() string {
 func (*SetMaintenanceRequest) ProtoMessage() {}
 
 func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8266,7 +8349,7 @@ func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceRequest.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{103}
+	return file_twinsan_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *SetMaintenanceRequest) GetNode() string {
@@ -8308,7 +8391,7 @@ type SetMaintenanceResponse struct {
 
 func (x *SetMaintenanceResponse) Reset() {
 	*x = SetMaintenanceResponse{}
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8320,7 +8403,7 @@ func (x *SetMaintenanceResponse) String() string {
 func (*SetMaintenanceResponse) ProtoMessage() {}
 
 func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8333,7 +8416,7 @@ func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceResponse.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{104}
+	return file_twinsan_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *SetMaintenanceResponse) GetNode() *Node {
@@ -8363,7 +8446,7 @@ type EvacuateNodeRequest struct {
 
 func (x *EvacuateNodeRequest) Reset() {
 	*x = EvacuateNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8375,7 +8458,7 @@ func (x *EvacuateNodeRequest) String() string {
 func (*EvacuateNodeRequest) ProtoMessage() {}
 
 func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8388,7 +8471,7 @@ func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{105}
+	return file_twinsan_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *EvacuateNodeRequest) GetNode() string {
@@ -8424,7 +8507,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8436,7 +8519,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8449,7 +8532,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{106}
+	return file_twinsan_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -8483,7 +8566,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8495,7 +8578,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8508,7 +8591,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{107}
+	return file_twinsan_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RemoveNodeResponse) GetEffects() []string {
@@ -8528,7 +8611,7 @@ type SetResyncRateRequest struct {
 
 func (x *SetResyncRateRequest) Reset() {
 	*x = SetResyncRateRequest{}
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8540,7 +8623,7 @@ func (x *SetResyncRateRequest) String() string {
 func (*SetResyncRateRequest) ProtoMessage() {}
 
 func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8553,7 +8636,7 @@ func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetResyncRateRequest.ProtoReflect.Descriptor instead.
 func (*SetResyncRateRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{108}
+	return file_twinsan_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *SetResyncRateRequest) GetMibPerSecond() uint32 {
@@ -8574,7 +8657,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8586,7 +8669,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8599,7 +8682,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{109}
+	return file_twinsan_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *SetBalanceRequest) GetOn() bool {
@@ -8626,7 +8709,7 @@ type SetQuorumRequest struct {
 
 func (x *SetQuorumRequest) Reset() {
 	*x = SetQuorumRequest{}
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8638,7 +8721,7 @@ func (x *SetQuorumRequest) String() string {
 func (*SetQuorumRequest) ProtoMessage() {}
 
 func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8651,7 +8734,7 @@ func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumRequest.ProtoReflect.Descriptor instead.
 func (*SetQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{110}
+	return file_twinsan_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *SetQuorumRequest) GetMode() QuorumMode {
@@ -8676,7 +8759,7 @@ type GetUpgradePlanRequest struct {
 
 func (x *GetUpgradePlanRequest) Reset() {
 	*x = GetUpgradePlanRequest{}
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8688,7 +8771,7 @@ func (x *GetUpgradePlanRequest) String() string {
 func (*GetUpgradePlanRequest) ProtoMessage() {}
 
 func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8701,7 +8784,7 @@ func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpgradePlanRequest.ProtoReflect.Descriptor instead.
 func (*GetUpgradePlanRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{111}
+	return file_twinsan_proto_rawDescGZIP(), []int{112}
 }
 
 type RaiseLevelRequest struct {
@@ -8713,7 +8796,7 @@ type RaiseLevelRequest struct {
 
 func (x *RaiseLevelRequest) Reset() {
 	*x = RaiseLevelRequest{}
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8725,7 +8808,7 @@ func (x *RaiseLevelRequest) String() string {
 func (*RaiseLevelRequest) ProtoMessage() {}
 
 func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8738,7 +8821,7 @@ func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseLevelRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{112}
+	return file_twinsan_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *RaiseLevelRequest) GetLevel() uint32 {
@@ -8765,7 +8848,7 @@ type UpgradePlan struct {
 
 func (x *UpgradePlan) Reset() {
 	*x = UpgradePlan{}
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8777,7 +8860,7 @@ func (x *UpgradePlan) String() string {
 func (*UpgradePlan) ProtoMessage() {}
 
 func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8790,7 +8873,7 @@ func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradePlan.ProtoReflect.Descriptor instead.
 func (*UpgradePlan) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{113}
+	return file_twinsan_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *UpgradePlan) GetLevel() uint32 {
@@ -8848,7 +8931,7 @@ type UpgradeNode struct {
 
 func (x *UpgradeNode) Reset() {
 	*x = UpgradeNode{}
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8860,7 +8943,7 @@ func (x *UpgradeNode) String() string {
 func (*UpgradeNode) ProtoMessage() {}
 
 func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8873,7 +8956,7 @@ func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeNode.ProtoReflect.Descriptor instead.
 func (*UpgradeNode) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{114}
+	return file_twinsan_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *UpgradeNode) GetName() string {
@@ -9161,7 +9244,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x11resync_sent_bytes\x18( \x01(\x04R\x0fresyncSentBytes\x12:\n" +
 	"\vresync_left\x18) \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"resyncLeft\x12E\n" +
-	"\x11out_of_sync_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\x0eoutOfSyncSince\"\xc8\b\n" +
+	"\x11out_of_sync_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\x0eoutOfSyncSince\"\x90\t\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -9198,7 +9281,9 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x06origin\x183 \x01(\tR\x06origin\x12\x1c\n" +
 	"\trestoring\x184 \x01(\bR\trestoring\x12%\n" +
 	"\x0epreferred_node\x18( \x01(\tR\rpreferredNode\x12\x18\n" +
-	"\alineage\x18) \x01(\tR\alineage\"}\n" +
+	"\alineage\x18) \x01(\tR\alineage\x12!\n" +
+	"\fwrite_policy\x18< \x01(\tR\vwritePolicy\x12#\n" +
+	"\rdurable_alone\x18= \x01(\bR\fdurableAlone\"}\n" +
 	"\x04Path\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.twinsan.v1.PathStateR\x05state\x12\x18\n" +
@@ -9244,7 +9329,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x13ListVolumesResponse\x12,\n" +
 	"\avolumes\x18\x01 \x03(\v2\x12.twinsan.v1.VolumeR\avolumes\"&\n" +
 	"\x10GetVolumeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xcc\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xef\x02\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -9259,7 +9344,8 @@ const file_twinsan_proto_rawDesc = "" +
 	"request_id\x18\b \x01(\tR\trequestId\x120\n" +
 	"\x14physical_block_bytes\x18\t \x01(\rR\x12physicalBlockBytes\x12\x14\n" +
 	"\x05thick\x18\n" +
-	" \x01(\bR\x05thick\"\x80\x01\n" +
+	" \x01(\bR\x05thick\x12!\n" +
+	"\fwrite_policy\x18\v \x01(\tR\vwritePolicy\"\x80\x01\n" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x15\n" +
@@ -9267,7 +9353,10 @@ const file_twinsan_proto_rawDesc = "" +
 	"\x0ewith_snapshots\x182 \x01(\bR\rwithSnapshots\"s\n" +
 	"\x14DeleteVolumeResponse\x12*\n" +
 	"\x06volume\x18\x01 \x01(\v2\x12.twinsan.v1.VolumeR\x06volume\x12/\n" +
-	"\bsessions\x18\x02 \x03(\v2\x13.twinsan.v1.SessionR\bsessions\"H\n" +
+	"\bsessions\x18\x02 \x03(\v2\x13.twinsan.v1.SessionR\bsessions\"I\n" +
+	"\x10SetVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
+	"\fwrite_policy\x18\x02 \x01(\tR\vwritePolicy\"H\n" +
 	"\x13ResizeVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -9663,13 +9752,14 @@ const file_twinsan_proto_rawDesc = "" +
 	"\tAddDevice\x12\x1c.twinsan.v1.AddDeviceRequest\x1a\x12.twinsan.v1.Device\x12A\n" +
 	"\vDrainDevice\x12\x1e.twinsan.v1.DrainDeviceRequest\x1a\x12.twinsan.v1.Device\x12C\n" +
 	"\fRemoveDevice\x12\x1f.twinsan.v1.RemoveDeviceRequest\x1a\x12.twinsan.v1.Device\x12E\n" +
-	"\rReplaceDevice\x12 .twinsan.v1.ReplaceDeviceRequest\x1a\x12.twinsan.v1.Device2\xe8\x04\n" +
+	"\rReplaceDevice\x12 .twinsan.v1.ReplaceDeviceRequest\x1a\x12.twinsan.v1.Device2\xa7\x05\n" +
 	"\aVolumes\x12N\n" +
 	"\vListVolumes\x12\x1e.twinsan.v1.ListVolumesRequest\x1a\x1f.twinsan.v1.ListVolumesResponse\x12=\n" +
 	"\tGetVolume\x12\x1c.twinsan.v1.GetVolumeRequest\x1a\x12.twinsan.v1.Volume\x12C\n" +
 	"\fCreateVolume\x12\x1f.twinsan.v1.CreateVolumeRequest\x1a\x12.twinsan.v1.Volume\x12Q\n" +
 	"\fDeleteVolume\x12\x1f.twinsan.v1.DeleteVolumeRequest\x1a .twinsan.v1.DeleteVolumeResponse\x12C\n" +
-	"\fResizeVolume\x12\x1f.twinsan.v1.ResizeVolumeRequest\x1a\x12.twinsan.v1.Volume\x12N\n" +
+	"\fResizeVolume\x12\x1f.twinsan.v1.ResizeVolumeRequest\x1a\x12.twinsan.v1.Volume\x12=\n" +
+	"\tSetVolume\x12\x1c.twinsan.v1.SetVolumeRequest\x1a\x12.twinsan.v1.Volume\x12N\n" +
 	"\vCheckVolume\x12\x1e.twinsan.v1.CheckVolumeRequest\x1a\x1f.twinsan.v1.CheckVolumeResponse\x12?\n" +
 	"\n" +
 	"MoveVolume\x12\x1d.twinsan.v1.MoveVolumeRequest\x1a\x12.twinsan.v1.Volume\x12`\n" +
@@ -9735,7 +9825,7 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 }
 
 var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 115)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 116)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
 	(QuorumMode)(0),                   // 1: twinsan.v1.QuorumMode
@@ -9798,120 +9888,121 @@ var file_twinsan_proto_goTypes = []any{
 	(*CreateVolumeRequest)(nil),       // 58: twinsan.v1.CreateVolumeRequest
 	(*DeleteVolumeRequest)(nil),       // 59: twinsan.v1.DeleteVolumeRequest
 	(*DeleteVolumeResponse)(nil),      // 60: twinsan.v1.DeleteVolumeResponse
-	(*ResizeVolumeRequest)(nil),       // 61: twinsan.v1.ResizeVolumeRequest
-	(*MoveVolumeRequest)(nil),         // 62: twinsan.v1.MoveVolumeRequest
-	(*ClearReservationsRequest)(nil),  // 63: twinsan.v1.ClearReservationsRequest
-	(*ClearReservationsResponse)(nil), // 64: twinsan.v1.ClearReservationsResponse
-	(*CheckVolumeRequest)(nil),        // 65: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),       // 66: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),             // 67: twinsan.v1.ReplicaDigest
-	(*Snapshot)(nil),                  // 68: twinsan.v1.Snapshot
-	(*ListSnapshotsRequest)(nil),      // 69: twinsan.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 70: twinsan.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 71: twinsan.v1.GetSnapshotRequest
-	(*CreateSnapshotsRequest)(nil),    // 72: twinsan.v1.CreateSnapshotsRequest
-	(*CreateSnapshotsResponse)(nil),   // 73: twinsan.v1.CreateSnapshotsResponse
-	(*DeleteSnapshotRequest)(nil),     // 74: twinsan.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 75: twinsan.v1.DeleteSnapshotResponse
-	(*ListChangesRequest)(nil),        // 76: twinsan.v1.ListChangesRequest
-	(*Changes)(nil),                   // 77: twinsan.v1.Changes
-	(*ChangedRange)(nil),              // 78: twinsan.v1.ChangedRange
-	(*CloneSnapshotRequest)(nil),      // 79: twinsan.v1.CloneSnapshotRequest
-	(*RollBackVolumeRequest)(nil),     // 80: twinsan.v1.RollBackVolumeRequest
-	(*RollBackVolumeResponse)(nil),    // 81: twinsan.v1.RollBackVolumeResponse
-	(*Schedule)(nil),                  // 82: twinsan.v1.Schedule
-	(*ListSchedulesRequest)(nil),      // 83: twinsan.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),     // 84: twinsan.v1.ListSchedulesResponse
-	(*SetScheduleRequest)(nil),        // 85: twinsan.v1.SetScheduleRequest
-	(*RemoveScheduleRequest)(nil),     // 86: twinsan.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),    // 87: twinsan.v1.RemoveScheduleResponse
-	(*Host)(nil),                      // 88: twinsan.v1.Host
-	(*ListHostsRequest)(nil),          // 89: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 90: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),            // 91: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),         // 92: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 93: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),     // 94: twinsan.v1.SetVolumeHostsRequest
-	(*MapVolumeRequest)(nil),          // 95: twinsan.v1.MapVolumeRequest
-	(*UnmapVolumeRequest)(nil),        // 96: twinsan.v1.UnmapVolumeRequest
-	(*ListSessionsRequest)(nil),       // 97: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 98: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                   // 99: twinsan.v1.Session
-	(*SnapshotStepRequest)(nil),       // 100: twinsan.v1.SnapshotStepRequest
-	(*SnapshotStepResponse)(nil),      // 101: twinsan.v1.SnapshotStepResponse
-	(*ReportRequest)(nil),             // 102: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),                // 103: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),              // 104: twinsan.v1.VolumeReport
-	(*Standing)(nil),                  // 105: twinsan.v1.Standing
-	(*AddReplicaRequest)(nil),         // 106: twinsan.v1.AddReplicaRequest
-	(*MoveReplicaRequest)(nil),        // 107: twinsan.v1.MoveReplicaRequest
-	(*RemoveReplicaRequest)(nil),      // 108: twinsan.v1.RemoveReplicaRequest
-	(*PromoteVolumeRequest)(nil),      // 109: twinsan.v1.PromoteVolumeRequest
-	(*PromoteVolumeResponse)(nil),     // 110: twinsan.v1.PromoteVolumeResponse
-	(*Operation)(nil),                 // 111: twinsan.v1.Operation
-	(*ListOperationsRequest)(nil),     // 112: twinsan.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 113: twinsan.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),       // 114: twinsan.v1.GetOperationRequest
-	(*CancelOperationRequest)(nil),    // 115: twinsan.v1.CancelOperationRequest
-	(*SetMaintenanceRequest)(nil),     // 116: twinsan.v1.SetMaintenanceRequest
-	(*SetMaintenanceResponse)(nil),    // 117: twinsan.v1.SetMaintenanceResponse
-	(*EvacuateNodeRequest)(nil),       // 118: twinsan.v1.EvacuateNodeRequest
-	(*RemoveNodeRequest)(nil),         // 119: twinsan.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 120: twinsan.v1.RemoveNodeResponse
-	(*SetResyncRateRequest)(nil),      // 121: twinsan.v1.SetResyncRateRequest
-	(*SetBalanceRequest)(nil),         // 122: twinsan.v1.SetBalanceRequest
-	(*SetQuorumRequest)(nil),          // 123: twinsan.v1.SetQuorumRequest
-	(*GetUpgradePlanRequest)(nil),     // 124: twinsan.v1.GetUpgradePlanRequest
-	(*RaiseLevelRequest)(nil),         // 125: twinsan.v1.RaiseLevelRequest
-	(*UpgradePlan)(nil),               // 126: twinsan.v1.UpgradePlan
-	(*UpgradeNode)(nil),               // 127: twinsan.v1.UpgradeNode
-	(*timestamppb.Timestamp)(nil),     // 128: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 129: google.protobuf.Duration
+	(*SetVolumeRequest)(nil),          // 61: twinsan.v1.SetVolumeRequest
+	(*ResizeVolumeRequest)(nil),       // 62: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 63: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 64: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 65: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 66: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 67: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 68: twinsan.v1.ReplicaDigest
+	(*Snapshot)(nil),                  // 69: twinsan.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),      // 70: twinsan.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 71: twinsan.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 72: twinsan.v1.GetSnapshotRequest
+	(*CreateSnapshotsRequest)(nil),    // 73: twinsan.v1.CreateSnapshotsRequest
+	(*CreateSnapshotsResponse)(nil),   // 74: twinsan.v1.CreateSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),     // 75: twinsan.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 76: twinsan.v1.DeleteSnapshotResponse
+	(*ListChangesRequest)(nil),        // 77: twinsan.v1.ListChangesRequest
+	(*Changes)(nil),                   // 78: twinsan.v1.Changes
+	(*ChangedRange)(nil),              // 79: twinsan.v1.ChangedRange
+	(*CloneSnapshotRequest)(nil),      // 80: twinsan.v1.CloneSnapshotRequest
+	(*RollBackVolumeRequest)(nil),     // 81: twinsan.v1.RollBackVolumeRequest
+	(*RollBackVolumeResponse)(nil),    // 82: twinsan.v1.RollBackVolumeResponse
+	(*Schedule)(nil),                  // 83: twinsan.v1.Schedule
+	(*ListSchedulesRequest)(nil),      // 84: twinsan.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),     // 85: twinsan.v1.ListSchedulesResponse
+	(*SetScheduleRequest)(nil),        // 86: twinsan.v1.SetScheduleRequest
+	(*RemoveScheduleRequest)(nil),     // 87: twinsan.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),    // 88: twinsan.v1.RemoveScheduleResponse
+	(*Host)(nil),                      // 89: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 90: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 91: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 92: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 93: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 94: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 95: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 96: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 97: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 98: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 99: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 100: twinsan.v1.Session
+	(*SnapshotStepRequest)(nil),       // 101: twinsan.v1.SnapshotStepRequest
+	(*SnapshotStepResponse)(nil),      // 102: twinsan.v1.SnapshotStepResponse
+	(*ReportRequest)(nil),             // 103: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 104: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 105: twinsan.v1.VolumeReport
+	(*Standing)(nil),                  // 106: twinsan.v1.Standing
+	(*AddReplicaRequest)(nil),         // 107: twinsan.v1.AddReplicaRequest
+	(*MoveReplicaRequest)(nil),        // 108: twinsan.v1.MoveReplicaRequest
+	(*RemoveReplicaRequest)(nil),      // 109: twinsan.v1.RemoveReplicaRequest
+	(*PromoteVolumeRequest)(nil),      // 110: twinsan.v1.PromoteVolumeRequest
+	(*PromoteVolumeResponse)(nil),     // 111: twinsan.v1.PromoteVolumeResponse
+	(*Operation)(nil),                 // 112: twinsan.v1.Operation
+	(*ListOperationsRequest)(nil),     // 113: twinsan.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 114: twinsan.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),       // 115: twinsan.v1.GetOperationRequest
+	(*CancelOperationRequest)(nil),    // 116: twinsan.v1.CancelOperationRequest
+	(*SetMaintenanceRequest)(nil),     // 117: twinsan.v1.SetMaintenanceRequest
+	(*SetMaintenanceResponse)(nil),    // 118: twinsan.v1.SetMaintenanceResponse
+	(*EvacuateNodeRequest)(nil),       // 119: twinsan.v1.EvacuateNodeRequest
+	(*RemoveNodeRequest)(nil),         // 120: twinsan.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 121: twinsan.v1.RemoveNodeResponse
+	(*SetResyncRateRequest)(nil),      // 122: twinsan.v1.SetResyncRateRequest
+	(*SetBalanceRequest)(nil),         // 123: twinsan.v1.SetBalanceRequest
+	(*SetQuorumRequest)(nil),          // 124: twinsan.v1.SetQuorumRequest
+	(*GetUpgradePlanRequest)(nil),     // 125: twinsan.v1.GetUpgradePlanRequest
+	(*RaiseLevelRequest)(nil),         // 126: twinsan.v1.RaiseLevelRequest
+	(*UpgradePlan)(nil),               // 127: twinsan.v1.UpgradePlan
+	(*UpgradeNode)(nil),               // 128: twinsan.v1.UpgradeNode
+	(*timestamppb.Timestamp)(nil),     // 129: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 130: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
 	17,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
 	35,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
 	48,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
-	111, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
+	112, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
 	15,  // 5: twinsan.v1.Status.risk:type_name -> twinsan.v1.Risk
 	16,  // 6: twinsan.v1.Risk.stops:type_name -> twinsan.v1.Stop
 	0,   // 7: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	128, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	129, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
 	21,  // 9: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
 	2,   // 10: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
 	1,   // 11: twinsan.v1.ClusterInfo.quorum_mode:type_name -> twinsan.v1.QuorumMode
-	129, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
+	130, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
 	2,   // 13: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
 	3,   // 14: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	129, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	130, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	3,   // 16: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	128, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	128, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	128, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	129, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	129, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	129, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,   // 20: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
 	35,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	128, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
+	129, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
 	34,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
 	34,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
-	128, // 25: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
-	128, // 26: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
+	129, // 25: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
+	129, // 26: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
 	3,   // 27: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
 	5,   // 28: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	128, // 29: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	129, // 29: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
 	36,  // 30: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
 	38,  // 31: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
 	6,   // 32: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
-	128, // 33: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
+	129, // 33: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
 	33,  // 34: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
 	37,  // 35: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
 	39,  // 36: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
 	46,  // 37: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
 	45,  // 38: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
 	8,   // 39: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	129, // 40: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
-	128, // 41: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
-	128, // 42: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	130, // 40: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
+	129, // 41: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
+	129, // 42: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
 	7,   // 43: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
 	47,  // 44: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
 	38,  // 45: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
@@ -9925,51 +10016,51 @@ var file_twinsan_proto_depIdxs = []int32{
 	54,  // 53: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
 	48,  // 54: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
 	48,  // 55: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	99,  // 56: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	100, // 56: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
 	48,  // 57: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
 	53,  // 58: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
-	67,  // 59: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	68,  // 59: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
 	10,  // 60: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
-	128, // 61: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	68,  // 62: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	68,  // 63: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	68,  // 64: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	78,  // 65: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
+	129, // 61: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	69,  // 62: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	69,  // 63: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	69,  // 64: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	79,  // 65: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
 	48,  // 66: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	68,  // 67: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	99,  // 68: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	129, // 69: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
-	128, // 70: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
-	128, // 71: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
-	82,  // 72: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
-	129, // 73: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
-	88,  // 74: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	88,  // 75: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	99,  // 76: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	69,  // 67: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	100, // 68: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	130, // 69: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	129, // 70: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	129, // 71: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	83,  // 72: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
+	130, // 73: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	89,  // 74: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	89,  // 75: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	100, // 76: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
 	45,  // 77: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	128, // 78: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	128, // 79: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	129, // 78: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	129, // 79: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
 	36,  // 80: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
 	46,  // 81: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	99,  // 82: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	104, // 83: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	100, // 82: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	105, // 83: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
 	33,  // 84: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
 	38,  // 85: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
 	47,  // 86: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
 	50,  // 87: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
 	53,  // 88: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
-	105, // 89: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
+	106, // 89: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
 	48,  // 90: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
 	12,  // 91: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
 	11,  // 92: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
-	128, // 93: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	128, // 94: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	129, // 95: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
-	111, // 96: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
+	129, // 93: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	129, // 94: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	130, // 95: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
+	112, // 96: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
 	35,  // 97: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
-	129, // 98: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
+	130, // 98: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
 	1,   // 99: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
-	127, // 100: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
+	128, // 100: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
 	13,  // 101: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
 	18,  // 102: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
 	22,  // 103: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
@@ -9989,103 +10080,105 @@ var file_twinsan_proto_depIdxs = []int32{
 	57,  // 117: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
 	58,  // 118: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
 	59,  // 119: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	61,  // 120: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	65,  // 121: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	62,  // 122: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
-	63,  // 123: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
-	69,  // 124: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
-	71,  // 125: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
-	72,  // 126: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
-	74,  // 127: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
-	76,  // 128: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
-	79,  // 129: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
-	80,  // 130: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
-	83,  // 131: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
-	85,  // 132: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
-	86,  // 133: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
-	89,  // 134: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	91,  // 135: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	92,  // 136: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	94,  // 137: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	95,  // 138: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
-	96,  // 139: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
-	97,  // 140: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	102, // 141: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	100, // 142: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
-	106, // 143: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
-	107, // 144: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
-	108, // 145: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
-	109, // 146: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
-	112, // 147: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
-	114, // 148: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
-	115, // 149: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
-	116, // 150: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
-	118, // 151: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
-	119, // 152: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
-	122, // 153: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
-	121, // 154: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
-	123, // 155: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
-	124, // 156: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
-	125, // 157: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
-	14,  // 158: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	19,  // 159: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	23,  // 160: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	19,  // 161: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	25,  // 162: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	27,  // 163: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	29,  // 164: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	35,  // 165: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	35,  // 166: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	33,  // 167: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
-	44,  // 168: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	46,  // 169: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
-	46,  // 170: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
-	46,  // 171: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
-	46,  // 172: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
-	56,  // 173: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	48,  // 174: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	48,  // 175: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	60,  // 176: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	48,  // 177: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	66,  // 178: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	48,  // 179: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	64,  // 180: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	70,  // 181: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
-	68,  // 182: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
-	73,  // 183: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
-	75,  // 184: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
-	77,  // 185: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
-	48,  // 186: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
-	81,  // 187: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
-	84,  // 188: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
-	82,  // 189: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
-	87,  // 190: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
-	90,  // 191: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	88,  // 192: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	93,  // 193: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	48,  // 194: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	48,  // 195: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	48,  // 196: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	98,  // 197: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	103, // 198: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	101, // 199: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
-	111, // 200: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
-	111, // 201: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
-	48,  // 202: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
-	110, // 203: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
-	113, // 204: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
-	111, // 205: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
-	111, // 206: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
-	117, // 207: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
-	35,  // 208: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
-	120, // 209: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
-	19,  // 210: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
-	19,  // 211: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
-	19,  // 212: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
-	126, // 213: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
-	126, // 214: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
-	158, // [158:215] is the sub-list for method output_type
-	101, // [101:158] is the sub-list for method input_type
+	62,  // 120: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	61,  // 121: twinsan.v1.Volumes.SetVolume:input_type -> twinsan.v1.SetVolumeRequest
+	66,  // 122: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	63,  // 123: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	64,  // 124: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	70,  // 125: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
+	72,  // 126: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
+	73,  // 127: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
+	75,  // 128: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
+	77,  // 129: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
+	80,  // 130: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
+	81,  // 131: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
+	84,  // 132: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
+	86,  // 133: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
+	87,  // 134: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
+	90,  // 135: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	92,  // 136: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	93,  // 137: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	95,  // 138: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	96,  // 139: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	97,  // 140: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	98,  // 141: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	103, // 142: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	101, // 143: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
+	107, // 144: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
+	108, // 145: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
+	109, // 146: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
+	110, // 147: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
+	113, // 148: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
+	115, // 149: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
+	116, // 150: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
+	117, // 151: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
+	119, // 152: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
+	120, // 153: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
+	123, // 154: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
+	122, // 155: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
+	124, // 156: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
+	125, // 157: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
+	126, // 158: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
+	14,  // 159: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	19,  // 160: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	23,  // 161: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	19,  // 162: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	25,  // 163: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	27,  // 164: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	29,  // 165: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	35,  // 166: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	35,  // 167: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	33,  // 168: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
+	44,  // 169: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	46,  // 170: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
+	46,  // 171: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
+	46,  // 172: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
+	46,  // 173: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
+	56,  // 174: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	48,  // 175: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	48,  // 176: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	60,  // 177: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	48,  // 178: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	48,  // 179: twinsan.v1.Volumes.SetVolume:output_type -> twinsan.v1.Volume
+	67,  // 180: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	48,  // 181: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	65,  // 182: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	71,  // 183: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	69,  // 184: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	74,  // 185: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	76,  // 186: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	78,  // 187: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	48,  // 188: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	82,  // 189: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	85,  // 190: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	83,  // 191: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	88,  // 192: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	91,  // 193: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	89,  // 194: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	94,  // 195: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	48,  // 196: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	48,  // 197: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	48,  // 198: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	99,  // 199: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	104, // 200: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	102, // 201: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	112, // 202: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
+	112, // 203: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
+	48,  // 204: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
+	111, // 205: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
+	114, // 206: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
+	112, // 207: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
+	112, // 208: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
+	118, // 209: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
+	35,  // 210: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
+	121, // 211: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
+	19,  // 212: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
+	19,  // 213: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
+	19,  // 214: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
+	127, // 215: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
+	127, // 216: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
+	159, // [159:217] is the sub-list for method output_type
+	101, // [101:159] is the sub-list for method input_type
 	101, // [101:101] is the sub-list for extension type_name
 	101, // [101:101] is the sub-list for extension extendee
 	0,   // [0:101] is the sub-list for field type_name
@@ -10102,7 +10195,7 @@ func file_twinsan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   115,
+			NumMessages:   116,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

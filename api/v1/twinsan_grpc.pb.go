@@ -844,6 +844,7 @@ const (
 	Volumes_CreateVolume_FullMethodName      = "/twinsan.v1.Volumes/CreateVolume"
 	Volumes_DeleteVolume_FullMethodName      = "/twinsan.v1.Volumes/DeleteVolume"
 	Volumes_ResizeVolume_FullMethodName      = "/twinsan.v1.Volumes/ResizeVolume"
+	Volumes_SetVolume_FullMethodName         = "/twinsan.v1.Volumes/SetVolume"
 	Volumes_CheckVolume_FullMethodName       = "/twinsan.v1.Volumes/CheckVolume"
 	Volumes_MoveVolume_FullMethodName        = "/twinsan.v1.Volumes/MoveVolume"
 	Volumes_ClearReservations_FullMethodName = "/twinsan.v1.Volumes/ClearReservations"
@@ -860,6 +861,8 @@ type VolumesClient interface {
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
 	// ResizeVolume grows a volume online. Shrinking is refused.
 	ResizeVolume(ctx context.Context, in *ResizeVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
+	// SetVolume changes policies of a volume while it is in use.
+	SetVolume(ctx context.Context, in *SetVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	// CheckVolume compares the content of all replicas by digest while I/O goes on.
 	CheckVolume(ctx context.Context, in *CheckVolumeRequest, opts ...grpc.CallOption) (*CheckVolumeResponse, error)
 	// MoveVolume makes another node the owner, without an error at any initiator.
@@ -928,6 +931,16 @@ func (c *volumesClient) ResizeVolume(ctx context.Context, in *ResizeVolumeReques
 	return out, nil
 }
 
+func (c *volumesClient) SetVolume(ctx context.Context, in *SetVolumeRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, Volumes_SetVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *volumesClient) CheckVolume(ctx context.Context, in *CheckVolumeRequest, opts ...grpc.CallOption) (*CheckVolumeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CheckVolumeResponse)
@@ -969,6 +982,8 @@ type VolumesServer interface {
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
 	// ResizeVolume grows a volume online. Shrinking is refused.
 	ResizeVolume(context.Context, *ResizeVolumeRequest) (*Volume, error)
+	// SetVolume changes policies of a volume while it is in use.
+	SetVolume(context.Context, *SetVolumeRequest) (*Volume, error)
 	// CheckVolume compares the content of all replicas by digest while I/O goes on.
 	CheckVolume(context.Context, *CheckVolumeRequest) (*CheckVolumeResponse, error)
 	// MoveVolume makes another node the owner, without an error at any initiator.
@@ -1001,6 +1016,9 @@ func (UnimplementedVolumesServer) DeleteVolume(context.Context, *DeleteVolumeReq
 }
 func (UnimplementedVolumesServer) ResizeVolume(context.Context, *ResizeVolumeRequest) (*Volume, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResizeVolume not implemented")
+}
+func (UnimplementedVolumesServer) SetVolume(context.Context, *SetVolumeRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetVolume not implemented")
 }
 func (UnimplementedVolumesServer) CheckVolume(context.Context, *CheckVolumeRequest) (*CheckVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CheckVolume not implemented")
@@ -1122,6 +1140,24 @@ func _Volumes_ResizeVolume_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_SetVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).SetVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_SetVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).SetVolume(ctx, req.(*SetVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Volumes_CheckVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CheckVolumeRequest)
 	if err := dec(in); err != nil {
@@ -1202,6 +1238,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ResizeVolume",
 			Handler:    _Volumes_ResizeVolume_Handler,
+		},
+		{
+			MethodName: "SetVolume",
+			Handler:    _Volumes_SetVolume_Handler,
 		},
 		{
 			MethodName: "CheckVolume",

@@ -104,6 +104,8 @@ type volumeView struct {
 	LogicalBlock uint32        `json:"logical_block_bytes"`
 	Dedup        bool          `json:"dedup"`
 	Compress     bool          `json:"compress"`
+	WritePolicy  string        `json:"write_policy"`
+	DurableAlone bool          `json:"durable_alone"`
 	Thin         bool          `json:"thin"`
 	Hosts        []string      `json:"hosts"`
 	AnyHost      bool          `json:"any_host"`
@@ -257,7 +259,7 @@ func viewTraffic(t *v1.Traffic) trafficView {
 func viewVolume(v *v1.Volume) volumeView {
 	return volumeView{
 		ID: v.Id, Name: v.Name, UUID: v.Uuid, LUN: v.Lun, Serial: v.Serial, NAA: v.Naa, Size: v.SizeBytes, LogicalBlock: v.LogicalBlockBytes,
-		Dedup: v.Dedup, Compress: v.Compress, Thin: v.Thin, Hosts: words(v.Hosts), AnyHost: v.AnyHost, Created: moment(api.Time(v.Created)),
+		Dedup: v.Dedup, Compress: v.Compress, WritePolicy: v.WritePolicy, DurableAlone: v.DurableAlone, Thin: v.Thin, Hosts: words(v.Hosts), AnyHost: v.AnyHost, Created: moment(api.Time(v.Created)),
 		State: api.Word(v.State, "VOLUME_STATE_"), Epoch: v.Epoch, Owner: v.Owner,
 		Replicas: views(v.Replicas, func(r *v1.Replica) replicaView {
 			return replicaView{r.Node, api.Word(r.State, "REPLICA_STATE_"), r.Owner, r.ResyncDoneBytes, r.ResyncTotalBytes,

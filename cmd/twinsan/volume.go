@@ -62,6 +62,9 @@ func (v *volumePage) text(p *printer) {
 			policy = append(policy, w.word)
 		}
 	}
+	if x.WritePolicy == string(server.MirroredRAM) {
+		policy = append(policy, writeWords(&x))
+	}
 	snapshots, restoring := "", ""
 	if x.Snapshots > 0 {
 		snapshots = fmt.Sprint(x.Snapshots)
@@ -105,6 +108,14 @@ func (v *volumePage) text(p *printer) {
 	reservationTable(p, x.Reservations)
 }
 
+// writeWords says what the policy mirrored-ram comes to now.
+func writeWords(v *volumeView) string {
+	if v.DurableAlone {
+		return v.WritePolicy + " (durable while only one copy is in sync)"
+	}
+	return v.WritePolicy
+}
+
 // hostWords says who sees a volume.
 func hostWords(v *volumeView) string {
 	var out []string
@@ -134,7 +145,7 @@ func (d *deletedPage) text(p *printer) {
 
 func (a *app) volumeCommand() *cobra.Command {
 	return noun("volume", "Mirrored volumes that hosts see as disks", []string{"vol"},
-		a.volumeCreate(), a.volumeList(), a.volumeShow(), a.volumeResize(), a.volumeDelete(), a.volumeCheck(),
+		a.volumeCreate(), a.volumeList(), a.volumeShow(), a.volumeSet(), a.volumeResize(), a.volumeDelete(), a.volumeCheck(),
 		a.volumeHosts(), a.volumeMap(), a.volumeUnmap(), a.volumeMove(), a.volumeReplica(), a.volumePromote(), a.volumeClearReservations(),
 		a.volumeClone(), a.volumeRollback())
 }
@@ -142,7 +153,7 @@ func (a *app) volumeCommand() *cobra.Command {
 func (a *app) volumeCreate() *cobra.Command {
 	var hosts []string
 	var anyHost, noDedup, noCompress, fourK, thick bool
-	var sizeText string
+	var sizeText, policy string
 	var block, physical blockSize
 	c := &cobra.Command{
 		Use: "create NAME SIZE", Short: "Create a volume: mirrored, thin, deduplicated, compressed",
@@ -153,7 +164,12 @@ Hosts see logical blocks of 512 bytes on physical ones of 4096 (512e). Other
 profiles: --physical-block 512 (512n) for a host that refuses 512e, and
 --block-size 4096 (4Kn), which ESXi and many boot loaders refuse. They never
 change later. --thick hides thin provisioning from hosts: no UNMAP, no
-thresholds; space is taken as it is written all the same.`,
+thresholds; space is taken as it is written all the same.
+
+--write-policy mirrored-ram answers a write when it is written on all copies in
+sync and before it is flushed there, 200 ms later at most: hosts see a write
+cache. The loss of one node loses nothing; if all lose power at once, hosts lose
+what they did not flush. It can be changed later: twinsan volume set.`,
 		Example: "  twinsan volume create csv1 2T --host hv1,hv2",
 		Args: func(c *cobra.Command, args []string) error {
 			if sizeText == "" {
@@ -169,6 +185,9 @@ thresholds; space is taken as it is written all the same.`,
 			if err != nil {
 				return usage("%w", err)
 			}
+			if _, err := server.ParseWritePolicy(policy); err != nil {
+				return usage("--write-policy %q: want durable or mirrored-ram", policy)
+			}
 			if fourK && block == 512 {
 				return usage("--4kn means --block-size 4096, and --block-size 512 was given as well")
 			}
@@ -181,7 +200,7 @@ thresholds; space is taken as it is written all the same.`,
 			return a.call(c, func(ctx context.Context, client *api.Client) error {
 				v, err := client.Volumes.CreateVolume(ctx, &v1.CreateVolumeRequest{
 					Name: args[0], SizeBytes: uint64(size), Hosts: hosts, AnyHost: anyHost, NoDedup: noDedup, NoCompress: noCompress,
-					LogicalBlockBytes: uint32(block), PhysicalBlockBytes: uint32(physical), Thick: thick, RequestId: uuid.NewString(),
+					LogicalBlockBytes: uint32(block), PhysicalBlockBytes: uint32(physical), Thick: thick, WritePolicy: policy, RequestId: uuid.NewString(),
 				})
 				if err != nil {
 					return err
@@ -209,6 +228,7 @@ thresholds; space is taken as it is written all the same.`,
 	c.Flags().Var(&block, "block-size", "logical block: 512 (default) or 4096 bytes")
 	c.Flags().Var(&physical, "physical-block", "physical block: 512 or 4096 (default) bytes")
 	c.Flags().BoolVar(&fourK, "4kn", false, "the same as --block-size 4096")
+	c.Flags().StringVar(&policy, "write-policy", "", "durable (default) or mirrored-ram")
 	c.Flags().BoolVar(&thick, "thick", false, "do not offer UNMAP and thin provisioning to hosts")
 	return c
 }
@@ -284,6 +304,36 @@ func (a *app) volumeShow() *cobra.Command {
 			})
 		},
 	}
+}
+
+func (a *app) volumeSet() *cobra.Command {
+	var policy string
+	c := &cobra.Command{
+		Use: "set NAME --write-policy POLICY", Short: "Change a policy of a volume while it is in use", Args: arguments("NAME"),
+		Long: `Change when writes to a volume are answered. Hosts learn of it with their next
+command (WCE of the caching mode page).
+
+durable       when they are on stable storage of every copy in sync
+mirrored-ram  when they are written on every copy in sync, and flushed within
+              200 ms. The loss of one node loses nothing. If all nodes lose
+              power at once, hosts lose what they did not flush themselves. With
+              one copy in sync it is durable.`,
+		Example: "  twinsan volume set csv1 --write-policy mirrored-ram",
+		RunE: func(c *cobra.Command, args []string) error {
+			if _, err := server.ParseWritePolicy(policy); policy == "" || err != nil {
+				return usage("--write-policy %q: want durable or mirrored-ram", policy)
+			}
+			return a.call(c, func(ctx context.Context, client *api.Client) error {
+				v, err := client.Volumes.SetVolume(ctx, &v1.SetVolumeRequest{Name: args[0], WritePolicy: policy})
+				if err != nil {
+					return err
+				}
+				return a.printVolume(v)
+			})
+		},
+	}
+	c.Flags().StringVar(&policy, "write-policy", "", "durable or mirrored-ram")
+	return c
 }
 
 func (a *app) volumeResize() *cobra.Command {

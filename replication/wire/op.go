@@ -10,7 +10,8 @@ import (
 
 // The meta part of a Prepare:
 //
-//	 0  u8  kind           1  u8 0   2  u16 0
+//	 0  u8  kind
+//	 1  u8  flags (1: relaxed, see lsfs.Op; only of a write)   2  u16 0
 //	 4  u32 count of blocks the operation covers
 //	 8  u64 first block
 //	16  u32 number of block descriptors (0 or count)
@@ -28,6 +29,7 @@ const (
 	sourceLen  = 32
 	takenLen   = 8
 	flagRef    = 1
+	opRelaxed  = 1
 	maxBlocks  = 4096     // 16 MiB: twice the longest client request
 	maxUnmap   = 1 << 28  // blocks of one unmap: 1 TiB
 	maxState   = 64 << 10 // bytes of the ordered state with its name
@@ -42,6 +44,9 @@ func AppendPrepare(dst []byte, op *lsfs.Op, source lsfs.OpID) []byte {
 	dst = Begin(dst)
 	var m [opLen]byte
 	m[0] = byte(op.Kind)
+	if op.Relaxed {
+		m[1] = opRelaxed
+	}
 	binary.LittleEndian.PutUint32(m[4:], op.Count)
 	binary.LittleEndian.PutUint64(m[8:], uint64(op.Start))
 	binary.LittleEndian.PutUint32(m[16:], uint32(len(op.Blocks)))
@@ -102,6 +107,10 @@ func DecodePrepare(h Header, meta, data []byte, op *lsfs.Op) (source lsfs.OpID, 
 	n := binary.LittleEndian.Uint32(meta[16:])
 	tailLen := binary.LittleEndian.Uint32(meta[20:])
 	op.Kind = lsfs.OpKind(meta[0])
+	if meta[1] > opRelaxed || meta[1] != 0 && op.Kind != lsfs.OpWrite {
+		return source, fmt.Errorf("%w: flags %d of an operation of kind %d", ErrFrame, meta[1], op.Kind)
+	}
+	op.Relaxed = meta[1] == opRelaxed
 	op.Volume = lsfs.VolumeID(h.Volume)
 	op.ID = lsfs.OpID{Epoch: lsfs.Epoch(h.Epoch), Seq: lsfs.Seq(h.Seq)}
 	op.Count = binary.LittleEndian.Uint32(meta[4:])
@@ -152,7 +161,8 @@ func DecodePrepare(h Header, meta, data []byte, op *lsfs.Op) (source lsfs.OpID, 
 			return source, fmt.Errorf("%w: first block %d of the source", ErrFrame, op.SourceStart)
 		}
 	case op.Kind == lsfs.OpSnapshot || op.Kind == lsfs.OpRollback:
-		if op.Snapshot = lsfs.VolumeID(binary.LittleEndian.Uint64(tail)); op.Snapshot == 0 {
+		// Snapshot 0 is a mark: nothing but its place in the stream.
+		if op.Snapshot = lsfs.VolumeID(binary.LittleEndian.Uint64(tail)); op.Snapshot == 0 && op.Kind == lsfs.OpRollback {
 			return source, fmt.Errorf("%w: no snapshot", ErrFrame)
 		}
 	case tailLen > 0:

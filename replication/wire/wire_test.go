@@ -39,7 +39,9 @@ func sampleBlocks() []dedup.Block {
 func TestPrepareRoundTrip(t *testing.T) {
 	for _, op := range []lsfs.Op{
 		{Kind: lsfs.OpWrite, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 5}, Start: 6, Count: 4, Blocks: sampleBlocks()},
+		{Kind: lsfs.OpWrite, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 5}, Start: 6, Count: 4, Blocks: sampleBlocks(), Relaxed: true},
 		{Kind: lsfs.OpUnmap, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 6}, Start: 1 << 40, Count: 9},
+		{Kind: lsfs.OpSnapshot, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 11}},
 		{Kind: lsfs.OpEpoch, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 7}},
 		{Kind: lsfs.OpState, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 8}, State: []byte("reservations")},
 		{Kind: lsfs.OpState, Volume: 3, ID: lsfs.OpID{Epoch: 5, Seq: 9}},
@@ -137,6 +139,8 @@ func TestHeaderRefuses(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	for _, op := range []lsfs.Op{
 		{Kind: lsfs.OpWrite, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 5}, Start: 6, Count: 4, Blocks: sampleBlocks()},
+		{Kind: lsfs.OpWrite, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 5}, Start: 6, Count: 4, Blocks: sampleBlocks(), Relaxed: true},
+		{Kind: lsfs.OpSnapshot, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 6}},
 		{Kind: lsfs.OpState, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 6}, State: []byte("a state")},
 		{Kind: lsfs.OpClone, Volume: 3, ID: lsfs.OpID{Epoch: 4, Seq: 7}, Start: 6, Count: 4, Source: 9, SourceStart: 3},
 	} {

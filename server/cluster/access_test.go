@@ -245,7 +245,7 @@ func TestCommandVersions(t *testing.T) {
 	}{
 		{volumeCommand("vm1"), 1}, {special, 2}, {&cmdAddEvent{Info, "x", "y"}, 1}, {&cmdStart{Node: 1, Addresses: Addresses{Sync: "s"}}, 1}, {&cmdStart{Node: 1, Addresses: Addresses{Sync: "s", Management: "m"}}, 5}, {&cmdJoin{Name: "n", Addresses: Addresses{Management: "m"}}, 5}, {&cmdMapVolume{1, []string{"h"}, mapReadOnly}, 2}, {&cmdDrainNode{1, true}, 2}, {&cmdDiscovery{}, 2},
 		{&cmdAddReplica{Volume: 1, Expect: 2, Node: 3, ID: replication.ReplicaID{4}, Replaces: 5}, 3}, {&cmdRemoveReplica{1, 2, 3}, 3}, {&cmdCancelOperation{7}, 3},
-		{&cmdNodeMode{1, ModeEvacuating, true, 2}, 3}, {&cmdSettings{Balance: true, Quorum: true, Settings: Settings{true, 60, QuorumPreferred, 2, 0}}, 3}, {&cmdSettings{Resync: true, Settings: Settings{ResyncRate: 200}}, 4}, {&cmdPrefer{1, 2}, 3},
+		{&cmdNodeMode{1, ModeEvacuating, true, 2}, 3}, {&cmdSettings{Balance: true, Quorum: true, Settings: Settings{true, 60, QuorumPreferred, 2, 0}}, 3}, {&cmdSettings{Resync: true, Settings: Settings{ResyncRate: 200}}, 4}, {&cmdWritePolicy{1, true}, 5}, {&cmdPrefer{1, 2}, 3},
 		{&cmdPromote{1, 2, 3, uuid.UUID{1}, []replication.Replica{{Node: 2, ID: replication.ReplicaID{9}}}, "why"}, 3}, {&cmdRaiseLevel{2, []asked{{1, 5}}}, 3},
 	} {
 		data := must(encodeCommand(envelope{Now: day}, test.x))(t)

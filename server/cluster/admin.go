@@ -35,6 +35,7 @@ type VolumeSpec struct {
 	AnyHost       bool     // every initiator sees it
 	NoDedup       bool
 	NoCompress    bool
+	MirroredRAM   bool // write policy: see replication.Record
 	// RequestID makes a repeated call return the volume of the first; may be empty.
 	RequestID string
 }
@@ -50,7 +51,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, spec VolumeSpec) (*Volume, e
 	x := &cmdCreateVolume{
 		Name: spec.Name, UUID: uuid.New(), SizeBytes: spec.SizeBytes, BlockBytes: spec.BlockBytes,
 		Dedup: !spec.NoDedup, Compress: !spec.NoCompress, Thin: !spec.Thick, AnyHost: spec.AnyHost, Hosts: spec.Hosts,
-		PhysicalBytes: spec.PhysicalBytes,
+		PhysicalBytes: spec.PhysicalBytes, MirroredRAM: spec.MirroredRAM,
 	}
 	if x.BlockBytes == 0 {
 		x.BlockBytes = 512

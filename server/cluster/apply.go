@@ -342,7 +342,7 @@ func (x *cmdCreateVolume) create(e *edit, where func() replication.Record) resul
 	rec.Volume = s.nextVolume
 	rec.SizeBytes = x.SizeBytes
 	rec.Epoch = 1
-	rec.Dedup, rec.Compress = x.Dedup, x.Compress
+	rec.Dedup, rec.Compress, rec.MirroredRAM = x.Dedup, x.Compress, x.MirroredRAM
 	v := &Volume{
 		ID: s.nextVolume, UUID: x.UUID, Name: x.Name, LUN: freeLUN(s), NAA: x.NAA, Serial: x.Serial,
 		BlockBytes: x.BlockBytes, Thin: x.Thin, AnyHost: x.AnyHost, Hosts: hosts, Created: e.env.Now, Record: rec,

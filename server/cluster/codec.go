@@ -24,7 +24,7 @@ import (
 //	   the history of its replicas; snapshots, their schedules, a volume's origin
 //	   and rollbacks
 //	4  the rate of resyncs
-//	5  a node's management address
+//	5  a node's management address; the write policy of a volume
 //
 // A walk that meets an older version leaves out what that version did not have,
 // and fills in what it meant. Version 3 is written from feature level 2 on, version 4

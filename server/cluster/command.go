@@ -36,7 +36,10 @@ func oldestVersion(x command) byte {
 	case *cmdStart:
 		return withManagement(&x.Addresses)
 	case *cmdCreateVolume:
-		if x.PhysicalBytes == defaultPhysicalBytes {
+		switch {
+		case x.MirroredRAM:
+			return 5
+		case x.PhysicalBytes == defaultPhysicalBytes:
 			return 1
 		}
 		return 2
@@ -52,6 +55,8 @@ func oldestVersion(x command) byte {
 			return 4
 		}
 		return 3
+	case *cmdWritePolicy:
+		return 5
 	}
 	if x.kind() >= kindAddReplica {
 		return 3
@@ -100,6 +105,7 @@ const (
 	kindPrefer          kind = 37
 	kindPromote         kind = 38
 	kindRaiseLevel      kind = 39
+	kindWritePolicy     kind = 60
 )
 
 type envelope struct {
@@ -167,6 +173,8 @@ func newCommand(k kind) command {
 		return new(cmdPromote)
 	case kindRaiseLevel:
 		return new(cmdRaiseLevel)
+	case kindWritePolicy:
+		return new(cmdWritePolicy)
 	}
 	return newSnapshotCommand(k)
 }
@@ -297,6 +305,7 @@ type cmdCreateVolume struct {
 	Hosts      []string
 	// PhysicalBytes is the physical block; 4096 in version 1.
 	PhysicalBytes uint32
+	MirroredRAM   bool // from version 5 on
 }
 
 func (*cmdCreateVolume) kind() kind { return kindCreateVolume }
@@ -313,6 +322,9 @@ func (x *cmdCreateVolume) walk(c *codec) {
 	c.flag(&x.AnyHost)
 	list(c, &x.Hosts, text[string])
 	walkPhysical(c, &x.PhysicalBytes)
+	if c.version >= 5 {
+		c.flag(&x.MirroredRAM)
+	}
 }
 
 // cmdDeleteVolume records the deletion of a volume.

@@ -20,7 +20,8 @@ import (
 //	2  encoding 3: replicas that are added, removed and moved; modes of nodes;
 //	   settings; preferred owners; promotion by force; snapshots
 //	3  encoding 4: the rate of resyncs
-//	4  encoding 5: a management address of its own for a node
+//	4  encoding 5: a management address of its own for a node; the write policy
+//	   mirrored-ram
 const (
 	// FeatureLevel is the highest level that this program knows. A node refuses to
 	// run in a cluster of a higher one.

@@ -271,6 +271,9 @@ func walkRecord(c *codec, r *replication.Record) {
 	if c.version >= 3 {
 		u64(c, &r.Origin)
 	}
+	if c.version >= 5 {
+		c.flag(&r.MirroredRAM)
+	}
 }
 
 // Host is a named set of initiators with their CHAP credentials.

@@ -8,6 +8,7 @@
 //	go run ./tests/bench -rows costs        what COMPARE AND WRITE, digests, reservations cost
 //	go run ./tests/bench -rows mirror       two nodes beside one
 //	go run ./tests/bench -rows ha           what resyncs move, and how fast
+//	go run ./tests/bench -rows policy       the write policies beside each other
 //	go run ./tests/bench -profile           CPU profiles of the owner for each row
 //
 // The raw numbers of every measurement are saved next to the table.
@@ -123,6 +124,13 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	if !b.noOurs && (b.rows == "" || strings.Contains("ha", b.rows)) {
 		table, err := b.haTable(ctx)
+		if err != nil {
+			return err
+		}
+		text += table
+	}
+	if !b.noOurs && (b.rows == "" || strings.Contains("policy", b.rows)) {
+		table, err := b.policyTable(ctx)
 		if err != nil {
 			return err
 		}

@@ -23,6 +23,7 @@ var (
 	imageMiB    = flag.Int64("image-mib", 64, "size of the directory tree of the disk image")
 	rounds      = flag.Int("rounds", 3, "kills of each kind")
 	copyMiB     = flag.Int64("copy-mib", 256, "size of the unit that is cloned")
+	stormMiB    = flag.Int64("storm-mib", 256, "size of the image of which a hundred clones are read at once")
 	locks       = flag.Int("locks", 3000, "COMPARE AND WRITE commands that have to win")
 	absence     = flag.Duration("absence", 5*time.Second, "how long a node is away before it has to catch up")
 	seedFlag    = flag.Uint64("seed", 0, "seed of what is random (0: from the clock)")

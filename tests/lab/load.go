@@ -74,6 +74,12 @@ func (v *Verdict) Clean() bool {
 	return v != nil && v.Checked > 0 && v.Lost+v.Stale+v.Corrupt == 0
 }
 
+// Flushed says the same of a target with a volatile cache: nothing was lost or stale
+// that had been flushed or written with FUA.
+func (v *Verdict) Flushed() bool {
+	return v != nil && v.Checked > 0 && v.Lost+v.Stale == v.Unflushed && v.Corrupt == 0
+}
+
 // Load is a running load generator.
 type Load struct {
 	cmd     *exec.Cmd
