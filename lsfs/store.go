@@ -52,6 +52,7 @@ type Store struct {
 	pacing   pace
 	trimmer  trimmer
 	scrub    scrubber
+	merger   merger
 	stats    counters
 
 	commitMax            int64        // bytes of the largest commit
@@ -76,6 +77,7 @@ type Store struct {
 	waitingReads         atomic.Int32 // at the devices, for somebody who waits
 	stop                 chan struct{}
 	running              sync.WaitGroup
+	openCatalogue        func() (catalogue, error) // nil: none
 
 	// Only while opening.
 	replaying bool
@@ -112,13 +114,14 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		s.free()
 		return nil, fmt.Errorf("open pool %x: record its devices: %w", s.id, err)
 	}
-	s.running.Add(6)
+	s.running.Add(7)
 	go s.committer()
 	go s.checkpointLoop()
 	go s.cleanLoop()
 	go s.trimLoop()
 	go s.fillIndex()
 	go s.scrubLoop()
+	go s.mergeLoop()
 	if s.aheadMax > 0 {
 		s.running.Add(aheadReaders)
 		for range aheadReaders {
@@ -190,6 +193,10 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	s.pacing.init(s.wake)
 	s.trimmer.init()
 	s.scrub.init(&c)
+	s.merger.init()
+	if c.Catalogue != "" {
+		s.openCatalogue = func() (catalogue, error) { return dedup.OpenCatalogue(c.Catalogue, s.id, c.Logger) }
+	}
 	s.tiers.init()
 	if s.index, err = dedup.NewIndex(c.IndexBytes); err != nil {
 		return nil, err
@@ -253,6 +260,7 @@ func (s *Store) Close() error {
 	close(s.stop)
 	s.trimmer.stopNow()
 	s.scrub.stopNow()
+	s.merger.stopNow()
 	s.Kick()
 	// Operations that wait for room need the cleaner.
 	err := s.drain(func() bool { return s.queue.head != nil })
