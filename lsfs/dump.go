@@ -299,7 +299,7 @@ func (d *dumper) blocks(ctx context.Context, o *DumpOptions) error {
 			continue
 		}
 		format.ParseEntry(entry, &e)
-		encoding := map[dedup.Encoding]string{dedup.Raw: "raw", dedup.S2: "s2"}[e.Encoding]
+		encoding := map[dedup.Encoding]string{dedup.Raw: "raw", dedup.S2: "s2", dedup.Zstd: "zstd"}[e.Encoding]
 		if encoding == "" {
 			encoding = fmt.Sprintf("encoding %d", e.Encoding)
 		}
