@@ -6,20 +6,18 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/twinsan/twinsan/dedup"
 )
 
 // catalogue is the complete memory of fingerprints, a hint: what it says is verified, and
 // what it has lost costs savings. A reference is a BID. It is used by one goroutine.
 type catalogue interface {
 	// Lookup calls f for each entry, in order, with what is known for its fingerprint.
-	Lookup(list []dedup.CatalogueEntry, f func(i int, ref uint64, found bool)) error
+	Lookup(list []knownBlock, f func(i int, ref uint64, found bool)) error
 	// Put remembers entries durably.
-	Put(list []dedup.CatalogueEntry) error
+	Put(list []knownBlock) error
 	// Marks and PutMarks keep a number for each identity page, 0 at first.
-	Marks(group uint64, dst *[dedup.CatalogueGroup]uint64) error
-	PutMarks(list []dedup.GroupMarks) error
+	Marks(group uint64, dst *[marksPerGroup]uint64) error
+	PutMarks(list []groupMarks) error
 	// Reset empties it.
 	Reset() error
 	// Bytes is what it takes on disk.

@@ -62,10 +62,10 @@ type mergeRun struct {
 	reads []device.Read
 	batch []*device.Read
 
-	list   []dedup.CatalogueEntry // gathered, not looked up yet
-	known  []uint64               // what the catalogue says to each
-	put    []dedup.CatalogueEntry
-	groups []dedup.GroupMarks // of the pages that list is from, ascending
+	list   []knownBlock // gathered, not looked up yet
+	known  []uint64     // what the catalogue says to each
+	put    []knownBlock
+	groups []groupMarks // of the pages that list is from, ascending
 	pairs  map[BID]pair
 	limit  int
 	plain  [2][dedup.BlockSize]byte
@@ -132,7 +132,7 @@ func digest(page []byte) (d uint64) {
 
 // gather adds the identities of one group of pages, where they changed, to the list.
 func (f *mergeRun) gather(group, end uint64) error {
-	g := dedup.GroupMarks{Group: group}
+	g := groupMarks{Group: group}
 	if err := f.cat.Marks(group, &g.Marks); err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (f *mergeRun) gather(group, end uint64) error {
 		*mark, changed = d, true
 		for i := range format.EntriesPerPage {
 			if e := format.EntryAt(page, i); format.EntryAddr(e) != 0 && format.EntryRefs(e) > 0 {
-				f.list = append(f.list, dedup.CatalogueEntry{Fingerprint: dedup.Fingerprint(e[:32]), Ref: uint64(identityAt(BID(first), i, e))})
+				f.list = append(f.list, knownBlock{Fingerprint: dedup.Fingerprint(e[:32]), Ref: uint64(identityAt(BID(first), i, e))})
 			}
 		}
 		return 0
@@ -162,7 +162,7 @@ func (f *mergeRun) gather(group, end uint64) error {
 
 // look finds what of the list is known already, and makes the rest known.
 func (f *mergeRun) look() error {
-	slices.SortFunc(f.list, func(a, b dedup.CatalogueEntry) int {
+	slices.SortFunc(f.list, func(a, b knownBlock) int {
 		if c := bytes.Compare(a.Fingerprint[:], b.Fingerprint[:]); c != 0 {
 			return c
 		}
@@ -209,7 +209,7 @@ func (f *mergeRun) look() error {
 // unsettle sees to it that the next pass looks at the page of an identity again.
 func (f *mergeRun) unsettle(b BID) {
 	page := b.slot() / format.EntriesPerPage
-	i, ok := slices.BinarySearchFunc(f.groups, page/fillPages, func(g dedup.GroupMarks, n uint64) int { return cmp.Compare(g.Group, n) })
+	i, ok := slices.BinarySearchFunc(f.groups, page/fillPages, func(g groupMarks, n uint64) int { return cmp.Compare(g.Group, n) })
 	if ok {
 		f.groups[i].Marks[page%fillPages] = 0
 	}

@@ -16,7 +16,7 @@ import (
 // mapCatalogue is a catalogue that forgets at the end of the process, and marks at once.
 type mapCatalogue map[dedup.Fingerprint]uint64
 
-func (c mapCatalogue) Lookup(list []dedup.CatalogueEntry, f func(i int, ref uint64, found bool)) error {
+func (c mapCatalogue) Lookup(list []knownBlock, f func(i int, ref uint64, found bool)) error {
 	for i := range list {
 		ref, ok := c[list[i].Fingerprint]
 		f(i, ref, ok)
@@ -24,21 +24,21 @@ func (c mapCatalogue) Lookup(list []dedup.CatalogueEntry, f func(i int, ref uint
 	return nil
 }
 
-func (c mapCatalogue) Put(list []dedup.CatalogueEntry) error {
+func (c mapCatalogue) Put(list []knownBlock) error {
 	for _, e := range list {
 		c[e.Fingerprint] = e.Ref
 	}
 	return nil
 }
 
-func (mapCatalogue) Marks(_ uint64, dst *[dedup.CatalogueGroup]uint64) error {
+func (mapCatalogue) Marks(_ uint64, dst *[marksPerGroup]uint64) error {
 	clear(dst[:])
 	return nil
 }
-func (mapCatalogue) PutMarks([]dedup.GroupMarks) error { return nil }
-func (c mapCatalogue) Reset() error                    { clear(c); return nil }
-func (mapCatalogue) Bytes() int64                      { return 0 }
-func (mapCatalogue) Close() error                      { return nil }
+func (mapCatalogue) PutMarks([]groupMarks) error { return nil }
+func (c mapCatalogue) Reset() error              { clear(c); return nil }
+func (mapCatalogue) Bytes() int64                { return 0 }
+func (mapCatalogue) Close() error                { return nil }
 
 // unindex takes a fingerprint out of the index, as another one might have.
 func unindex(s *Store, fp *dedup.Fingerprint) {

@@ -195,7 +195,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	s.scrub.init(&c)
 	s.merger.init()
 	if c.Catalogue != "" {
-		s.openCatalogue = func() (catalogue, error) { return dedup.OpenCatalogue(c.Catalogue, s.id, c.Logger) }
+		s.openCatalogue = func() (catalogue, error) { return openBadgerCatalogue(c.Catalogue, s.id, c.Logger) }
 	}
 	s.tiers.init()
 	if s.index, err = dedup.NewIndex(c.IndexBytes); err != nil {

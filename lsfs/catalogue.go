@@ -1,4 +1,4 @@
-package dedup
+package lsfs
 
 import (
 	"encoding/binary"
@@ -16,21 +16,23 @@ import (
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/dgraph-io/ristretto/v2/z"
 	"golang.org/x/sys/unix"
+
+	"github.com/twinsan/twinsan/dedup"
 )
 
-// CatalogueGroup is the number of marks that the catalogue keeps as one value.
-const CatalogueGroup = 32
+// marksPerGroup is the number of marks that the catalogue keeps as one value.
+const marksPerGroup = 32
 
-// CatalogueEntry is a fingerprint and the reference of a stored block that has it.
-type CatalogueEntry struct {
-	Fingerprint Fingerprint
+// knownBlock is a fingerprint and the reference of a stored block that has it.
+type knownBlock struct {
+	Fingerprint dedup.Fingerprint
 	Ref         uint64
 }
 
-// Catalogue remembers the fingerprints of all stored blocks on disk: what the Index
+// badgerCatalogue remembers the fingerprints of all stored blocks on disk: what dedup.Index
 // forgets. It is a database (Badger) in a directory of its own, outside of the pool.
 //
-// It is a hint like the Index: it may lack entries and name blocks that are gone, and
+// It is a hint like dedup.Index: it may lack entries and name blocks that are gone, and
 // whoever uses an answer verifies it. So it may be deleted at any time while no process has it
 // open, and what cannot be read is begun anew. It is written in large batches by one
 // goroutine, never on the way of a write.
@@ -38,11 +40,11 @@ type CatalogueEntry struct {
 // Keys and values, in this order of the database:
 //
 //	"f" first 16 bytes of the fingerprint   reference u64
-//	"i"                                     pool [16]
-//	"p" group u64, big endian               CatalogueGroup marks u64: what the owner knows of a page
+//	"i"                                    pool [16]
+//	"p" group u64, big endian               marksPerGroup marks u64: what the owner knows of a page
 //
 // Integers in values are little endian. Badger's checksums cover both.
-type Catalogue struct {
+type badgerCatalogue struct {
 	dir  string
 	pool [16]byte
 	db   *badger.DB
@@ -59,33 +61,33 @@ const (
 	markKey        = 'p'
 )
 
-// The memory of the database is bounded: two tables of entries that are not written yet, and caches
+// The memory of the database is bounded, to some 90 MiB while it is open: tables of entries that are not written yet, and caches
 // of blocks and of the indices and filters of tables. Badger's defaults take 0.9 GiB
 // and, without a cache for them, another byte and a half of filter per entry.
 const (
 	memTableBytes   = 16 << 20
 	blockCacheBytes = 8 << 20
 	indexCacheBytes = 16 << 20
-	// CatalogueBytes is about what an open catalogue takes of RAM, however large it is.
-	CatalogueBytes = 4*memTableBytes + blockCacheBytes + indexCacheBytes
 )
 
 // freeLeast is what the file system must have free for anything to be written: the database maps its
 // log into memory, and writing to a page that finds no room kills the process.
 const freeLeast = 512 << 20
 
-// ErrCatalogueRoom says that the catalogue's file system is too full for it to be written.
-var ErrCatalogueRoom = errors.New("less than 512 MiB free for the fingerprint catalogue")
+// errCatalogueRoom says that the catalogue's file system is too full for it to be written.
+var errCatalogueRoom = errors.New("less than 512 MiB free for the fingerprint catalogue")
 
-// OpenCatalogue opens the catalogue of a pool in a directory, which it makes. One that is damaged,
+// openBadgerCatalogue opens the catalogue of a pool in a directory, which it makes. One that is damaged,
 // or of another pool, is emptied. Only one process can have it open. The caller closes it.
-func OpenCatalogue(dir string, pool [16]byte, logger *slog.Logger) (*Catalogue, error) {
+func openBadgerCatalogue(dir string, pool [16]byte, logger *slog.Logger) (*badgerCatalogue, error) {
 	dir = filepath.Join(dir, catalogueDir)
-	fail := func(err error) (*Catalogue, error) { return nil, fmt.Errorf("fingerprint catalogue %s: %w", dir, err) }
+	fail := func(err error) (*badgerCatalogue, error) {
+		return nil, fmt.Errorf("fingerprint catalogue %s: %w", dir, err)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fail(err)
 	}
-	c := &Catalogue{dir: dir}
+	c := &badgerCatalogue{dir: dir}
 	if err := c.room(); err != nil {
 		return fail(err)
 	}
@@ -132,7 +134,7 @@ const uncleanMost = 3
 
 // begin counts in a file beside the catalogue that it was opened and not closed, and returns the count of
 // before.
-func (c *Catalogue) begin() (unclean int, err error) {
+func (c *badgerCatalogue) begin() (unclean int, err error) {
 	b, err := os.ReadFile(c.dir + ".open")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return 0, err
@@ -200,7 +202,7 @@ func (badgerLog) Infof(string, ...any)                {}
 func (badgerLog) Debugf(string, ...any)               {}
 
 // adopt empties a catalogue of another pool.
-func (c *Catalogue) adopt(pool [16]byte) error {
+func (c *badgerCatalogue) adopt(pool [16]byte) error {
 	var was []byte
 	err := c.db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get([]byte{poolKey})
@@ -221,19 +223,19 @@ func (c *Catalogue) adopt(pool [16]byte) error {
 }
 
 // room says whether there is room to write.
-func (c *Catalogue) room() error {
+func (c *badgerCatalogue) room() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(c.dir, &st); err != nil {
 		return err
 	}
 	if int64(st.Bavail)*st.Bsize < freeLeast {
-		return ErrCatalogueRoom
+		return errCatalogueRoom
 	}
 	return nil
 }
 
 // Reset empties the catalogue.
-func (c *Catalogue) Reset() error {
+func (c *badgerCatalogue) Reset() error {
 	if err := c.db.DropAll(); err != nil {
 		return fmt.Errorf("empty the fingerprint catalogue: %w", err)
 	}
@@ -242,11 +244,11 @@ func (c *Catalogue) Reset() error {
 
 // entryKey is the key of a fingerprint. Half of it is plenty to tell blocks apart, and
 // those that take an answer compare all of it.
-func entryKey(fp *Fingerprint) []byte { return append([]byte{fingerprintKey}, fp[:16]...) }
+func entryKey(fp *dedup.Fingerprint) []byte { return append([]byte{fingerprintKey}, fp[:16]...) }
 
 // Lookup calls f for each of the entries with what the catalogue holds for its fingerprint,
 // in order. It is fastest when they are sorted by fingerprint. f must not call the catalogue.
-func (c *Catalogue) Lookup(list []CatalogueEntry, f func(i int, ref uint64, found bool)) error {
+func (c *badgerCatalogue) Lookup(list []knownBlock, f func(i int, ref uint64, found bool)) error {
 	txn := c.db.NewTransaction(false)
 	defer txn.Discard()
 	for i := range list {
@@ -273,9 +275,9 @@ func (c *Catalogue) Lookup(list []CatalogueEntry, f func(i int, ref uint64, foun
 	return nil
 }
 
-// Put remembers entries. On return they survive a power cut. ErrCatalogueRoom when the file system is
+// Put remembers entries. On return they survive a power cut. errCatalogueRoom when the file system is
 // too full.
-func (c *Catalogue) Put(list []CatalogueEntry) error {
+func (c *badgerCatalogue) Put(list []knownBlock) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -298,7 +300,7 @@ func (c *Catalogue) Put(list []CatalogueEntry) error {
 func groupKey(group uint64) []byte { return binary.BigEndian.AppendUint64([]byte{markKey}, group) }
 
 // Marks fills dst with the marks of a group of pages, 0 where there is none.
-func (c *Catalogue) Marks(group uint64, dst *[CatalogueGroup]uint64) error {
+func (c *badgerCatalogue) Marks(group uint64, dst *[marksPerGroup]uint64) error {
 	clear(dst[:])
 	err := c.db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get(groupKey(group))
@@ -309,7 +311,7 @@ func (c *Catalogue) Marks(group uint64, dst *[CatalogueGroup]uint64) error {
 			return err
 		}
 		return item.Value(func(v []byte) error {
-			for i := range min(len(v)/8, CatalogueGroup) {
+			for i := range min(len(v)/8, marksPerGroup) {
 				dst[i] = binary.LittleEndian.Uint64(v[8*i:])
 			}
 			return nil
@@ -321,14 +323,14 @@ func (c *Catalogue) Marks(group uint64, dst *[CatalogueGroup]uint64) error {
 	return nil
 }
 
-// GroupMarks are the marks of one group.
-type GroupMarks struct {
+// groupMarks are the marks of one group.
+type groupMarks struct {
 	Group uint64
-	Marks [CatalogueGroup]uint64
+	Marks [marksPerGroup]uint64
 }
 
 // PutMarks sets marks. The caller has put what they stand for before.
-func (c *Catalogue) PutMarks(list []GroupMarks) error {
+func (c *badgerCatalogue) PutMarks(list []groupMarks) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -338,7 +340,7 @@ func (c *Catalogue) PutMarks(list []GroupMarks) error {
 	b := c.db.NewWriteBatch()
 	defer b.Cancel()
 	for i := range list {
-		v := make([]byte, 0, 8*CatalogueGroup)
+		v := make([]byte, 0, 8*marksPerGroup)
 		for _, m := range list[i].Marks {
 			v = binary.LittleEndian.AppendUint64(v, m)
 		}
@@ -353,7 +355,7 @@ func (c *Catalogue) PutMarks(list []GroupMarks) error {
 }
 
 // Bytes is what the catalogue takes on disk, without its logs of at most 64 MiB.
-func (c *Catalogue) Bytes() (n int64) {
+func (c *badgerCatalogue) Bytes() (n int64) {
 	for _, t := range c.db.Tables() {
 		n += int64(t.OnDiskSize)
 	}
@@ -361,7 +363,7 @@ func (c *Catalogue) Bytes() (n int64) {
 }
 
 // Close ends the use of the catalogue. No other call may be running or follow.
-func (c *Catalogue) Close() error {
+func (c *badgerCatalogue) Close() error {
 	err := c.db.Close()
 	if err == nil {
 		err = os.Remove(c.dir + ".open")

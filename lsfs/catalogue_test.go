@@ -1,4 +1,4 @@
-package dedup
+package lsfs
 
 import (
 	"errors"
@@ -6,18 +6,20 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/twinsan/twinsan/dedup"
 )
 
-func mustOpenCatalogue(t *testing.T, dir string, pool byte) *Catalogue {
+func mustOpenCatalogue(t *testing.T, dir string, pool byte) *badgerCatalogue {
 	t.Helper()
-	c, err := OpenCatalogue(dir, [16]byte{pool}, slog.New(slog.DiscardHandler))
+	c, err := openBadgerCatalogue(dir, [16]byte{pool}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func (c *Catalogue) mustHold(t *testing.T, list []CatalogueEntry, want bool) {
+func (c *badgerCatalogue) mustHold(t *testing.T, list []knownBlock, want bool) {
 	t.Helper()
 	n := 0
 	err := c.Lookup(list, func(i int, ref uint64, found bool) {
@@ -35,12 +37,12 @@ func (c *Catalogue) mustHold(t *testing.T, list []CatalogueEntry, want bool) {
 // that the process ended with again and again are begun anew.
 func TestCatalogue(t *testing.T) {
 	dir := t.TempDir()
-	list := make([]CatalogueEntry, 20_000)
-	r := NewReducer(Key{1})
-	block := make([]byte, BlockSize)
+	list := make([]knownBlock, 20_000)
+	r := dedup.NewReducer(dedup.Key{1})
+	block := make([]byte, dedup.BlockSize)
 	for i := range list {
 		block[0], block[1], block[2] = byte(i), byte(i>>8), byte(i>>16)
-		list[i] = CatalogueEntry{r.Fingerprint(block), 1<<60 + uint64(i)}
+		list[i] = knownBlock{r.Fingerprint(block), 1<<60 + uint64(i)}
 	}
 	c := mustOpenCatalogue(t, dir, 1)
 	c.mustHold(t, list[:10], false)
@@ -49,13 +51,13 @@ func TestCatalogue(t *testing.T) {
 		if err := c.Put(list); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.PutMarks([]GroupMarks{{Group: 3, Marks: [CatalogueGroup]uint64{0: 5, 31: 6}}}); err != nil {
+		if err := c.PutMarks([]groupMarks{{Group: 3, Marks: [marksPerGroup]uint64{0: 5, 31: 6}}}); err != nil {
 			t.Fatal(err)
 		}
 		c.mustHold(t, list, true)
 	}
 	put()
-	if _, err := OpenCatalogue(dir, [16]byte{1}, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := openBadgerCatalogue(dir, [16]byte{1}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Fatal("opened twice")
 	}
 	reopen := func(pool byte) {
@@ -67,11 +69,11 @@ func TestCatalogue(t *testing.T) {
 	}
 	reopen(1)
 	c.mustHold(t, list, true)
-	var marks [CatalogueGroup]uint64
+	var marks [marksPerGroup]uint64
 	if err := c.Marks(3, &marks); err != nil || marks[0] != 5 || marks[31] != 6 {
 		t.Fatal(marks, err)
 	}
-	if err := c.Marks(4, &marks); err != nil || marks != [CatalogueGroup]uint64{} {
+	if err := c.Marks(4, &marks); err != nil || marks != [marksPerGroup]uint64{} {
 		t.Fatal(marks, err)
 	}
 	if c.Bytes() < 20_000*25 {
