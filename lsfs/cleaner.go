@@ -588,7 +588,7 @@ func (s *Store) writeMoves() error {
 		off += copy(c.stage[off:], m.data)
 		m.data = nil
 	}
-	if _, err := s.writeStream(c.to, c.stage, movesAt(len(c.moves))-format.CommitHeaderSize, payload, off-payload); err != nil {
+	if _, err := s.appendStream(c.to, c.stage, movesAt(len(c.moves))-format.CommitHeaderSize, payload, off-payload); err != nil {
 		return err
 	}
 	c.to.ages += age * float64(c.filled)

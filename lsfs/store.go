@@ -77,6 +77,7 @@ type Store struct {
 	waitingReads         atomic.Int32 // at the devices, for somebody who waits
 	stop                 chan struct{}
 	running              sync.WaitGroup
+	committed            chan struct{} // closed when the committer is gone
 	openCatalogue        func() (catalogue, error) // nil: none
 
 	// Only while opening.
@@ -147,7 +148,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{})}
+	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{}), committed: make(chan struct{})}
 	made := s
 	defer func() {
 		if err != nil {
@@ -284,6 +285,7 @@ func (s *Store) Close() error {
 	s.queue.mu.Unlock()
 	// The committer may still take a cut of its own until it sees closed; it sends no
 	// more starts once it is gone.
+	<-s.committed
 	close(s.ckpt.start)
 	s.running.Wait()
 	s.pacing.timer.Stop()
