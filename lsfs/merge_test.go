@@ -97,7 +97,7 @@ func TestMergeWhatWasForgotten(t *testing.T) {
 	if got.Blocks != was-distinct || got.Found != got.Blocks || got.Looked != was || got.Bytes != bytes-s.segs.data.Load() {
 		t.Fatalf("%+v of %d", got, was)
 	}
-	t.Logf("inline found %d %%, the pass the rest: %d blocks, %d bytes", 100*inline/distinct, got.Blocks, got.Bytes)
+	t.Logf("inline found %d %%, the pass the rest: %d blocks, %d bytes, in %v", 100*inline/distinct, got.Blocks, got.Bytes, got.Finished.Sub(got.Started))
 	want := make([]uint64, 2*distinct)
 	for i := range want {
 		want[i] = uint64(i%distinct + 1)
