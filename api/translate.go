@@ -107,7 +107,7 @@ func poolMessage(p *server.Pool) *v1.Pool {
 	}
 	m := &v1.Pool{SizeBytes: p.Size, LiveBytes: p.Live, GarbageBytes: p.Garbage, FreeBytes: p.Free,
 		UsableBytes: p.Usable, MappedBytes: p.Mapped, StoredBytes: p.Stored,
-		ReclaimBytes: p.Reclaim, WriteAmplification: p.WriteAmplification}
+		ReclaimBytes: p.Reclaim, WriteAmplification: p.WriteAmplification, Reduction: reductionMessage(&p.Reduction)}
 	for _, c := range p.Caches {
 		m.Caches = append(m.Caches, &v1.Cache{Tier: c.Tier, Path: c.Path, Bytes: c.Bytes, CapacityBytes: c.Capacity, Hits: c.Hits, Misses: c.Misses,
 			WrittenBytes: c.Written, Failure: c.Failure, Warming: c.Warming})
@@ -121,7 +121,7 @@ func poolOf(p *v1.Pool) *server.Pool {
 	}
 	x := &server.Pool{Size: p.SizeBytes, Live: p.LiveBytes, Garbage: p.GarbageBytes, Free: p.FreeBytes,
 		Usable: p.UsableBytes, Mapped: p.MappedBytes, Stored: p.StoredBytes,
-		Reclaim: p.ReclaimBytes, WriteAmplification: p.WriteAmplification}
+		Reclaim: p.ReclaimBytes, WriteAmplification: p.WriteAmplification, Reduction: reductionOf(p.Reduction)}
 	for _, c := range p.Caches {
 		x.Caches = append(x.Caches, server.Cache{Tier: c.Tier, Path: c.Path, Bytes: c.Bytes, Capacity: c.CapacityBytes, Hits: c.Hits, Misses: c.Misses,
 			Written: c.WrittenBytes, Failure: c.Failure, Warming: c.Warming})

@@ -24,6 +24,9 @@ const (
 	Raw Encoding = 1
 	// S2 is one s2 block (klauspost/compress), always shorter than 4096 bytes.
 	S2 Encoding = 2
+	// Zstd is one zstd frame, always shorter than 4096 bytes. Only devices hold it, of
+	// pools since root version 4: what goes to another node is Raw or S2.
+	Zstd Encoding = 3
 )
 
 // Block is one 4 KiB block after reduction.

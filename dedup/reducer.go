@@ -147,6 +147,12 @@ func Decode(dst []byte, enc Encoding, stored []byte) error {
 			return corrupt(enc, stored, "undecodable s2 block")
 		}
 		return nil
+	case Zstd:
+		// The decoder writes no more than dst has room for.
+		if b, err := unzstd().DecodeAll(stored, dst[:0:BlockSize]); err != nil || len(b) != BlockSize {
+			return corrupt(enc, stored, "undecodable zstd block")
+		}
+		return nil
 	}
 	return corrupt(enc, stored, "unknown encoding")
 }
@@ -159,7 +165,7 @@ func StoredLenOK(enc Encoding, n int) bool {
 		return n == 0
 	case Raw:
 		return n == BlockSize
-	case S2:
+	case S2, Zstd:
 		return 0 < n && n <= compressedMax
 	}
 	return false

@@ -45,6 +45,8 @@ func (s *Store) apply(r format.Record, held bool, from uint64, cut func(done uin
 	case format.RecordMove:
 		s.applyMove(r)
 		return nil
+	case format.RecordMerge:
+		return s.applyMerge(r)
 	}
 	return s.applyVolume(r)
 }
@@ -89,6 +91,8 @@ func (s *Store) scan(r format.Record) error {
 			r.Move(i, &m)
 			s.scanIdentity(BID(m.BID))
 		}
+	case format.RecordMerge:
+		s.scanMerge(r)
 	default:
 		s.scanSharing(r)
 	}

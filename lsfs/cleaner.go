@@ -40,6 +40,9 @@ type cleaner struct {
 	filled int                     // bytes of payload staged
 	placed []move                  // written, not logged yet
 
+	squeeze bool // the victim's blocks are recompressed
+	packing recompressor
+
 	choice  []victim // best first
 	choices time.Time
 
@@ -362,11 +365,13 @@ func (s *Store) cleanSegment(n uint32) {
 	}
 	seg.readers.Add(1)
 	c.to = &c.out[s.coldStream(n)]
+	c.squeeze = !s.low() && (seg.stream >= streamCold || s.toCapacity(n))
 	s.mu.RUnlock()
 	err := s.cleanContents(n)
 	clear(c.moves)
 	clear(c.placed)
 	c.moves, c.placed, c.filled = c.moves[:0], c.placed[:0], 0
+	c.packing.buf = c.packing.buf[:0]
 	seg.readers.Add(-1)
 	s.stats.cleaned.Add(1)
 	cuts, _ := s.ckpt.numbers()
@@ -508,12 +513,25 @@ func (s *Store) cleanBlock(n uint32, bid BID, at format.Addr) error {
 		_ = s.report(ce)
 		return nil
 	}
+	enc, data, err := s.recompress(&e, data)
+	if err != nil {
+		ce := s.corrupt("block", at, e.Sum, e.Sum, err)
+		ce.BID, ce.Fingerprint = bid, e.Fingerprint
+		_ = s.report(ce)
+		return nil
+	}
+	if enc != e.Encoding {
+		e.Sum = dedup.Sum(data)
+	}
 	if !c.fits(s, len(data)) {
 		if err := s.writeMoves(); err != nil {
 			return err
 		}
+		if enc != e.Encoding {
+			data = c.packing.keep(data)
+		}
 	}
-	c.moves = append(c.moves, move{bid: bid, old: at, sum: e.Sum, enc: e.Encoding, data: data})
+	c.moves = append(c.moves, move{bid: bid, old: at, sum: e.Sum, enc: enc, data: data})
 	c.filled += len(data)
 	return nil
 }
@@ -570,7 +588,7 @@ func (s *Store) writeMoves() error {
 		off += copy(c.stage[off:], m.data)
 		m.data = nil
 	}
-	if _, err := s.writeStream(c.to, c.stage, movesAt(len(c.moves))-format.CommitHeaderSize, payload, off-payload); err != nil {
+	if _, err := s.appendStream(c.to, c.stage, movesAt(len(c.moves))-format.CommitHeaderSize, payload, off-payload); err != nil {
 		return err
 	}
 	c.to.ages += age * float64(c.filled)
@@ -581,6 +599,7 @@ func (s *Store) writeMoves() error {
 	}
 	c.placed = append(c.placed, c.moves...)
 	c.moves, c.filled = c.moves[:0], 0
+	c.packing.buf = c.packing.buf[:0]
 	return nil
 }
 

@@ -57,6 +57,14 @@ type Config struct {
 	// IndexBytes bounds the fingerprint index. Default 64 MiB, at least 64 KiB.
 	IndexBytes int64
 
+	// Catalogue is the directory of the complete catalogue of fingerprints, on a local file system beside
+	// the pool: up to 64 bytes for each stored block. It may be deleted while the store is not
+	// open. Empty: duplicates that the index forgot stay.
+	Catalogue string
+	// MergeInterval is how often the background looks for duplicates, if anything was stored. Default
+	// one hour; negative: only StartMerge does.
+	MergeInterval time.Duration
+
 	// CheckpointBytes of log start a checkpoint: they bound replay. Default the
 	// smaller of 1 GiB and a sixteenth of the pool, at least two segments.
 	CheckpointBytes int64
@@ -132,6 +140,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.ScrubInterval == 0 {
 		c.ScrubInterval = ScrubInterval
+	}
+	if c.MergeInterval == 0 {
+		c.MergeInterval = MergeInterval
 	}
 	if c.Now == nil {
 		c.Now = time.Now

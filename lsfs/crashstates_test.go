@@ -38,7 +38,7 @@ type lane struct {
 
 // stats of a run of the explorer.
 type explored struct {
-	states, moments, workloads, lanes, full, goneOn atomic.Int64
+	states, moments, workloads, lanes, full, goneOn, merged, packed atomic.Int64
 }
 
 // TestCrashStates cuts the power after every write and every flush of short random
@@ -90,6 +90,10 @@ func TestCrashStates(t *testing.T) {
 		})
 	}
 	group.Wait()
+	if want >= 20_000 && x.merged.Load() == 0 {
+		t.Error("no blocks were merged in all workloads")
+	}
+	t.Logf("%d blocks merged, %d recompressed", x.merged.Load(), x.packed.Load())
 	t.Logf("%d crash states at %d moments of %d workloads, seeds %d to %d (%d pools ran full), %d went on, in %v",
 		x.states.Load(), x.moments.Load(), x.workloads.Load(), *crashFirst, next-1, x.full.Load(), x.goneOn.Load(), time.Since(began).Round(time.Millisecond))
 }
@@ -176,6 +180,8 @@ func (l *lane) workload(number int, x *explored) error {
 				return fmt.Errorf("%s: %w", d.current, err)
 			}
 		}
+		x.merged.Add(d.s.merger.blocks.Load())
+		x.packed.Add(d.s.cleaner.packing.blocks.Load())
 		return nil
 	}
 	err := run()

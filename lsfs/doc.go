@@ -29,6 +29,9 @@
 //	page.go                      pages in RAM
 //	checkpoint.go replay.go      how the state gets to a device and back
 //	cleaner.go trim.go stream.go how space is given back, and what is kept apart
+//	recompress.go                cold blocks are compressed once more on the way
+//	background.go duplicates.go merge.go  blocks that are stored twice become one
+//	catalogue.go                 the fingerprints of all blocks, to find them by
 //	pace.go allot.go             how operations wait for that; where identities come from
 //	fault.go fill.go             pages read many at once; the index after a start
 //	import.go superblocks.go     which devices the pool has, and finding them
@@ -50,7 +53,8 @@
 // index work beside it; what they want changed goes to the role as a task, which
 // comes before operations.
 //
-// Readers ahead and the writer of the flash cache only read the store.
+// Readers ahead and the writer of the flash cache only read the store. The goroutine that
+// merges duplicates reads it, and has a task for each change.
 //
 // Lock order: Store.changing (of the list of devices), committing role, logWriter.turn, flusher.turn, flusher.mu, queue.mu, Store.mu, then without
 // order among them the shards of pins, checkpointer.mu, the index and the cache.

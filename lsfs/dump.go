@@ -165,7 +165,8 @@ func (d *dumper) segments(each bool) {
 var recordNames = map[format.RecordKind]string{
 	format.RecordWrite: "write", format.RecordUnmap: "unmap", format.RecordEpoch: "epoch", format.RecordState: "state", format.RecordCopy: "copy", format.RecordClone: "clone",
 	format.RecordCreate: "create", format.RecordDelete: "delete", format.RecordGone: "gone", format.RecordResize: "resize", format.RecordTrim: "trim", format.RecordMeta: "meta",
-	format.RecordMove: "move", format.RecordPages: "pages", format.RecordDirs: "directory", format.RecordRoot: "root",
+	format.RecordSnapshot: "snapshot", format.RecordRollback: "rollback", format.RecordShed: "shed", format.RecordFrom: "from", format.RecordForge: "forge", format.RecordSeal: "seal",
+	format.RecordMerge: "merge", format.RecordMove: "move", format.RecordPages: "pages", format.RecordDirs: "directory", format.RecordRoot: "root",
 }
 
 // segment lists the commits of a segment as they stand there, old ones too.
@@ -238,6 +239,14 @@ func (d *dumper) record(r format.Record) {
 			r.Move(i, &m)
 			fmt.Fprintf(d.w, "      identity %d from %s to %s, %d bytes\n", m.BID, place(m.Old), place(m.New), m.Len)
 		}
+	case format.RecordMerge:
+		volume, n := r.Merges()
+		var m format.Merge
+		fmt.Fprintf(d.w, "    %s: volume %d, %d blocks\n", name, volume, n)
+		for i := range n {
+			r.Merge(i, &m)
+			fmt.Fprintf(d.w, "      block %d: identity %d becomes %d\n", m.Block, m.From, m.To)
+		}
 	case format.RecordPages, format.RecordDirs:
 		fmt.Fprintf(d.w, "    %s:", name)
 		for i := range r.Count() {
@@ -290,7 +299,7 @@ func (d *dumper) blocks(ctx context.Context, o *DumpOptions) error {
 			continue
 		}
 		format.ParseEntry(entry, &e)
-		encoding := map[dedup.Encoding]string{dedup.Raw: "raw", dedup.S2: "s2"}[e.Encoding]
+		encoding := map[dedup.Encoding]string{dedup.Raw: "raw", dedup.S2: "s2", dedup.Zstd: "zstd"}[e.Encoding]
 		if encoding == "" {
 			encoding = fmt.Sprintf("encoding %d", e.Encoding)
 		}

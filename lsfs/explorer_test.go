@@ -503,7 +503,7 @@ func (d *driver) step() error {
 		d.current = fmt.Sprintf(text, args...)
 		d.done = append(d.done, d.current)
 	}
-	k := rng.IntN(64)
+	k := rng.IntN(70)
 	if len(m.vols) == 0 {
 		k = 40
 	}
@@ -635,6 +635,21 @@ func (d *driver) step() error {
 			say("delete snapshot %d", snap)
 			d.issue(m.withSnapshot(snap, nil))
 			return d.task(&task{kind: taskForget, volume: snap})
+		}
+		return nil
+	case k < 66:
+		// What comes next of these is stored again.
+		say("forget some fingerprints")
+		for n := 1; n <= stockBlocks; n++ {
+			if rng.IntN(2) == 0 {
+				unindex(d.s, &stock()[n].block.Fingerprint)
+			}
+		}
+		return nil
+	case k < 68:
+		say("merge duplicates")
+		if err := d.s.mergePass(context.Background(), mapCatalogue{}); !errors.Is(err, errCrowded) {
+			return err
 		}
 		return nil
 	default:

@@ -41,8 +41,10 @@ type readContext struct {
 	to     target
 	ahead  bool   // nobody waits for it yet
 	ended  uint64 // flights.ended, before the cache was asked
-	// reducer hashes what the second level gives; made at first use.
+	// reducer hashes what the second level gives, and encodes what goes to other nodes; it
+	// and its buffer are made at first use.
 	reducer *dedup.Reducer
+	encoded []byte
 
 	// Methods as values, made once.
 	cached func(i int, bid BID) bool

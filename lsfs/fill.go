@@ -32,7 +32,7 @@ func (s *Store) fillIndex() {
 		}
 		began := time.Now()
 		low := (end - 1) &^ (fillPages*format.EntriesPerPage - 1)
-		n, err := s.fillFrom(low, end, buf, reads, batch)
+		n, err := s.fillFrom(low, end, buf, reads, batch, s.indexPage)
 		if err != nil {
 			s.logger.Warn("fingerprint index is incomplete", "err", err)
 			return
@@ -46,8 +46,9 @@ func (s *Store) fillIndex() {
 // fillPages is how many pages are read at once.
 const fillPages = 32
 
-// fillFrom takes the identities of slots [low, end), which lie in fillPages pages.
-func (s *Store) fillFrom(low, end uint64, buf []byte, reads []device.Read, batch []*device.Read) (n int64, err error) {
+// fillFrom calls use for the pages of identities of slots [low, end), at most fillPages, and sums up
+// what it returns. Those that are in RAM it gets under the read lock.
+func (s *Store) fillFrom(low, end uint64, buf []byte, reads []device.Read, batch []*device.Read, use func(first uint64, page []byte) int64) (n int64, err error) {
 	var at [fillPages]uint64
 	var entries [fillPages]format.DirEntry
 	batch = batch[:0]
@@ -56,7 +57,7 @@ func (s *Store) fillFrom(low, end uint64, buf []byte, reads []device.Read, batch
 		leaf, missing, span, _ := s.pg.leafAt(s.identities, entryShift, slot)
 		if leaf != 0 {
 			if data := s.pg.data(leaf); data != nil {
-				n += s.indexPage(slot, data)
+				n += use(slot, data)
 			} else if e := *s.pg.entry(leaf); s.segs.valid(e.Addr, format.PageSize) {
 				s.segs.all[e.Addr.Segment()].readers.Add(1)
 				i := len(batch)
@@ -81,7 +82,7 @@ func (s *Store) fillFrom(low, end uint64, buf []byte, reads []device.Read, batch
 		// A page that is damaged is for whoever needs it. One that changed meanwhile leaves
 		// entries that no longer hold, which whoever finds them sees.
 		if r.Err == nil && format.Checksum(r.P) == entries[i].Sum {
-			n += s.indexPage(at[i], r.P)
+			n += use(at[i], r.P)
 		}
 	}
 	return n, err

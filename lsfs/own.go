@@ -4,7 +4,7 @@ import "github.com/twinsan/twinsan/lsfs/format"
 
 // Copy on write. A snapshot, a clone of a volume and a rollback make two trees lead to
 // one top page; nothing below is touched. A page that more than one place leads to
-// stays as it is. Before a tree changes, the shared pages on the way to the change are
+// stays as it is, but for merges, which change no content (merge.go). Before a tree changes, the shared pages on the way to the change are
 // replaced by copies from the top down: each copy is one more parent of all that the
 // page leads to, so what was shared as a whole is then shared by its parts.
 //

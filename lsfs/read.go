@@ -269,10 +269,8 @@ func (v *Volume) ReadReduced(ctx context.Context, start BlockNo, dst []dedup.Blo
 		}
 		err = s.fetchAll(rc, v, first, func(l *located, stored []byte) error {
 			i := at + l.index
-			data := buf[i*dedup.BlockSize:][:len(stored):len(stored)]
-			copy(data, stored)
-			dst[i] = dedup.Block{Fingerprint: l.e.Fingerprint, Sum: l.e.Sum, Encoding: l.e.Encoding, Data: data}
-			return nil
+			dst[i], err = rc.portable(l, stored, buf[i*dedup.BlockSize:])
+			return err
 		})
 		if err != nil {
 			return err
@@ -344,9 +342,8 @@ func (s *Store) ReadFingerprint(ctx context.Context, fp *dedup.Fingerprint, buf 
 		}
 		var b dedup.Block
 		err := s.fetchAll(rc, nil, 0, func(l *located, stored []byte) error {
-			b = dedup.Block{Fingerprint: l.e.Fingerprint, Sum: l.e.Sum, Encoding: l.e.Encoding, Data: buf[:len(stored)]}
-			copy(b.Data, stored)
-			return nil
+			b, err = rc.portable(l, stored, buf)
+			return err
 		})
 		return b, err
 	}

@@ -352,7 +352,7 @@ func (s *Store) correctOne(w wrongCount) (bool, error) {
 // into RAM. It goes on behind what cannot be read, and returns the first such error in
 // the end.
 func (s *Store) eachMapLeaf(ctx context.Context, skip func(leaf uint32) bool, f func(v VolumeID, first uint64, leaf uint32, data []byte)) error {
-	w := &leafWalk{s: s, skip: skip, f: f, buf: device.AlignedBuffer(format.PageSize), done: make(map[uint32]bool)}
+	w := &leafWalk{s: s, skip: skip, f: f, pace: s.pace, buf: device.AlignedBuffer(format.PageSize), done: make(map[uint32]bool)}
 	defer device.FreeAligned(w.buf)
 	s.mu.RLock()
 	holders := slices.Collect(maps.Values(s.volumes))
@@ -385,7 +385,8 @@ type leafWalk struct {
 	s          *Store
 	skip       func(uint32) bool
 	f          func(VolumeID, uint64, uint32, []byte)
-	buf        []byte // aligned
+	pace       func(ctx context.Context, n int, took time.Duration) error // called after n bytes were read
+	buf        []byte                                                     // aligned
 	unreadable error
 
 	// Shared pages above the leaves: those that were walked from their first place to
@@ -508,7 +509,7 @@ func (w *leafWalk) step(ctx context.Context, v *Volume, k int, i uint64) (next u
 			return next, lost(err)
 		}
 		have = e
-		if err := s.pace(ctx, format.PageSize, time.Since(start)); err != nil {
+		if err := w.pace(ctx, format.PageSize, time.Since(start)); err != nil {
 			return 0, err
 		}
 	}

@@ -71,6 +71,8 @@ type Stats struct {
 	PinHits, PinMisses int64
 
 	SegmentsCleaned, CleanerBytes, CleanerPages int64
+	Recompressed                                int64 // cold blocks that the cleaner stored again with zstd
+	RecompressedWon                             int64 // bytes that this won
 	Checkpoints, CheckpointPages                int64
 	PageReads, BlockReads, DeviceReads          int64 // pages, blocks, I/Os for blocks
 	SharedReads                                 int64 // blocks that were wanted while somebody read them, and were not read again
@@ -138,6 +140,7 @@ func (s *Store) Stats() Stats {
 		BlocksZero: c.blocksZero.Load(), StoredBytes: c.storedBytes.Load(),
 		PinHits: c.pinHits.Load(), PinMisses: c.pinMisses.Load(),
 		SegmentsCleaned: c.cleaned.Load(), CleanerBytes: c.cleanedBytes.Load(), CleanerPages: c.cleanedPages.Load(),
+		Recompressed: s.cleaner.packing.blocks.Load(), RecompressedWon: s.cleaner.packing.won.Load(),
 		Checkpoints: c.checkpoints.Load(), CheckpointPages: c.checkpointPages.Load(),
 		PageReads: c.pageReads.Load(), BlockReads: c.blockReads.Load(), DeviceReads: c.deviceReads.Load(),
 		ChecksumErrors: c.checksumErrors.Load(), DeviceErrors: c.deviceErrors.Load(), Repairs: c.repairs.Load(),

@@ -53,6 +53,7 @@ type Store struct {
 	pacing   pace
 	trimmer  trimmer
 	scrub    scrubber
+	merger   merger
 	stats    counters
 
 	commitMax            int64        // bytes of the largest commit
@@ -77,6 +78,8 @@ type Store struct {
 	waitingReads         atomic.Int32 // at the devices, for somebody who waits
 	stop                 chan struct{}
 	running              sync.WaitGroup
+	committed            chan struct{} // closed when the committer is gone
+	openCatalogue        func() (catalogue, error) // nil: none
 
 	// Only while opening.
 	replaying bool
@@ -124,6 +127,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	go s.trimLoop()
 	go s.fillIndex()
 	go s.scrubLoop()
+	go s.mergeLoop()
 	if s.aheadMax > 0 {
 		s.running.Add(aheadReaders)
 		for range aheadReaders {
@@ -149,7 +153,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{})}
+	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{}), committed: make(chan struct{})}
 	made := s
 	defer func() {
 		if err != nil {
@@ -196,6 +200,10 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	s.pacing.init(s.wake)
 	s.trimmer.init()
 	s.scrub.init(&c)
+	s.merger.init()
+	if c.Catalogue != "" {
+		s.openCatalogue = func() (catalogue, error) { return openBadgerCatalogue(c.Catalogue, s.id, c.Logger) }
+	}
 	s.tiers.init()
 	if s.index, err = dedup.NewIndex(c.IndexBytes); err != nil {
 		return nil, err
@@ -259,6 +267,7 @@ func (s *Store) Close() error {
 	close(s.stop)
 	s.trimmer.stopNow()
 	s.scrub.stopNow()
+	s.merger.stopNow()
 	s.Kick()
 	// Operations that wait for room need the cleaner.
 	err := s.drain(func() bool { return s.queue.head != nil })
@@ -285,6 +294,7 @@ func (s *Store) Close() error {
 	s.queue.mu.Unlock()
 	// The committer may still take a cut of its own until it sees closed; it sends no
 	// more starts once it is gone.
+	<-s.committed
 	close(s.ckpt.start)
 	s.running.Wait()
 	s.pacing.timer.Stop()

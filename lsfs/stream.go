@@ -121,15 +121,26 @@ func (s *Store) sealStream(st *outlet) {
 // where that stands: the payload is payloadOff behind. It is durable after flushStream. An error
 // of the device poisons the store; ErrNoSpace does not.
 func (s *Store) writeStream(st *outlet, buf []byte, recordBytes, payloadOff, payloadLen int) (format.Addr, error) {
+	end := payloadOff + payloadLen
+	if s.roomIn(st) < roundUp(end) {
+		if err := s.openStream(st); err != nil {
+			return 0, err
+		}
+	}
+	return s.appendStream(st, buf, recordBytes, payloadOff, payloadLen)
+}
+
+// appendStream is writeStream into the open segment, which has room, wherever it stands: also on a
+// device that is to be drained since it was opened. Who names places in it before they are
+// written must not have it written elsewhere.
+func (s *Store) appendStream(st *outlet, buf []byte, recordBytes, payloadOff, payloadLen int) (format.Addr, error) {
 	if err := s.failure(); err != nil {
 		return 0, err
 	}
 	end := payloadOff + payloadLen
 	total := roundUp(end)
-	if s.roomIn(st) < total {
-		if err := s.openStream(st); err != nil {
-			return 0, err
-		}
+	if st.segment == format.NoSegment || s.segs.bytes < st.offset+uint32(total) {
+		invariant("LIVE", "%d bytes do not fit segment %d behind %d", total, st.segment, st.offset)
 	}
 	clear(buf[end:total])
 	h := format.Commit{

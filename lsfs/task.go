@@ -24,6 +24,7 @@ const (
 	taskForge
 	taskSeal
 	taskTurn
+	taskMerge
 )
 
 // task is a change that is not an operation of a volume. It gets a commit of its own.
@@ -37,6 +38,8 @@ type task struct {
 	end     uint64
 	floor   Seq // trim: the volume's, when it was looked at
 	moves   []move
+	merges  []format.Merge
+	merged  merged // what became of them
 	// Of snapshots: whose they are, what they begin with, where they were taken.
 	of, base VolumeID
 	point    OpID
@@ -133,6 +136,8 @@ func (s *Store) runTask(t *task) error {
 		buf = format.AppendVolume(buf, format.RecordGone, uint64(t.volume))
 	case taskMove:
 		return s.runMoves(t.moves)
+	case taskMerge:
+		return s.runMerges(t)
 	case taskTurn:
 		return s.turnLog()
 	default:

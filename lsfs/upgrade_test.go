@@ -1,6 +1,7 @@
 package lsfs
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs/device"
 )
 
@@ -112,5 +114,51 @@ func TestOpenRoot2Deleting(t *testing.T) {
 	clear(was.annex)
 	w.vols[10] = was
 	w.mustMatch(t, s)
+	mustClose(t, s)
+}
+
+// TestOpenRoot3 opens a pool as it was written when roots had version 3: volume 1 of 2000
+// blocks with snapshot 9 of its first 700, then 200 of them overwritten, 100 stored a second time at 1000, a
+// checkpoint, a segment that was cleaned, and 50 more blocks at 1500, by reference. Merges then leave each
+// block stored once, and the next root is read again.
+func TestOpenRoot3(t *testing.T) {
+	ctx := context.Background()
+	start := openSample(t, "testdata/pool-root3.gz")
+	want := &plane{seq: 12, main: make([]uint64, 2000), annex: make([]uint64, 600)}
+	for i := range 700 {
+		want.main[i] = uint64(i + 1)
+	}
+	for i := range 200 {
+		want.main[100+i] = uint64(1001 + i)
+	}
+	for i := range 100 {
+		want.main[1000+i] = uint64(i + 1)
+	}
+	copy(want.main[1500:], want.main[1000:1050])
+	w := &world{rng: testRand(1), vols: map[VolumeID]*plane{1: want}}
+	s := start()
+	w.mustMatch(t, s)
+	if n := s.stored.Load(); n != 1000 {
+		t.Fatalf("%d blocks are stored", n)
+	}
+	if err := s.mergePass(ctx, mapCatalogue{}); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.stored.Load(); n != 900 {
+		t.Fatalf("%d blocks are stored after the merge", n)
+	}
+	w.mustMatch(t, s)
+	mustClose(t, s)
+	s = start()
+	w.mustMatch(t, s)
+	was := make([]byte, 700*dedup.BlockSize)
+	if err := s.Snapshot(9).Read(ctx, 0, was); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 700 {
+		if !bytes.Equal(was[i*dedup.BlockSize:(i+1)*dedup.BlockSize], small(uint64(i+1))) {
+			t.Fatalf("block %d of the snapshot has changed", i)
+		}
+	}
 	mustClose(t, s)
 }

@@ -57,6 +57,9 @@ type StoreConfig struct {
 	Metadata Size `toml:"metadata"`
 	// Index is the RAM for the index of fingerprints, 4 MiB to 1 TiB.
 	Index Size `toml:"index"`
+	// MergeMinutes is how often duplicates that the index forgot are looked for in the
+	// background, if anything was stored, 1 to 10080; 0: never.
+	MergeMinutes int `toml:"merge-minutes"`
 	// ScrubDays is how many days a scrub of the whole pool may take, and how often
 	// one begins, 1 to 365; 0: none begins by itself.
 	ScrubDays int `toml:"scrub-days"`
@@ -128,7 +131,7 @@ const (
 func DefaultConfig() *Config {
 	return &Config{
 		DataDir: DefaultDataDir,
-		Store:   StoreConfig{Cache: 1 << 30, Metadata: 1 << 30, Index: 256 << 20, ScrubDays: 14},
+		Store:   StoreConfig{Cache: 1 << 30, Metadata: 1 << 30, Index: 256 << 20, MergeMinutes: 60, ScrubDays: 14},
 		API:     APIConfig{Socket: DefaultSocket},
 		Log:     LogConfig{Level: "info"},
 	}
@@ -267,6 +270,9 @@ func (c *Config) complete(path string, text []byte) error {
 	between("store.index", c.Store.Index, 4<<20, 1<<40)
 	if c.Store.FlushMilliseconds < 0 || 10_000 < c.Store.FlushMilliseconds {
 		wrong("store.flush-milliseconds", "%d, want 0 to 10000", c.Store.FlushMilliseconds)
+	}
+	if c.Store.MergeMinutes < 0 || 10080 < c.Store.MergeMinutes {
+		wrong("store.merge-minutes", "%d, want 0 to 10080", c.Store.MergeMinutes)
 	}
 	if c.Store.ScrubDays < 0 || 365 < c.Store.ScrubDays {
 		wrong("store.scrub-days", "%d, want 0 to 365", c.Store.ScrubDays)

@@ -112,6 +112,12 @@ var (
 	descPoolGarbage = description("pool_garbage_bytes", "Dead bytes in used segments.")
 	descPoolFree    = description("pool_free_bytes", "Bytes in free segments.")
 	descPoolUsable  = description("pool_usable_bytes", "What used bytes may grow to before writes are refused.")
+	descMerged      = description("pool_merged_blocks_total", "Blocks of 4 KiB that were stored twice and were merged in the background.")
+	descMergedBytes = description("pool_merged_bytes_total", "Stored bytes that merging duplicates has won.")
+	descMerging     = description("pool_merge_progress", "Part of the running pass that looks for duplicates, 0 while none runs.")
+	descCatalogue   = description("pool_catalogue_bytes", "Size of the catalogue of fingerprints on the node's file system.")
+	descPacked      = description("pool_recompressed_blocks_total", "Cold blocks that were compressed once more when they moved.")
+	descPackedWon   = description("pool_recompressed_won_bytes_total", "Stored bytes that recompression has won.")
 	descToReclaim   = description("pool_reclaim_bytes", "Mapped bytes of deleted volumes, not yet given back.")
 	descAmp         = description("pool_write_amplification", "Bytes written to the devices for each byte of new blocks, since the start.")
 	descPoolMapped  = description("pool_mapped_bytes", "Bytes that volumes map, before reduction.")
@@ -184,6 +190,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	c.volumes(m, state)
 	if n.store != nil {
 		m.store(n.store.Stats(), n.store.Room())
+		m.merge(n.store.Merge())
 		m.scrub(n.store.Scrub())
 		m.devices(n.store.Devices())
 		m.paces(n.paces(), state.NodeName)
@@ -372,6 +379,17 @@ func (m metricSink) devices(list []lsfs.DeviceInfo) {
 	}
 }
 
+func (m metricSink) merge(s lsfs.MergeStatus) {
+	m.count(descMerged, float64(s.Blocks))
+	m.count(descMergedBytes, float64(s.Bytes))
+	m.gauge(descCatalogue, float64(s.CatalogueBytes))
+	done := 0.0
+	if s.Running {
+		done = s.Done
+	}
+	m.gauge(descMerging, done)
+}
+
 func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 	m.gauge(descPoolSize, float64(r.Size))
 	m.gauge(descPoolUsed, float64(r.Live))
@@ -381,6 +399,8 @@ func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 	mapped, stored := float64(s.MappedBlocks)*4096, float64(s.UniqueBytes)
 	m.gauge(descToReclaim, float64(s.ReclaimBlocks)*4096)
 	m.gauge(descAmp, s.WriteAmplification())
+	m.count(descPacked, float64(s.Recompressed))
+	m.count(descPackedWon, float64(s.RecompressedWon))
 	m.gauge(descPoolMapped, mapped)
 	m.gauge(descPoolStored, stored)
 	if stored > 0 {

@@ -147,13 +147,21 @@ func (c *Config) store() (lsfs.Config, error) {
 	if interval == 0 {
 		interval = -1
 	}
+	catalogue := ""
+	if c.Store.MergeMinutes > 0 {
+		catalogue = filepath.Join(c.DataDir, catalogueDir)
+	}
 	return lsfs.Config{
 		ScrubInterval: interval, FlushInterval: time.Duration(c.Store.FlushMilliseconds) * time.Millisecond,
+		Catalogue: catalogue, MergeInterval: time.Duration(c.Store.MergeMinutes) * time.Minute,
 		Devices: paths, Key: key, Pool: record.Pool, Generation: record.Generation, Persist: k.persist, Forget: forget,
 		Search:  func() []string { return searchDevices(record.Pool, paths) },
 		L1Bytes: int64(c.Store.Cache), L2: c.Store.L2, L2Bytes: int64(c.Store.L2Size), MetadataBytes: int64(c.Store.Metadata), IndexBytes: int64(c.Store.Index),
 	}, nil
 }
+
+// catalogueDir is the catalogue of fingerprints in the data directory. It may be deleted while the node is down.
+const catalogueDir = "catalogue"
 
 // searchMax bounds the files of one directory that are looked at.
 const searchMax = 1024

@@ -19,6 +19,17 @@ import (
 // chunkBytes is the unit in which replication counts resync.
 const chunkBytes = 1 << 20
 
+func reduction(s *lsfs.Stats, m lsfs.MergeStatus) Reduction {
+	r := Reduction{
+		Merge: m.On, Merging: m.Running, MergeDone: m.Done, MergeFinished: m.Last.Finished, MergedBlocks: bytesOf(m.Blocks), MergedBytes: bytesOf(m.Bytes),
+		CatalogueBytes: bytesOf(m.CatalogueBytes), RecompressedBlocks: bytesOf(s.Recompressed), RecompressedWon: bytesOf(s.RecompressedWon),
+	}
+	if m.Last.Err != nil {
+		r.MergeError = m.Last.Err.Error()
+	}
+	return r
+}
+
 // Report returns what only this node knows.
 func (n *Node) Report(context.Context) (*Report, error) {
 	r := &Report{Node: n.cluster.Self(), Version: Version, Started: n.started, Ready: n.ready.Load()}
@@ -31,6 +42,7 @@ func (n *Node) Report(context.Context) (*Report, error) {
 		Size: bytesOf(room.Size), Live: bytesOf(room.Live), Garbage: bytesOf(room.Garbage), Free: bytesOf(room.Free), Usable: bytesOf(room.Usable),
 		Mapped: stats.MappedBlocks * 4096, Stored: bytesOf(stats.UniqueBytes), Caches: caches(&stats),
 		Reclaim: stats.ReclaimBlocks * 4096, WriteAmplification: stats.WriteAmplification(),
+		Reduction: reduction(&stats, n.store.Merge()),
 	}
 	r.Scrub = n.scrub(state)
 	for _, d := range n.store.Devices() {

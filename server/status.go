@@ -124,17 +124,32 @@ type Member struct {
 
 // Pool is the fill of one node's store, in bytes.
 type Pool struct {
-	Size    uint64
-	Live    uint64 // live data and metadata
-	Garbage uint64
-	Free    uint64
-	Usable  uint64 // what Live may grow to before writes are refused
-	Mapped  uint64 // blocks that volumes map, before reduction
-	Stored  uint64 // what these blocks take on the devices
-	Caches  []Cache
-	Reclaim uint64 // of Mapped, blocks of deleted volumes: on their way back to free space
+	Size      uint64
+	Live      uint64 // live data and metadata
+	Garbage   uint64
+	Free      uint64
+	Usable    uint64 // what Live may grow to before writes are refused
+	Mapped    uint64 // blocks that volumes map, before reduction
+	Stored    uint64 // what these blocks take on the devices
+	Caches    []Cache
+	Reclaim   uint64 // of Mapped, blocks of deleted volumes: on their way back to free space
+	Reduction Reduction
 	// WriteAmplification is bytes written to the devices for each byte of new blocks, since the start.
 	WriteAmplification float64
+}
+
+// Reduction is what a node reduces in the background; counts are since it started.
+type Reduction struct {
+	Merge         bool // duplicates are looked for
+	Merging       bool
+	MergeDone     float64   // of the pass that runs
+	MergeFinished time.Time // of the last pass
+	MergeError    string    // why it ended early
+	// MergedBlocks were stored twice and are not any more.
+	MergedBlocks, MergedBytes uint64
+	CatalogueBytes            uint64
+	// RecompressedBlocks were compressed once more when the cleaner moved them.
+	RecompressedBlocks, RecompressedWon uint64
 }
 
 // Cache is one level of the cache; counts are of blocks since the node started.

@@ -2612,7 +2612,9 @@ type Pool struct {
 	// Bytes written to the devices for each byte of new blocks, since the node started.
 	WriteAmplification float64 `protobuf:"fixed64,9,opt,name=write_amplification,json=writeAmplification,proto3" json:"write_amplification,omitempty"`
 	// What keeps blocks nearer than the devices, nearest first.
-	Caches        []*Cache `protobuf:"bytes,20,rep,name=caches,proto3" json:"caches,omitempty"`
+	Caches []*Cache `protobuf:"bytes,20,rep,name=caches,proto3" json:"caches,omitempty"`
+	// What is reduced in the background.
+	Reduction     *Reduction `protobuf:"bytes,21,opt,name=reduction,proto3" json:"reduction,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2717,6 +2719,137 @@ func (x *Pool) GetCaches() []*Cache {
 	return nil
 }
 
+func (x *Pool) GetReduction() *Reduction {
+	if x != nil {
+		return x.Reduction
+	}
+	return nil
+}
+
+// Reduction is what a node reduces in the background. Counts are since it started.
+type Reduction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Duplicates are looked for: a pass begins every interval, if anything was stored.
+	Merge   bool `protobuf:"varint,1,opt,name=merge,proto3" json:"merge,omitempty"`
+	Merging bool `protobuf:"varint,2,opt,name=merging,proto3" json:"merging,omitempty"`
+	// Part of the pass that runs, 0 to 1.
+	MergeDone float64 `protobuf:"fixed64,3,opt,name=merge_done,json=mergeDone,proto3" json:"merge_done,omitempty"`
+	// When the last pass ended; not set before the first.
+	MergeFinished *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=merge_finished,json=mergeFinished,proto3" json:"merge_finished,omitempty"`
+	// Why the last pass ended early; empty if it did not.
+	MergeError string `protobuf:"bytes,5,opt,name=merge_error,json=mergeError,proto3" json:"merge_error,omitempty"`
+	// Blocks of 4 KiB that were stored twice and are not any more, and their bytes.
+	MergedBlocks uint64 `protobuf:"varint,6,opt,name=merged_blocks,json=mergedBlocks,proto3" json:"merged_blocks,omitempty"`
+	MergedBytes  uint64 `protobuf:"varint,7,opt,name=merged_bytes,json=mergedBytes,proto3" json:"merged_bytes,omitempty"`
+	// What the catalogue of fingerprints takes on the file system of the node.
+	CatalogueBytes uint64 `protobuf:"varint,8,opt,name=catalogue_bytes,json=catalogueBytes,proto3" json:"catalogue_bytes,omitempty"`
+	// Cold blocks that were compressed once more when they moved, and the bytes that this won.
+	RecompressedBlocks   uint64 `protobuf:"varint,9,opt,name=recompressed_blocks,json=recompressedBlocks,proto3" json:"recompressed_blocks,omitempty"`
+	RecompressedWonBytes uint64 `protobuf:"varint,10,opt,name=recompressed_won_bytes,json=recompressedWonBytes,proto3" json:"recompressed_won_bytes,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *Reduction) Reset() {
+	*x = Reduction{}
+	mi := &file_twinsan_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reduction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reduction) ProtoMessage() {}
+
+func (x *Reduction) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reduction.ProtoReflect.Descriptor instead.
+func (*Reduction) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Reduction) GetMerge() bool {
+	if x != nil {
+		return x.Merge
+	}
+	return false
+}
+
+func (x *Reduction) GetMerging() bool {
+	if x != nil {
+		return x.Merging
+	}
+	return false
+}
+
+func (x *Reduction) GetMergeDone() float64 {
+	if x != nil {
+		return x.MergeDone
+	}
+	return 0
+}
+
+func (x *Reduction) GetMergeFinished() *timestamppb.Timestamp {
+	if x != nil {
+		return x.MergeFinished
+	}
+	return nil
+}
+
+func (x *Reduction) GetMergeError() string {
+	if x != nil {
+		return x.MergeError
+	}
+	return ""
+}
+
+func (x *Reduction) GetMergedBlocks() uint64 {
+	if x != nil {
+		return x.MergedBlocks
+	}
+	return 0
+}
+
+func (x *Reduction) GetMergedBytes() uint64 {
+	if x != nil {
+		return x.MergedBytes
+	}
+	return 0
+}
+
+func (x *Reduction) GetCatalogueBytes() uint64 {
+	if x != nil {
+		return x.CatalogueBytes
+	}
+	return 0
+}
+
+func (x *Reduction) GetRecompressedBlocks() uint64 {
+	if x != nil {
+		return x.RecompressedBlocks
+	}
+	return 0
+}
+
+func (x *Reduction) GetRecompressedWonBytes() uint64 {
+	if x != nil {
+		return x.RecompressedWonBytes
+	}
+	return 0
+}
+
 // Cache is one level of a node's cache. Counts are of blocks of 4 KiB since the node started.
 type Cache struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2740,7 +2873,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2885,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2898,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{24}
+	return file_twinsan_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Cache) GetTier() string {
@@ -2844,7 +2977,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +2989,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +3002,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{25}
+	return file_twinsan_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Traffic) GetReadOps() uint64 {
@@ -2919,7 +3052,7 @@ type AddDeviceRequest struct {
 
 func (x *AddDeviceRequest) Reset() {
 	*x = AddDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3064,7 @@ func (x *AddDeviceRequest) String() string {
 func (*AddDeviceRequest) ProtoMessage() {}
 
 func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3077,7 @@ func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDeviceRequest.ProtoReflect.Descriptor instead.
 func (*AddDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{26}
+	return file_twinsan_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AddDeviceRequest) GetNode() string {
@@ -3003,7 +3136,7 @@ type DrainDeviceRequest struct {
 
 func (x *DrainDeviceRequest) Reset() {
 	*x = DrainDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3148,7 @@ func (x *DrainDeviceRequest) String() string {
 func (*DrainDeviceRequest) ProtoMessage() {}
 
 func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3161,7 @@ func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*DrainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{27}
+	return file_twinsan_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DrainDeviceRequest) GetNode() string {
@@ -3070,7 +3203,7 @@ type RemoveDeviceRequest struct {
 
 func (x *RemoveDeviceRequest) Reset() {
 	*x = RemoveDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3082,7 +3215,7 @@ func (x *RemoveDeviceRequest) String() string {
 func (*RemoveDeviceRequest) ProtoMessage() {}
 
 func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3095,7 +3228,7 @@ func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{28}
+	return file_twinsan_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveDeviceRequest) GetNode() string {
@@ -3131,7 +3264,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3276,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3289,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{29}
+	return file_twinsan_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReplaceDeviceRequest) GetDevice() string {
@@ -3183,7 +3316,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3195,7 +3328,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3208,7 +3341,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{30}
+	return file_twinsan_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListDevicesRequest) GetNode() string {
@@ -3229,7 +3362,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3241,7 +3374,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3254,7 +3387,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{31}
+	return file_twinsan_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -3281,7 +3414,7 @@ type Unreachable struct {
 
 func (x *Unreachable) Reset() {
 	*x = Unreachable{}
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3293,7 +3426,7 @@ func (x *Unreachable) String() string {
 func (*Unreachable) ProtoMessage() {}
 
 func (x *Unreachable) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3306,7 +3439,7 @@ func (x *Unreachable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unreachable.ProtoReflect.Descriptor instead.
 func (*Unreachable) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{32}
+	return file_twinsan_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Unreachable) GetNode() string {
@@ -3347,7 +3480,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +3492,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +3505,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{33}
+	return file_twinsan_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Device) GetNode() string {
@@ -3500,7 +3633,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3512,7 +3645,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3525,7 +3658,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{34}
+	return file_twinsan_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Replica) GetNode() string {
@@ -3642,7 +3775,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3654,7 +3787,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3667,7 +3800,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{35}
+	return file_twinsan_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Volume) GetId() uint64 {
@@ -3929,7 +4062,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3941,7 +4074,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3954,7 +4087,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{36}
+	return file_twinsan_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Path) GetNode() string {
@@ -4003,7 +4136,7 @@ type ClassCount struct {
 
 func (x *ClassCount) Reset() {
 	*x = ClassCount{}
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4015,7 +4148,7 @@ func (x *ClassCount) String() string {
 func (*ClassCount) ProtoMessage() {}
 
 func (x *ClassCount) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4028,7 +4161,7 @@ func (x *ClassCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassCount.ProtoReflect.Descriptor instead.
 func (*ClassCount) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{37}
+	return file_twinsan_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ClassCount) GetClass() string {
@@ -4093,7 +4226,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4105,7 +4238,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4118,7 +4251,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{38}
+	return file_twinsan_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -4191,7 +4324,7 @@ type Offload struct {
 
 func (x *Offload) Reset() {
 	*x = Offload{}
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4203,7 +4336,7 @@ func (x *Offload) String() string {
 func (*Offload) ProtoMessage() {}
 
 func (x *Offload) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4216,7 +4349,7 @@ func (x *Offload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offload.ProtoReflect.Descriptor instead.
 func (*Offload) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{39}
+	return file_twinsan_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Offload) GetName() string {
@@ -4256,7 +4389,7 @@ type Reservations struct {
 
 func (x *Reservations) Reset() {
 	*x = Reservations{}
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4268,7 +4401,7 @@ func (x *Reservations) String() string {
 func (*Reservations) ProtoMessage() {}
 
 func (x *Reservations) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4281,7 +4414,7 @@ func (x *Reservations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservations.ProtoReflect.Descriptor instead.
 func (*Reservations) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{40}
+	return file_twinsan_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Reservations) GetGeneration() uint32 {
@@ -4334,7 +4467,7 @@ type Registration struct {
 
 func (x *Registration) Reset() {
 	*x = Registration{}
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +4479,7 @@ func (x *Registration) String() string {
 func (*Registration) ProtoMessage() {}
 
 func (x *Registration) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +4492,7 @@ func (x *Registration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Registration.ProtoReflect.Descriptor instead.
 func (*Registration) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{41}
+	return file_twinsan_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Registration) GetHost() string {
@@ -4412,7 +4545,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4424,7 +4557,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4437,7 +4570,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{42}
+	return file_twinsan_proto_rawDescGZIP(), []int{43}
 }
 
 type ListVolumesResponse struct {
@@ -4449,7 +4582,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4461,7 +4594,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4474,7 +4607,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{43}
+	return file_twinsan_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -4493,7 +4626,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +4638,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +4651,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{44}
+	return file_twinsan_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -4554,7 +4687,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4566,7 +4699,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4579,7 +4712,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{45}
+	return file_twinsan_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -4674,7 +4807,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4686,7 +4819,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4699,7 +4832,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{46}
+	return file_twinsan_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -4741,7 +4874,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4753,7 +4886,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4766,7 +4899,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{47}
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -4794,7 +4927,7 @@ type SetVolumeRequest struct {
 
 func (x *SetVolumeRequest) Reset() {
 	*x = SetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4806,7 +4939,7 @@ func (x *SetVolumeRequest) String() string {
 func (*SetVolumeRequest) ProtoMessage() {}
 
 func (x *SetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4819,7 +4952,7 @@ func (x *SetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{48}
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SetVolumeRequest) GetName() string {
@@ -4846,7 +4979,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4858,7 +4991,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4871,7 +5004,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{49}
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -4901,7 +5034,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4913,7 +5046,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4926,7 +5059,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{50}
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *MoveVolumeRequest) GetName() string {
@@ -4963,7 +5096,7 @@ type ClearReservationsRequest struct {
 
 func (x *ClearReservationsRequest) Reset() {
 	*x = ClearReservationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4975,7 +5108,7 @@ func (x *ClearReservationsRequest) String() string {
 func (*ClearReservationsRequest) ProtoMessage() {}
 
 func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4988,7 +5121,7 @@ func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsRequest.ProtoReflect.Descriptor instead.
 func (*ClearReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{51}
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ClearReservationsRequest) GetName() string {
@@ -5023,7 +5156,7 @@ type ClearReservationsResponse struct {
 
 func (x *ClearReservationsResponse) Reset() {
 	*x = ClearReservationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5035,7 +5168,7 @@ func (x *ClearReservationsResponse) String() string {
 func (*ClearReservationsResponse) ProtoMessage() {}
 
 func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5048,7 +5181,7 @@ func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsResponse.ProtoReflect.Descriptor instead.
 func (*ClearReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{52}
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ClearReservationsResponse) GetVolume() *Volume {
@@ -5076,7 +5209,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5088,7 +5221,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5101,7 +5234,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{53}
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -5128,7 +5261,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5140,7 +5273,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5153,7 +5286,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{54}
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CheckVolumeResponse) GetDigests() []*ReplicaDigest {
@@ -5187,7 +5320,7 @@ type ReplicaDigest struct {
 
 func (x *ReplicaDigest) Reset() {
 	*x = ReplicaDigest{}
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5199,7 +5332,7 @@ func (x *ReplicaDigest) String() string {
 func (*ReplicaDigest) ProtoMessage() {}
 
 func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5212,7 +5345,7 @@ func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaDigest.ProtoReflect.Descriptor instead.
 func (*ReplicaDigest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{55}
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReplicaDigest) GetNode() string {
@@ -5274,7 +5407,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5286,7 +5419,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5299,7 +5432,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{56}
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Snapshot) GetId() uint64 {
@@ -5382,7 +5515,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5394,7 +5527,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5407,7 +5540,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{57}
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -5426,7 +5559,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5438,7 +5571,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5451,7 +5584,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{58}
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5471,7 +5604,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5483,7 +5616,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5496,7 +5629,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{59}
+	return file_twinsan_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -5525,7 +5658,7 @@ type CreateSnapshotsRequest struct {
 
 func (x *CreateSnapshotsRequest) Reset() {
 	*x = CreateSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5537,7 +5670,7 @@ func (x *CreateSnapshotsRequest) String() string {
 func (*CreateSnapshotsRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5550,7 +5683,7 @@ func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{60}
+	return file_twinsan_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CreateSnapshotsRequest) GetName() string {
@@ -5583,7 +5716,7 @@ type CreateSnapshotsResponse struct {
 
 func (x *CreateSnapshotsResponse) Reset() {
 	*x = CreateSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5595,7 +5728,7 @@ func (x *CreateSnapshotsResponse) String() string {
 func (*CreateSnapshotsResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5608,7 +5741,7 @@ func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{61}
+	return file_twinsan_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CreateSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5630,7 +5763,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5642,7 +5775,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5655,7 +5788,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{62}
+	return file_twinsan_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DeleteSnapshotRequest) GetVolume() string {
@@ -5688,7 +5821,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5700,7 +5833,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5713,7 +5846,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{63}
+	return file_twinsan_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DeleteSnapshotResponse) GetSnapshot() *Snapshot {
@@ -5739,7 +5872,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5751,7 +5884,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5764,7 +5897,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{64}
+	return file_twinsan_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListChangesRequest) GetVolume() string {
@@ -5815,7 +5948,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5827,7 +5960,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5840,7 +5973,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{65}
+	return file_twinsan_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Changes) GetRanges() []*ChangedRange {
@@ -5869,7 +6002,7 @@ type ChangedRange struct {
 
 func (x *ChangedRange) Reset() {
 	*x = ChangedRange{}
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5881,7 +6014,7 @@ func (x *ChangedRange) String() string {
 func (*ChangedRange) ProtoMessage() {}
 
 func (x *ChangedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5894,7 +6027,7 @@ func (x *ChangedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedRange.ProtoReflect.Descriptor instead.
 func (*ChangedRange) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{66}
+	return file_twinsan_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ChangedRange) GetOffset() uint64 {
@@ -5935,7 +6068,7 @@ type CloneSnapshotRequest struct {
 
 func (x *CloneSnapshotRequest) Reset() {
 	*x = CloneSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5947,7 +6080,7 @@ func (x *CloneSnapshotRequest) String() string {
 func (*CloneSnapshotRequest) ProtoMessage() {}
 
 func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5960,7 +6093,7 @@ func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CloneSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{67}
+	return file_twinsan_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CloneSnapshotRequest) GetVolume() string {
@@ -6025,7 +6158,7 @@ type RollBackVolumeRequest struct {
 
 func (x *RollBackVolumeRequest) Reset() {
 	*x = RollBackVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6037,7 +6170,7 @@ func (x *RollBackVolumeRequest) String() string {
 func (*RollBackVolumeRequest) ProtoMessage() {}
 
 func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6050,7 +6183,7 @@ func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{68}
+	return file_twinsan_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RollBackVolumeRequest) GetVolume() string {
@@ -6093,7 +6226,7 @@ type RollBackVolumeResponse struct {
 
 func (x *RollBackVolumeResponse) Reset() {
 	*x = RollBackVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6105,7 +6238,7 @@ func (x *RollBackVolumeResponse) String() string {
 func (*RollBackVolumeResponse) ProtoMessage() {}
 
 func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6118,7 +6251,7 @@ func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{69}
+	return file_twinsan_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RollBackVolumeResponse) GetVolume() *Volume {
@@ -6160,7 +6293,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6172,7 +6305,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6185,7 +6318,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{70}
+	return file_twinsan_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Schedule) GetVolume() string {
@@ -6245,7 +6378,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6257,7 +6390,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6270,7 +6403,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{71}
+	return file_twinsan_proto_rawDescGZIP(), []int{72}
 }
 
 type ListSchedulesResponse struct {
@@ -6282,7 +6415,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6294,7 +6427,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6307,7 +6440,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{72}
+	return file_twinsan_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -6329,7 +6462,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6341,7 +6474,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6354,7 +6487,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{73}
+	return file_twinsan_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SetScheduleRequest) GetVolume() string {
@@ -6394,7 +6527,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6406,7 +6539,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6419,7 +6552,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{74}
+	return file_twinsan_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RemoveScheduleRequest) GetVolume() string {
@@ -6437,7 +6570,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6449,7 +6582,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6462,7 +6595,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{75}
+	return file_twinsan_proto_rawDescGZIP(), []int{76}
 }
 
 type Host struct {
@@ -6481,7 +6614,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6493,7 +6626,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6506,7 +6639,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{76}
+	return file_twinsan_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Host) GetName() string {
@@ -6559,7 +6692,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6571,7 +6704,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6584,7 +6717,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{77}
+	return file_twinsan_proto_rawDescGZIP(), []int{78}
 }
 
 type ListHostsResponse struct {
@@ -6596,7 +6729,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6608,7 +6741,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6621,7 +6754,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{78}
+	return file_twinsan_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -6645,7 +6778,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6657,7 +6790,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6670,7 +6803,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{79}
+	return file_twinsan_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -6727,7 +6860,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6739,7 +6872,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6752,7 +6885,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{80}
+	return file_twinsan_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -6785,7 +6918,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6797,7 +6930,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6810,7 +6943,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{81}
+	return file_twinsan_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -6831,7 +6964,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6843,7 +6976,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6856,7 +6989,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{82}
+	return file_twinsan_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -6892,7 +7025,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6904,7 +7037,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6917,7 +7050,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{83}
+	return file_twinsan_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *MapVolumeRequest) GetVolume() string {
@@ -6951,7 +7084,7 @@ type UnmapVolumeRequest struct {
 
 func (x *UnmapVolumeRequest) Reset() {
 	*x = UnmapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6963,7 +7096,7 @@ func (x *UnmapVolumeRequest) String() string {
 func (*UnmapVolumeRequest) ProtoMessage() {}
 
 func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6976,7 +7109,7 @@ func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{84}
+	return file_twinsan_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *UnmapVolumeRequest) GetVolume() string {
@@ -7001,7 +7134,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7013,7 +7146,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7026,7 +7159,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{85}
+	return file_twinsan_proto_rawDescGZIP(), []int{86}
 }
 
 type ListSessionsResponse struct {
@@ -7039,7 +7172,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7051,7 +7184,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7064,7 +7197,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{86}
+	return file_twinsan_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -7103,7 +7236,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7115,7 +7248,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7128,7 +7261,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{87}
+	return file_twinsan_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Session) GetNode() string {
@@ -7242,7 +7375,7 @@ type SnapshotStepRequest struct {
 
 func (x *SnapshotStepRequest) Reset() {
 	*x = SnapshotStepRequest{}
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7254,7 +7387,7 @@ func (x *SnapshotStepRequest) String() string {
 func (*SnapshotStepRequest) ProtoMessage() {}
 
 func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7267,7 +7400,7 @@ func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotStepRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{88}
+	return file_twinsan_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *SnapshotStepRequest) GetStep() string {
@@ -7308,7 +7441,7 @@ type SnapshotStepResponse struct {
 
 func (x *SnapshotStepResponse) Reset() {
 	*x = SnapshotStepResponse{}
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7320,7 +7453,7 @@ func (x *SnapshotStepResponse) String() string {
 func (*SnapshotStepResponse) ProtoMessage() {}
 
 func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7333,7 +7466,7 @@ func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotStepResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{89}
+	return file_twinsan_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *SnapshotStepResponse) GetFound() bool {
@@ -7351,7 +7484,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7363,7 +7496,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7376,7 +7509,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{90}
+	return file_twinsan_proto_rawDescGZIP(), []int{91}
 }
 
 type NodeReport struct {
@@ -7396,7 +7529,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7408,7 +7541,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7421,7 +7554,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{91}
+	return file_twinsan_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -7508,7 +7641,7 @@ type VolumeReport struct {
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7520,7 +7653,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7533,7 +7666,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{92}
+	return file_twinsan_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -7632,7 +7765,7 @@ type Standing struct {
 
 func (x *Standing) Reset() {
 	*x = Standing{}
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7644,7 +7777,7 @@ func (x *Standing) String() string {
 func (*Standing) ProtoMessage() {}
 
 func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7657,7 +7790,7 @@ func (x *Standing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Standing.ProtoReflect.Descriptor instead.
 func (*Standing) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{93}
+	return file_twinsan_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Standing) GetEpoch() uint64 {
@@ -7691,7 +7824,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7703,7 +7836,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7716,7 +7849,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{94}
+	return file_twinsan_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *AddReplicaRequest) GetVolume() string {
@@ -7744,7 +7877,7 @@ type MoveReplicaRequest struct {
 
 func (x *MoveReplicaRequest) Reset() {
 	*x = MoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7756,7 +7889,7 @@ func (x *MoveReplicaRequest) String() string {
 func (*MoveReplicaRequest) ProtoMessage() {}
 
 func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7769,7 +7902,7 @@ func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*MoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{95}
+	return file_twinsan_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *MoveReplicaRequest) GetVolume() string {
@@ -7806,7 +7939,7 @@ type RemoveReplicaRequest struct {
 
 func (x *RemoveReplicaRequest) Reset() {
 	*x = RemoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7818,7 +7951,7 @@ func (x *RemoveReplicaRequest) String() string {
 func (*RemoveReplicaRequest) ProtoMessage() {}
 
 func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7831,7 +7964,7 @@ func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{96}
+	return file_twinsan_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RemoveReplicaRequest) GetVolume() string {
@@ -7877,7 +8010,7 @@ type PromoteVolumeRequest struct {
 
 func (x *PromoteVolumeRequest) Reset() {
 	*x = PromoteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7889,7 +8022,7 @@ func (x *PromoteVolumeRequest) String() string {
 func (*PromoteVolumeRequest) ProtoMessage() {}
 
 func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7902,7 +8035,7 @@ func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{97}
+	return file_twinsan_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *PromoteVolumeRequest) GetVolume() string {
@@ -7954,7 +8087,7 @@ type PromoteVolumeResponse struct {
 
 func (x *PromoteVolumeResponse) Reset() {
 	*x = PromoteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7966,7 +8099,7 @@ func (x *PromoteVolumeResponse) String() string {
 func (*PromoteVolumeResponse) ProtoMessage() {}
 
 func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7979,7 +8112,7 @@ func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{98}
+	return file_twinsan_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *PromoteVolumeResponse) GetVolume() *Volume {
@@ -8032,7 +8165,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8044,7 +8177,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8057,7 +8190,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{99}
+	return file_twinsan_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -8152,7 +8285,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8164,7 +8297,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8177,7 +8310,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{100}
+	return file_twinsan_proto_rawDescGZIP(), []int{101}
 }
 
 type ListOperationsResponse struct {
@@ -8189,7 +8322,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8201,7 +8334,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8214,7 +8347,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{101}
+	return file_twinsan_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -8233,7 +8366,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8245,7 +8378,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8258,7 +8391,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{102}
+	return file_twinsan_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -8277,7 +8410,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8289,7 +8422,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8302,7 +8435,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{103}
+	return file_twinsan_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -8324,7 +8457,7 @@ type SetMaintenanceRequest struct {
 
 func (x *SetMaintenanceRequest) Reset() {
 	*x = SetMaintenanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8336,7 +8469,7 @@ func (x *SetMaintenanceRequest) String() string {
 func (*SetMaintenanceRequest) ProtoMessage() {}
 
 func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8349,7 +8482,7 @@ func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceRequest.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{104}
+	return file_twinsan_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *SetMaintenanceRequest) GetNode() string {
@@ -8391,7 +8524,7 @@ type SetMaintenanceResponse struct {
 
 func (x *SetMaintenanceResponse) Reset() {
 	*x = SetMaintenanceResponse{}
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8403,7 +8536,7 @@ func (x *SetMaintenanceResponse) String() string {
 func (*SetMaintenanceResponse) ProtoMessage() {}
 
 func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8416,7 +8549,7 @@ func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceResponse.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{105}
+	return file_twinsan_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *SetMaintenanceResponse) GetNode() *Node {
@@ -8446,7 +8579,7 @@ type EvacuateNodeRequest struct {
 
 func (x *EvacuateNodeRequest) Reset() {
 	*x = EvacuateNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8458,7 +8591,7 @@ func (x *EvacuateNodeRequest) String() string {
 func (*EvacuateNodeRequest) ProtoMessage() {}
 
 func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8471,7 +8604,7 @@ func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{106}
+	return file_twinsan_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *EvacuateNodeRequest) GetNode() string {
@@ -8507,7 +8640,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8519,7 +8652,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8532,7 +8665,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{107}
+	return file_twinsan_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -8566,7 +8699,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8578,7 +8711,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8591,7 +8724,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{108}
+	return file_twinsan_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *RemoveNodeResponse) GetEffects() []string {
@@ -8611,7 +8744,7 @@ type SetResyncRateRequest struct {
 
 func (x *SetResyncRateRequest) Reset() {
 	*x = SetResyncRateRequest{}
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8623,7 +8756,7 @@ func (x *SetResyncRateRequest) String() string {
 func (*SetResyncRateRequest) ProtoMessage() {}
 
 func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8636,7 +8769,7 @@ func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetResyncRateRequest.ProtoReflect.Descriptor instead.
 func (*SetResyncRateRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{109}
+	return file_twinsan_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *SetResyncRateRequest) GetMibPerSecond() uint32 {
@@ -8657,7 +8790,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8669,7 +8802,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8682,7 +8815,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{110}
+	return file_twinsan_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *SetBalanceRequest) GetOn() bool {
@@ -8709,7 +8842,7 @@ type SetQuorumRequest struct {
 
 func (x *SetQuorumRequest) Reset() {
 	*x = SetQuorumRequest{}
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8721,7 +8854,7 @@ func (x *SetQuorumRequest) String() string {
 func (*SetQuorumRequest) ProtoMessage() {}
 
 func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8734,7 +8867,7 @@ func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumRequest.ProtoReflect.Descriptor instead.
 func (*SetQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{111}
+	return file_twinsan_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *SetQuorumRequest) GetMode() QuorumMode {
@@ -8759,7 +8892,7 @@ type GetUpgradePlanRequest struct {
 
 func (x *GetUpgradePlanRequest) Reset() {
 	*x = GetUpgradePlanRequest{}
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8771,7 +8904,7 @@ func (x *GetUpgradePlanRequest) String() string {
 func (*GetUpgradePlanRequest) ProtoMessage() {}
 
 func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8784,7 +8917,7 @@ func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpgradePlanRequest.ProtoReflect.Descriptor instead.
 func (*GetUpgradePlanRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{112}
+	return file_twinsan_proto_rawDescGZIP(), []int{113}
 }
 
 type RaiseLevelRequest struct {
@@ -8796,7 +8929,7 @@ type RaiseLevelRequest struct {
 
 func (x *RaiseLevelRequest) Reset() {
 	*x = RaiseLevelRequest{}
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8808,7 +8941,7 @@ func (x *RaiseLevelRequest) String() string {
 func (*RaiseLevelRequest) ProtoMessage() {}
 
 func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8821,7 +8954,7 @@ func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseLevelRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{113}
+	return file_twinsan_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *RaiseLevelRequest) GetLevel() uint32 {
@@ -8848,7 +8981,7 @@ type UpgradePlan struct {
 
 func (x *UpgradePlan) Reset() {
 	*x = UpgradePlan{}
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8860,7 +8993,7 @@ func (x *UpgradePlan) String() string {
 func (*UpgradePlan) ProtoMessage() {}
 
 func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8873,7 +9006,7 @@ func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradePlan.ProtoReflect.Descriptor instead.
 func (*UpgradePlan) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{114}
+	return file_twinsan_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *UpgradePlan) GetLevel() uint32 {
@@ -8931,7 +9064,7 @@ type UpgradeNode struct {
 
 func (x *UpgradeNode) Reset() {
 	*x = UpgradeNode{}
-	mi := &file_twinsan_proto_msgTypes[115]
+	mi := &file_twinsan_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8943,7 +9076,7 @@ func (x *UpgradeNode) String() string {
 func (*UpgradeNode) ProtoMessage() {}
 
 func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[115]
+	mi := &file_twinsan_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8956,7 +9089,7 @@ func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeNode.ProtoReflect.Descriptor instead.
 func (*UpgradeNode) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{115}
+	return file_twinsan_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *UpgradeNode) GetName() string {
@@ -9154,7 +9287,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\n" +
 	"mode_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\tmodeSince\x12-\n" +
 	"\x12management_address\x18+ \x01(\tR\x11managementAddress\x12'\n" +
-	"\x05scrub\x18< \x01(\v2\x11.twinsan.v1.ScrubR\x05scrub\"\xf2\x02\n" +
+	"\x05scrub\x18< \x01(\v2\x11.twinsan.v1.ScrubR\x05scrub\"\xa7\x03\n" +
 	"\x04Pool\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x1d\n" +
@@ -9168,7 +9301,22 @@ const file_twinsan_proto_rawDesc = "" +
 	"\fstored_bytes\x18\a \x01(\x04R\vstoredBytes\x12#\n" +
 	"\rreclaim_bytes\x18\b \x01(\x04R\freclaimBytes\x12/\n" +
 	"\x13write_amplification\x18\t \x01(\x01R\x12writeAmplification\x12)\n" +
-	"\x06caches\x18\x14 \x03(\v2\x11.twinsan.v1.CacheR\x06caches\"\xf1\x01\n" +
+	"\x06caches\x18\x14 \x03(\v2\x11.twinsan.v1.CacheR\x06caches\x123\n" +
+	"\treduction\x18\x15 \x01(\v2\x15.twinsan.v1.ReductionR\treduction\"\x96\x03\n" +
+	"\tReduction\x12\x14\n" +
+	"\x05merge\x18\x01 \x01(\bR\x05merge\x12\x18\n" +
+	"\amerging\x18\x02 \x01(\bR\amerging\x12\x1d\n" +
+	"\n" +
+	"merge_done\x18\x03 \x01(\x01R\tmergeDone\x12A\n" +
+	"\x0emerge_finished\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\rmergeFinished\x12\x1f\n" +
+	"\vmerge_error\x18\x05 \x01(\tR\n" +
+	"mergeError\x12#\n" +
+	"\rmerged_blocks\x18\x06 \x01(\x04R\fmergedBlocks\x12!\n" +
+	"\fmerged_bytes\x18\a \x01(\x04R\vmergedBytes\x12'\n" +
+	"\x0fcatalogue_bytes\x18\b \x01(\x04R\x0ecatalogueBytes\x12/\n" +
+	"\x13recompressed_blocks\x18\t \x01(\x04R\x12recompressedBlocks\x124\n" +
+	"\x16recompressed_won_bytes\x18\n" +
+	" \x01(\x04R\x14recompressedWonBytes\"\xf1\x01\n" +
 	"\x05Cache\x12\x12\n" +
 	"\x04tier\x18\x01 \x01(\tR\x04tier\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
@@ -9825,7 +9973,7 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 }
 
 var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 116)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
 	(QuorumMode)(0),                   // 1: twinsan.v1.QuorumMode
@@ -9864,324 +10012,327 @@ var file_twinsan_proto_goTypes = []any{
 	(*ScrubResult)(nil),               // 34: twinsan.v1.ScrubResult
 	(*Node)(nil),                      // 35: twinsan.v1.Node
 	(*Pool)(nil),                      // 36: twinsan.v1.Pool
-	(*Cache)(nil),                     // 37: twinsan.v1.Cache
-	(*Traffic)(nil),                   // 38: twinsan.v1.Traffic
-	(*AddDeviceRequest)(nil),          // 39: twinsan.v1.AddDeviceRequest
-	(*DrainDeviceRequest)(nil),        // 40: twinsan.v1.DrainDeviceRequest
-	(*RemoveDeviceRequest)(nil),       // 41: twinsan.v1.RemoveDeviceRequest
-	(*ReplaceDeviceRequest)(nil),      // 42: twinsan.v1.ReplaceDeviceRequest
-	(*ListDevicesRequest)(nil),        // 43: twinsan.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 44: twinsan.v1.ListDevicesResponse
-	(*Unreachable)(nil),               // 45: twinsan.v1.Unreachable
-	(*Device)(nil),                    // 46: twinsan.v1.Device
-	(*Replica)(nil),                   // 47: twinsan.v1.Replica
-	(*Volume)(nil),                    // 48: twinsan.v1.Volume
-	(*Path)(nil),                      // 49: twinsan.v1.Path
-	(*ClassCount)(nil),                // 50: twinsan.v1.ClassCount
-	(*Refusal)(nil),                   // 51: twinsan.v1.Refusal
-	(*Offload)(nil),                   // 52: twinsan.v1.Offload
-	(*Reservations)(nil),              // 53: twinsan.v1.Reservations
-	(*Registration)(nil),              // 54: twinsan.v1.Registration
-	(*ListVolumesRequest)(nil),        // 55: twinsan.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 56: twinsan.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 57: twinsan.v1.GetVolumeRequest
-	(*CreateVolumeRequest)(nil),       // 58: twinsan.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 59: twinsan.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 60: twinsan.v1.DeleteVolumeResponse
-	(*SetVolumeRequest)(nil),          // 61: twinsan.v1.SetVolumeRequest
-	(*ResizeVolumeRequest)(nil),       // 62: twinsan.v1.ResizeVolumeRequest
-	(*MoveVolumeRequest)(nil),         // 63: twinsan.v1.MoveVolumeRequest
-	(*ClearReservationsRequest)(nil),  // 64: twinsan.v1.ClearReservationsRequest
-	(*ClearReservationsResponse)(nil), // 65: twinsan.v1.ClearReservationsResponse
-	(*CheckVolumeRequest)(nil),        // 66: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),       // 67: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),             // 68: twinsan.v1.ReplicaDigest
-	(*Snapshot)(nil),                  // 69: twinsan.v1.Snapshot
-	(*ListSnapshotsRequest)(nil),      // 70: twinsan.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 71: twinsan.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 72: twinsan.v1.GetSnapshotRequest
-	(*CreateSnapshotsRequest)(nil),    // 73: twinsan.v1.CreateSnapshotsRequest
-	(*CreateSnapshotsResponse)(nil),   // 74: twinsan.v1.CreateSnapshotsResponse
-	(*DeleteSnapshotRequest)(nil),     // 75: twinsan.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 76: twinsan.v1.DeleteSnapshotResponse
-	(*ListChangesRequest)(nil),        // 77: twinsan.v1.ListChangesRequest
-	(*Changes)(nil),                   // 78: twinsan.v1.Changes
-	(*ChangedRange)(nil),              // 79: twinsan.v1.ChangedRange
-	(*CloneSnapshotRequest)(nil),      // 80: twinsan.v1.CloneSnapshotRequest
-	(*RollBackVolumeRequest)(nil),     // 81: twinsan.v1.RollBackVolumeRequest
-	(*RollBackVolumeResponse)(nil),    // 82: twinsan.v1.RollBackVolumeResponse
-	(*Schedule)(nil),                  // 83: twinsan.v1.Schedule
-	(*ListSchedulesRequest)(nil),      // 84: twinsan.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),     // 85: twinsan.v1.ListSchedulesResponse
-	(*SetScheduleRequest)(nil),        // 86: twinsan.v1.SetScheduleRequest
-	(*RemoveScheduleRequest)(nil),     // 87: twinsan.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),    // 88: twinsan.v1.RemoveScheduleResponse
-	(*Host)(nil),                      // 89: twinsan.v1.Host
-	(*ListHostsRequest)(nil),          // 90: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 91: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),            // 92: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),         // 93: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 94: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),     // 95: twinsan.v1.SetVolumeHostsRequest
-	(*MapVolumeRequest)(nil),          // 96: twinsan.v1.MapVolumeRequest
-	(*UnmapVolumeRequest)(nil),        // 97: twinsan.v1.UnmapVolumeRequest
-	(*ListSessionsRequest)(nil),       // 98: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 99: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                   // 100: twinsan.v1.Session
-	(*SnapshotStepRequest)(nil),       // 101: twinsan.v1.SnapshotStepRequest
-	(*SnapshotStepResponse)(nil),      // 102: twinsan.v1.SnapshotStepResponse
-	(*ReportRequest)(nil),             // 103: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),                // 104: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),              // 105: twinsan.v1.VolumeReport
-	(*Standing)(nil),                  // 106: twinsan.v1.Standing
-	(*AddReplicaRequest)(nil),         // 107: twinsan.v1.AddReplicaRequest
-	(*MoveReplicaRequest)(nil),        // 108: twinsan.v1.MoveReplicaRequest
-	(*RemoveReplicaRequest)(nil),      // 109: twinsan.v1.RemoveReplicaRequest
-	(*PromoteVolumeRequest)(nil),      // 110: twinsan.v1.PromoteVolumeRequest
-	(*PromoteVolumeResponse)(nil),     // 111: twinsan.v1.PromoteVolumeResponse
-	(*Operation)(nil),                 // 112: twinsan.v1.Operation
-	(*ListOperationsRequest)(nil),     // 113: twinsan.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 114: twinsan.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),       // 115: twinsan.v1.GetOperationRequest
-	(*CancelOperationRequest)(nil),    // 116: twinsan.v1.CancelOperationRequest
-	(*SetMaintenanceRequest)(nil),     // 117: twinsan.v1.SetMaintenanceRequest
-	(*SetMaintenanceResponse)(nil),    // 118: twinsan.v1.SetMaintenanceResponse
-	(*EvacuateNodeRequest)(nil),       // 119: twinsan.v1.EvacuateNodeRequest
-	(*RemoveNodeRequest)(nil),         // 120: twinsan.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 121: twinsan.v1.RemoveNodeResponse
-	(*SetResyncRateRequest)(nil),      // 122: twinsan.v1.SetResyncRateRequest
-	(*SetBalanceRequest)(nil),         // 123: twinsan.v1.SetBalanceRequest
-	(*SetQuorumRequest)(nil),          // 124: twinsan.v1.SetQuorumRequest
-	(*GetUpgradePlanRequest)(nil),     // 125: twinsan.v1.GetUpgradePlanRequest
-	(*RaiseLevelRequest)(nil),         // 126: twinsan.v1.RaiseLevelRequest
-	(*UpgradePlan)(nil),               // 127: twinsan.v1.UpgradePlan
-	(*UpgradeNode)(nil),               // 128: twinsan.v1.UpgradeNode
-	(*timestamppb.Timestamp)(nil),     // 129: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 130: google.protobuf.Duration
+	(*Reduction)(nil),                 // 37: twinsan.v1.Reduction
+	(*Cache)(nil),                     // 38: twinsan.v1.Cache
+	(*Traffic)(nil),                   // 39: twinsan.v1.Traffic
+	(*AddDeviceRequest)(nil),          // 40: twinsan.v1.AddDeviceRequest
+	(*DrainDeviceRequest)(nil),        // 41: twinsan.v1.DrainDeviceRequest
+	(*RemoveDeviceRequest)(nil),       // 42: twinsan.v1.RemoveDeviceRequest
+	(*ReplaceDeviceRequest)(nil),      // 43: twinsan.v1.ReplaceDeviceRequest
+	(*ListDevicesRequest)(nil),        // 44: twinsan.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 45: twinsan.v1.ListDevicesResponse
+	(*Unreachable)(nil),               // 46: twinsan.v1.Unreachable
+	(*Device)(nil),                    // 47: twinsan.v1.Device
+	(*Replica)(nil),                   // 48: twinsan.v1.Replica
+	(*Volume)(nil),                    // 49: twinsan.v1.Volume
+	(*Path)(nil),                      // 50: twinsan.v1.Path
+	(*ClassCount)(nil),                // 51: twinsan.v1.ClassCount
+	(*Refusal)(nil),                   // 52: twinsan.v1.Refusal
+	(*Offload)(nil),                   // 53: twinsan.v1.Offload
+	(*Reservations)(nil),              // 54: twinsan.v1.Reservations
+	(*Registration)(nil),              // 55: twinsan.v1.Registration
+	(*ListVolumesRequest)(nil),        // 56: twinsan.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 57: twinsan.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 58: twinsan.v1.GetVolumeRequest
+	(*CreateVolumeRequest)(nil),       // 59: twinsan.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 60: twinsan.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 61: twinsan.v1.DeleteVolumeResponse
+	(*SetVolumeRequest)(nil),          // 62: twinsan.v1.SetVolumeRequest
+	(*ResizeVolumeRequest)(nil),       // 63: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 64: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 65: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 66: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 67: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 68: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 69: twinsan.v1.ReplicaDigest
+	(*Snapshot)(nil),                  // 70: twinsan.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),      // 71: twinsan.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 72: twinsan.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 73: twinsan.v1.GetSnapshotRequest
+	(*CreateSnapshotsRequest)(nil),    // 74: twinsan.v1.CreateSnapshotsRequest
+	(*CreateSnapshotsResponse)(nil),   // 75: twinsan.v1.CreateSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),     // 76: twinsan.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 77: twinsan.v1.DeleteSnapshotResponse
+	(*ListChangesRequest)(nil),        // 78: twinsan.v1.ListChangesRequest
+	(*Changes)(nil),                   // 79: twinsan.v1.Changes
+	(*ChangedRange)(nil),              // 80: twinsan.v1.ChangedRange
+	(*CloneSnapshotRequest)(nil),      // 81: twinsan.v1.CloneSnapshotRequest
+	(*RollBackVolumeRequest)(nil),     // 82: twinsan.v1.RollBackVolumeRequest
+	(*RollBackVolumeResponse)(nil),    // 83: twinsan.v1.RollBackVolumeResponse
+	(*Schedule)(nil),                  // 84: twinsan.v1.Schedule
+	(*ListSchedulesRequest)(nil),      // 85: twinsan.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),     // 86: twinsan.v1.ListSchedulesResponse
+	(*SetScheduleRequest)(nil),        // 87: twinsan.v1.SetScheduleRequest
+	(*RemoveScheduleRequest)(nil),     // 88: twinsan.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),    // 89: twinsan.v1.RemoveScheduleResponse
+	(*Host)(nil),                      // 90: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 91: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 92: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 93: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 94: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 95: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 96: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 97: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 98: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 99: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 100: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 101: twinsan.v1.Session
+	(*SnapshotStepRequest)(nil),       // 102: twinsan.v1.SnapshotStepRequest
+	(*SnapshotStepResponse)(nil),      // 103: twinsan.v1.SnapshotStepResponse
+	(*ReportRequest)(nil),             // 104: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 105: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 106: twinsan.v1.VolumeReport
+	(*Standing)(nil),                  // 107: twinsan.v1.Standing
+	(*AddReplicaRequest)(nil),         // 108: twinsan.v1.AddReplicaRequest
+	(*MoveReplicaRequest)(nil),        // 109: twinsan.v1.MoveReplicaRequest
+	(*RemoveReplicaRequest)(nil),      // 110: twinsan.v1.RemoveReplicaRequest
+	(*PromoteVolumeRequest)(nil),      // 111: twinsan.v1.PromoteVolumeRequest
+	(*PromoteVolumeResponse)(nil),     // 112: twinsan.v1.PromoteVolumeResponse
+	(*Operation)(nil),                 // 113: twinsan.v1.Operation
+	(*ListOperationsRequest)(nil),     // 114: twinsan.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 115: twinsan.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),       // 116: twinsan.v1.GetOperationRequest
+	(*CancelOperationRequest)(nil),    // 117: twinsan.v1.CancelOperationRequest
+	(*SetMaintenanceRequest)(nil),     // 118: twinsan.v1.SetMaintenanceRequest
+	(*SetMaintenanceResponse)(nil),    // 119: twinsan.v1.SetMaintenanceResponse
+	(*EvacuateNodeRequest)(nil),       // 120: twinsan.v1.EvacuateNodeRequest
+	(*RemoveNodeRequest)(nil),         // 121: twinsan.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 122: twinsan.v1.RemoveNodeResponse
+	(*SetResyncRateRequest)(nil),      // 123: twinsan.v1.SetResyncRateRequest
+	(*SetBalanceRequest)(nil),         // 124: twinsan.v1.SetBalanceRequest
+	(*SetQuorumRequest)(nil),          // 125: twinsan.v1.SetQuorumRequest
+	(*GetUpgradePlanRequest)(nil),     // 126: twinsan.v1.GetUpgradePlanRequest
+	(*RaiseLevelRequest)(nil),         // 127: twinsan.v1.RaiseLevelRequest
+	(*UpgradePlan)(nil),               // 128: twinsan.v1.UpgradePlan
+	(*UpgradeNode)(nil),               // 129: twinsan.v1.UpgradeNode
+	(*timestamppb.Timestamp)(nil),     // 130: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 131: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
 	17,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
 	35,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
-	48,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
-	112, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
+	49,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
+	113, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
 	15,  // 5: twinsan.v1.Status.risk:type_name -> twinsan.v1.Risk
 	16,  // 6: twinsan.v1.Risk.stops:type_name -> twinsan.v1.Stop
 	0,   // 7: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	129, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	130, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
 	21,  // 9: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
 	2,   // 10: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
 	1,   // 11: twinsan.v1.ClusterInfo.quorum_mode:type_name -> twinsan.v1.QuorumMode
-	130, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
+	131, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
 	2,   // 13: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
 	3,   // 14: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	130, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	131, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	3,   // 16: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	129, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	129, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	129, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	130, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	130, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	130, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,   // 20: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
 	35,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	129, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
+	130, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
 	34,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
 	34,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
-	129, // 25: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
-	129, // 26: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
+	130, // 25: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
+	130, // 26: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
 	3,   // 27: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
 	5,   // 28: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	129, // 29: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	130, // 29: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
 	36,  // 30: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
-	38,  // 31: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
+	39,  // 31: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
 	6,   // 32: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
-	129, // 33: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
+	130, // 33: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
 	33,  // 34: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
-	37,  // 35: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
-	39,  // 36: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
-	46,  // 37: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
-	45,  // 38: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	8,   // 39: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	130, // 40: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
-	129, // 41: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
-	129, // 42: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	7,   // 43: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
-	47,  // 44: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
-	38,  // 45: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
-	49,  // 46: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
-	50,  // 47: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
-	52,  // 48: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
-	53,  // 49: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
-	9,   // 50: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
-	51,  // 51: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
-	54,  // 52: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
-	54,  // 53: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
-	48,  // 54: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
-	48,  // 55: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	100, // 56: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	48,  // 57: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
-	53,  // 58: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
-	68,  // 59: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
-	10,  // 60: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
-	129, // 61: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	69,  // 62: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	69,  // 63: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	69,  // 64: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	79,  // 65: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
-	48,  // 66: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	69,  // 67: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	100, // 68: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	130, // 69: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
-	129, // 70: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
-	129, // 71: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
-	83,  // 72: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
-	130, // 73: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
-	89,  // 74: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	89,  // 75: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	100, // 76: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
-	45,  // 77: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	129, // 78: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	129, // 79: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
-	36,  // 80: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
-	46,  // 81: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	100, // 82: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	105, // 83: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
-	33,  // 84: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
-	38,  // 85: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
-	47,  // 86: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
-	50,  // 87: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
-	53,  // 88: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
-	106, // 89: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
-	48,  // 90: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	12,  // 91: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
-	11,  // 92: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
-	129, // 93: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	129, // 94: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	130, // 95: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
-	112, // 96: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
-	35,  // 97: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
-	130, // 98: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
-	1,   // 99: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
-	128, // 100: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
-	13,  // 101: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
-	18,  // 102: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
-	22,  // 103: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
-	20,  // 104: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
-	24,  // 105: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
-	26,  // 106: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
-	28,  // 107: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
-	30,  // 108: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
-	31,  // 109: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
-	32,  // 110: twinsan.v1.Nodes.ScrubNode:input_type -> twinsan.v1.ScrubNodeRequest
-	43,  // 111: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
-	39,  // 112: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
-	40,  // 113: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
-	41,  // 114: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
-	42,  // 115: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
-	55,  // 116: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
-	57,  // 117: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
-	58,  // 118: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
-	59,  // 119: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	62,  // 120: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	61,  // 121: twinsan.v1.Volumes.SetVolume:input_type -> twinsan.v1.SetVolumeRequest
-	66,  // 122: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	63,  // 123: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
-	64,  // 124: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
-	70,  // 125: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
-	72,  // 126: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
-	73,  // 127: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
-	75,  // 128: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
-	77,  // 129: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
-	80,  // 130: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
-	81,  // 131: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
-	84,  // 132: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
-	86,  // 133: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
-	87,  // 134: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
-	90,  // 135: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	92,  // 136: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	93,  // 137: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	95,  // 138: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	96,  // 139: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
-	97,  // 140: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
-	98,  // 141: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	103, // 142: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	101, // 143: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
-	107, // 144: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
-	108, // 145: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
-	109, // 146: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
-	110, // 147: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
-	113, // 148: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
-	115, // 149: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
-	116, // 150: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
-	117, // 151: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
-	119, // 152: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
-	120, // 153: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
-	123, // 154: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
-	122, // 155: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
-	124, // 156: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
-	125, // 157: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
-	126, // 158: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
-	14,  // 159: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	19,  // 160: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	23,  // 161: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	19,  // 162: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	25,  // 163: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	27,  // 164: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	29,  // 165: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	35,  // 166: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	35,  // 167: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	33,  // 168: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
-	44,  // 169: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	46,  // 170: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
-	46,  // 171: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
-	46,  // 172: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
-	46,  // 173: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
-	56,  // 174: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	48,  // 175: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	48,  // 176: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	60,  // 177: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	48,  // 178: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	48,  // 179: twinsan.v1.Volumes.SetVolume:output_type -> twinsan.v1.Volume
-	67,  // 180: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	48,  // 181: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	65,  // 182: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	71,  // 183: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
-	69,  // 184: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
-	74,  // 185: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
-	76,  // 186: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
-	78,  // 187: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
-	48,  // 188: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
-	82,  // 189: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
-	85,  // 190: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
-	83,  // 191: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
-	88,  // 192: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
-	91,  // 193: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	89,  // 194: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	94,  // 195: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	48,  // 196: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	48,  // 197: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	48,  // 198: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	99,  // 199: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	104, // 200: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	102, // 201: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
-	112, // 202: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
-	112, // 203: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
-	48,  // 204: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
-	111, // 205: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
-	114, // 206: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
-	112, // 207: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
-	112, // 208: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
-	118, // 209: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
-	35,  // 210: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
-	121, // 211: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
-	19,  // 212: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
-	19,  // 213: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
-	19,  // 214: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
-	127, // 215: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
-	127, // 216: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
-	159, // [159:217] is the sub-list for method output_type
-	101, // [101:159] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	101, // [101:101] is the sub-list for extension extendee
-	0,   // [0:101] is the sub-list for field type_name
+	38,  // 35: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
+	37,  // 36: twinsan.v1.Pool.reduction:type_name -> twinsan.v1.Reduction
+	130, // 37: twinsan.v1.Reduction.merge_finished:type_name -> google.protobuf.Timestamp
+	40,  // 38: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
+	47,  // 39: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
+	46,  // 40: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	8,   // 41: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
+	131, // 42: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
+	130, // 43: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
+	130, // 44: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	7,   // 45: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
+	48,  // 46: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
+	39,  // 47: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
+	50,  // 48: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
+	51,  // 49: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
+	53,  // 50: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
+	54,  // 51: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
+	9,   // 52: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
+	52,  // 53: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
+	55,  // 54: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
+	55,  // 55: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
+	49,  // 56: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
+	49,  // 57: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	101, // 58: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	49,  // 59: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
+	54,  // 60: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
+	69,  // 61: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	10,  // 62: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
+	130, // 63: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	70,  // 64: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	70,  // 65: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	70,  // 66: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	80,  // 67: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
+	49,  // 68: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	70,  // 69: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	101, // 70: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	131, // 71: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	130, // 72: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	130, // 73: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	84,  // 74: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
+	131, // 75: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	90,  // 76: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	90,  // 77: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	101, // 78: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	46,  // 79: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	130, // 80: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	130, // 81: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	36,  // 82: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
+	47,  // 83: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
+	101, // 84: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	106, // 85: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	33,  // 86: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
+	39,  // 87: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
+	48,  // 88: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
+	51,  // 89: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
+	54,  // 90: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
+	107, // 91: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
+	49,  // 92: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	12,  // 93: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
+	11,  // 94: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
+	130, // 95: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	130, // 96: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	131, // 97: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
+	113, // 98: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
+	35,  // 99: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
+	131, // 100: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
+	1,   // 101: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
+	129, // 102: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
+	13,  // 103: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
+	18,  // 104: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
+	22,  // 105: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
+	20,  // 106: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
+	24,  // 107: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
+	26,  // 108: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
+	28,  // 109: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
+	30,  // 110: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
+	31,  // 111: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
+	32,  // 112: twinsan.v1.Nodes.ScrubNode:input_type -> twinsan.v1.ScrubNodeRequest
+	44,  // 113: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
+	40,  // 114: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
+	41,  // 115: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
+	42,  // 116: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
+	43,  // 117: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
+	56,  // 118: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
+	58,  // 119: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
+	59,  // 120: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
+	60,  // 121: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
+	63,  // 122: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	62,  // 123: twinsan.v1.Volumes.SetVolume:input_type -> twinsan.v1.SetVolumeRequest
+	67,  // 124: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	64,  // 125: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	65,  // 126: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	71,  // 127: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
+	73,  // 128: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
+	74,  // 129: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
+	76,  // 130: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
+	78,  // 131: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
+	81,  // 132: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
+	82,  // 133: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
+	85,  // 134: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
+	87,  // 135: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
+	88,  // 136: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
+	91,  // 137: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	93,  // 138: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	94,  // 139: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	96,  // 140: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	97,  // 141: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	98,  // 142: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	99,  // 143: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	104, // 144: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	102, // 145: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
+	108, // 146: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
+	109, // 147: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
+	110, // 148: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
+	111, // 149: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
+	114, // 150: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
+	116, // 151: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
+	117, // 152: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
+	118, // 153: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
+	120, // 154: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
+	121, // 155: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
+	124, // 156: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
+	123, // 157: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
+	125, // 158: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
+	126, // 159: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
+	127, // 160: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
+	14,  // 161: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	19,  // 162: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	23,  // 163: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	19,  // 164: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	25,  // 165: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	27,  // 166: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	29,  // 167: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	35,  // 168: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	35,  // 169: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	33,  // 170: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
+	45,  // 171: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	47,  // 172: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
+	47,  // 173: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
+	47,  // 174: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
+	47,  // 175: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
+	57,  // 176: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	49,  // 177: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	49,  // 178: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	61,  // 179: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	49,  // 180: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	49,  // 181: twinsan.v1.Volumes.SetVolume:output_type -> twinsan.v1.Volume
+	68,  // 182: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	49,  // 183: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	66,  // 184: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	72,  // 185: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	70,  // 186: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	75,  // 187: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	77,  // 188: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	79,  // 189: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	49,  // 190: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	83,  // 191: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	86,  // 192: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	84,  // 193: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	89,  // 194: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	92,  // 195: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	90,  // 196: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	95,  // 197: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	49,  // 198: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	49,  // 199: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	49,  // 200: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	100, // 201: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	105, // 202: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	103, // 203: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	113, // 204: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
+	113, // 205: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
+	49,  // 206: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
+	112, // 207: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
+	115, // 208: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
+	113, // 209: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
+	113, // 210: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
+	119, // 211: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
+	35,  // 212: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
+	122, // 213: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
+	19,  // 214: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
+	19,  // 215: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
+	19,  // 216: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
+	128, // 217: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
+	128, // 218: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
+	161, // [161:219] is the sub-list for method output_type
+	103, // [103:161] is the sub-list for method input_type
+	103, // [103:103] is the sub-list for extension type_name
+	103, // [103:103] is the sub-list for extension extendee
+	0,   // [0:103] is the sub-list for field type_name
 }
 
 func init() { file_twinsan_proto_init() }
@@ -10195,7 +10346,7 @@ func file_twinsan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   116,
+			NumMessages:   117,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

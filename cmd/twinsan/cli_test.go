@@ -204,9 +204,10 @@ func TestJSONIsStable(t *testing.T) {
 		{"status", 3, map[string]string{
 			"": "version cluster health quorum leader voters voters_up answered_by problems nodes volumes risk operations", "risk": "survives_any_node text stops", "nodes.0": node, "volumes.0": volume + " reservations",
 			"problems.0": "severity code cause risk do", "volumes.0.replicas.0": "node state owner resync_done_bytes resync_total_bytes resync_sent_bytes",
-			"nodes.0.pool":          "size_bytes live_bytes garbage_bytes free_bytes usable_bytes mapped_bytes stored_bytes savings caches reclaim_bytes write_amplification",
-			"nodes.0.pool.caches.1": "tier path bytes capacity_bytes hits misses hit_rate written_bytes",
-			"nodes.0.traffic":       "read_ops write_ops read_bytes write_bytes",
+			"nodes.0.pool":           "size_bytes live_bytes garbage_bytes free_bytes usable_bytes mapped_bytes stored_bytes savings caches reclaim_bytes write_amplification reduction",
+			"nodes.0.pool.reduction": "merge merging merge_done merged_blocks merged_bytes catalogue_bytes recompressed_blocks recompressed_won_bytes",
+			"nodes.0.pool.caches.1":  "tier path bytes capacity_bytes hits misses hit_rate written_bytes",
+			"nodes.0.traffic":        "read_ops write_ops read_bytes write_bytes",
 		}},
 		{"node list", 0, map[string]string{"": "version nodes", "nodes.0": node}},
 		{"node show a", 0, map[string]string{"": "version node", "node": node}},

@@ -62,6 +62,7 @@ func (n *nodePage) text(p *printer) {
 	if v.Pool != nil {
 		facts := []string{"pool", fmt.Sprintf("%s used of %s usable, %s garbage, %s free", p.size(v.Pool.Live), p.size(v.Pool.Usable), p.size(v.Pool.Garbage), p.size(v.Pool.Free)),
 			"savings", fmt.Sprintf("%s mapped by volumes, %s stored %s", p.size(v.Pool.Mapped), p.size(v.Pool.Stored), savings(v.Pool.Mapped, v.Pool.Stored)),
+			"duplicates", v.Pool.Reduction.merges(p), "recompressed", v.Pool.Reduction.recompressions(p),
 			"given back", reclaiming(p, v.Pool), "written", amplification(v.Pool.Amp)}
 		for _, c := range v.Pool.Caches {
 			facts = append(facts, c.Tier+" cache", cacheState(p, &c))

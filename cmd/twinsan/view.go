@@ -59,6 +59,8 @@ type poolView struct {
 	Caches  []cacheView `json:"caches"`
 	Reclaim uint64      `json:"reclaim_bytes"` // of deleted volumes, not yet free
 	Amp     float64     `json:"write_amplification"`
+
+	Reduction reductionView `json:"reduction"`
 }
 
 type cacheView struct {
@@ -236,6 +238,7 @@ func viewNode(n *v1.Node) nodeView {
 	if p := n.Pool; p != nil {
 		v.Pool = &poolView{Size: p.SizeBytes, Live: p.LiveBytes, Garbage: p.GarbageBytes, Free: p.FreeBytes,
 			Usable: p.UsableBytes, Mapped: p.MappedBytes, Stored: p.StoredBytes, Reclaim: p.ReclaimBytes, Amp: p.WriteAmplification}
+		v.Pool.Reduction = viewReduction(p.Reduction)
 		if p.StoredBytes > 0 {
 			v.Pool.Savings = float64(p.MappedBytes) / float64(p.StoredBytes)
 		}

@@ -226,6 +226,10 @@ func sampleRecords() []byte {
 	PutList(r, RecordMove, 1)
 	PutMove(r, 0, &Move{BID: 1, Old: 2, New: 3, Sum: 4, Len: 5, Encoding: dedup.Raw})
 	b = append(b, r...)
+	r = make([]byte, MergeSize(2))
+	PutMergeHead(r, 9, 2)
+	PutMerge(r, 1, &Merge{Block: 1 << 35, From: 2, To: 3 << 48})
+	b = append(b, r...)
 	r = make([]byte, ListFixed+PageEntrySize)
 	PutList(r, RecordPages, 1)
 	PutPageEntry(r, 0, 1, 2)
@@ -281,6 +285,18 @@ func useRecord(r Record) error {
 			again := Meta{}
 			if _, err := ParseMeta(AppendMeta(nil, &m), &again); err != nil || !reflect.DeepEqual(m, again) {
 				return errors.New("meta does not round trip")
+			}
+		}
+	case RecordMerge:
+		var m, again Merge
+		volume, n := r.Merges()
+		b := make([]byte, MergeSize(n))
+		PutMergeHead(b, volume, n)
+		for i := range n {
+			r.Merge(i, &m)
+			PutMerge(b, i, &m)
+			if (Record{Kind: RecordMerge, Body: b[recordPrefix:]}).Merge(i, &again); m != again {
+				return errors.New("merge does not round trip")
 			}
 		}
 	case RecordMove:
@@ -342,7 +358,7 @@ func TestRecords(t *testing.T) {
 		kinds = append(kinds, r.Kind)
 		rest = more
 	}
-	want := []RecordKind{RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordClone, RecordSnapshot, RecordRollback, RecordFrom, RecordShed, RecordForge, RecordSeal, RecordCreate, RecordDelete, RecordGone, RecordResize, RecordTrim, RecordMeta, RecordMove, RecordPages, RecordRoot}
+	want := []RecordKind{RecordWrite, RecordUnmap, RecordEpoch, RecordState, RecordClone, RecordSnapshot, RecordRollback, RecordFrom, RecordShed, RecordForge, RecordSeal, RecordCreate, RecordDelete, RecordGone, RecordResize, RecordTrim, RecordMeta, RecordMove, RecordMerge, RecordPages, RecordRoot}
 	if !reflect.DeepEqual(kinds, want) {
 		t.Fatal(kinds)
 	}

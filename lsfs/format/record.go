@@ -42,6 +42,8 @@ import (
 //	from     8  volume u64, blocks u64, replica [16], snapshot u64: a volume with the map of a snapshot
 //	forge    8  snapshot u64, volume u64, base u64, blocks u64: a snapshot begins that was not taken here
 //	seal     8  snapshot u64, epoch u64, sequence u64: it is complete
+//	merge    8  volume or snapshot u64, count u32, reserved u32, count x {block u64, identity u64, identity u64}:
+//	            the block is mapped to the first and from here on to the second, which is equal; since root version 4
 //	move     8  count u32, reserved u32, count x {identity u64, old u64, new u64, sum u32, length u16, encoding u8, 0}
 //	pages    8  count u32, reserved u32, count x {page u32, sum u32}; page i stands at payload + i * 4096
 //	dirs     the same with numbers of directory pages
@@ -69,6 +71,7 @@ const (
 	RecordFrom     RecordKind = 23
 	RecordForge    RecordKind = 24
 	RecordSeal     RecordKind = 25
+	RecordMerge    RecordKind = 26
 	RecordMove     RecordKind = 32
 	RecordPages    RecordKind = 33
 	RecordDirs     RecordKind = 34
@@ -157,6 +160,10 @@ func NextRecord(b []byte) (r Record, rest []byte, err error) {
 		want = 32
 	case RecordFrom:
 		want = 40
+	case RecordMerge:
+		if want = mergeFixed - recordPrefix; have >= want {
+			want += uint64(le.Uint32(r.Body[8:])) * MergeEntrySize
+		}
 	case RecordMeta:
 		want, exact = 8+metaFixed, false
 	case RecordMove, RecordPages, RecordDirs:

@@ -201,7 +201,8 @@ type Root struct {
 //	   directory counts up to 2^24-1 of them; segments say how old their contents are and
 //	   which stream wrote them; identities have generations, and a place in an identity
 //	   page is used again
-const RootVersion = 3
+//	4  nothing in the root; the log has merge records, and blocks may be stored with encoding 3
+const RootVersion = 4
 
 var rootMagic = [8]byte{'T', 'W', 'I', 'N', 'R', 'O', 'O', 'T'}
 
