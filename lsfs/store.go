@@ -54,6 +54,8 @@ type Store struct {
 	scrub    scrubber
 	stats    counters
 
+	explaining chan struct{} // who is explaining
+
 	commitMax            int64        // bytes of the largest commit
 	usable               atomic.Int64 // changes with the devices in use
 	slack                int64
@@ -144,7 +146,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{})}
+	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{}), explaining: make(chan struct{}, 1)}
 	made := s
 	defer func() {
 		if err != nil {
