@@ -140,6 +140,8 @@ func (n *Node) startWorkers() {
 	n.drainer = newWorker(time.Second, func(ctx context.Context) { n.drain(ctx, d) })
 	saved := n.store.Scrub().ScrubState
 	n.saver = newWorker(scrubSaveEvery, func(context.Context) { n.saveScrub(&saved) })
+	n.history.Store(readHistory(n.config.DataDir))
+	n.notes = newWorker(historyEvery, func(context.Context) { n.note(time.Now()) })
 	st := &stewardState{}
 	n.steward = newWorker(stewardEvery, func(ctx context.Context) { n.stewardship(ctx, st) })
 }

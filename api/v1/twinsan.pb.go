@@ -2231,6 +2231,601 @@ func (x *Scrub) GetLost() []string {
 	return nil
 }
 
+type ExplainPoolRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Look at every block of a pool of more than 64 GiB of them too, however long it takes.
+	Exact bool `protobuf:"varint,2,opt,name=exact,proto3" json:"exact,omitempty"`
+	// Do not ask another node: the one that is called must be it.
+	Here          bool `protobuf:"varint,3,opt,name=here,proto3" json:"here,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPoolRequest) Reset() {
+	*x = ExplainPoolRequest{}
+	mi := &file_twinsan_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPoolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPoolRequest) ProtoMessage() {}
+
+func (x *ExplainPoolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPoolRequest.ProtoReflect.Descriptor instead.
+func (*ExplainPoolRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ExplainPoolRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExplainPoolRequest) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *ExplainPoolRequest) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
+}
+
+type ExplainPoolResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far it is, 0 to 1.
+	Done float64 `protobuf:"fixed64,1,opt,name=done,proto3" json:"done,omitempty"`
+	// In the last message only.
+	Pool          *PoolExplained `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPoolResponse) Reset() {
+	*x = ExplainPoolResponse{}
+	mi := &file_twinsan_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPoolResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPoolResponse) ProtoMessage() {}
+
+func (x *ExplainPoolResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPoolResponse.ProtoReflect.Descriptor instead.
+func (*ExplainPoolResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ExplainPoolResponse) GetDone() float64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *ExplainPoolResponse) GetPool() *PoolExplained {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+// PoolExplained is what a pool is taken by, in bytes.
+type PoolExplained struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The sum of the nine that follow.
+	SizeBytes uint64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Blocks that some volume maps, each once, as they are stored.
+	VolumesBytes uint64 `protobuf:"varint,3,opt,name=volumes_bytes,json=volumesBytes,proto3" json:"volumes_bytes,omitempty"`
+	// Blocks that only snapshots map.
+	SnapshotsBytes uint64 `protobuf:"varint,4,opt,name=snapshots_bytes,json=snapshotsBytes,proto3" json:"snapshots_bytes,omitempty"`
+	// Blocks of deleted volumes and snapshots, on their way back to free space.
+	LeavingBytes uint64 `protobuf:"varint,5,opt,name=leaving_bytes,json=leavingBytes,proto3" json:"leaving_bytes,omitempty"`
+	// Blocks that no map names: they came or went while the others were counted.
+	UnsettledBytes uint64 `protobuf:"varint,6,opt,name=unsettled_bytes,json=unsettledBytes,proto3" json:"unsettled_bytes,omitempty"`
+	MetadataBytes  uint64 `protobuf:"varint,7,opt,name=metadata_bytes,json=metadataBytes,proto3" json:"metadata_bytes,omitempty"`
+	// In used segments, named by nothing; the cleaner gives it back.
+	GarbageBytes uint64 `protobuf:"varint,8,opt,name=garbage_bytes,json=garbageBytes,proto3" json:"garbage_bytes,omitempty"`
+	// Was garbage, is free two checkpoints from now.
+	ReturningBytes uint64 `protobuf:"varint,9,opt,name=returning_bytes,json=returningBytes,proto3" json:"returning_bytes,omitempty"`
+	// Free, and kept for cleaning, checkpoints and the bound of garbage.
+	ReservedBytes uint64 `protobuf:"varint,10,opt,name=reserved_bytes,json=reservedBytes,proto3" json:"reserved_bytes,omitempty"`
+	// Free, for new data.
+	AvailableBytes uint64 `protobuf:"varint,11,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	// What live data and metadata may grow to, and what they count as.
+	UsableBytes uint64 `protobuf:"varint,12,opt,name=usable_bytes,json=usableBytes,proto3" json:"usable_bytes,omitempty"`
+	LiveBytes   uint64 `protobuf:"varint,13,opt,name=live_bytes,json=liveBytes,proto3" json:"live_bytes,omitempty"`
+	// What volumes map: deduplicated + compressed + volumes.
+	MappedBytes       uint64 `protobuf:"varint,14,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
+	DeduplicatedBytes uint64 `protobuf:"varint,15,opt,name=deduplicated_bytes,json=deduplicatedBytes,proto3" json:"deduplicated_bytes,omitempty"`
+	CompressedBytes   uint64 `protobuf:"varint,16,opt,name=compressed_bytes,json=compressedBytes,proto3" json:"compressed_bytes,omitempty"`
+	// Zeros that were written since the node started; they take no room.
+	ZerosBytes uint64 `protobuf:"varint,17,opt,name=zeros_bytes,json=zerosBytes,proto3" json:"zeros_bytes,omitempty"`
+	// One block of so many was looked at; more than 1: blocks are estimated.
+	Sample        uint64         `protobuf:"varint,18,opt,name=sample,proto3" json:"sample,omitempty"`
+	Volumes       []*VolumeShare `protobuf:"bytes,19,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Forecast      *Forecast      `protobuf:"bytes,20,opt,name=forecast,proto3" json:"forecast,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolExplained) Reset() {
+	*x = PoolExplained{}
+	mi := &file_twinsan_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolExplained) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolExplained) ProtoMessage() {}
+
+func (x *PoolExplained) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolExplained.ProtoReflect.Descriptor instead.
+func (*PoolExplained) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PoolExplained) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PoolExplained) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetVolumesBytes() uint64 {
+	if x != nil {
+		return x.VolumesBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetSnapshotsBytes() uint64 {
+	if x != nil {
+		return x.SnapshotsBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetLeavingBytes() uint64 {
+	if x != nil {
+		return x.LeavingBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetUnsettledBytes() uint64 {
+	if x != nil {
+		return x.UnsettledBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetMetadataBytes() uint64 {
+	if x != nil {
+		return x.MetadataBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetGarbageBytes() uint64 {
+	if x != nil {
+		return x.GarbageBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetReturningBytes() uint64 {
+	if x != nil {
+		return x.ReturningBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetReservedBytes() uint64 {
+	if x != nil {
+		return x.ReservedBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetUsableBytes() uint64 {
+	if x != nil {
+		return x.UsableBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetLiveBytes() uint64 {
+	if x != nil {
+		return x.LiveBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetMappedBytes() uint64 {
+	if x != nil {
+		return x.MappedBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetDeduplicatedBytes() uint64 {
+	if x != nil {
+		return x.DeduplicatedBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetCompressedBytes() uint64 {
+	if x != nil {
+		return x.CompressedBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetZerosBytes() uint64 {
+	if x != nil {
+		return x.ZerosBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetSample() uint64 {
+	if x != nil {
+		return x.Sample
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetVolumes() []*VolumeShare {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *PoolExplained) GetForecast() *Forecast {
+	if x != nil {
+		return x.Forecast
+	}
+	return nil
+}
+
+// VolumeShare is what a volume and its snapshots take of a pool, in bytes.
+type VolumeShare struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Empty when the cluster does not know it any more.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Only its snapshots are left.
+	Deleted     bool   `protobuf:"varint,3,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	SizeBytes   uint64 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	MappedBytes uint64 `protobuf:"varint,5,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
+	// The same as it is stored: each block as often as it is mapped, and each once.
+	ReducedBytes uint64 `protobuf:"varint,6,opt,name=reduced_bytes,json=reducedBytes,proto3" json:"reduced_bytes,omitempty"`
+	StoredBytes  uint64 `protobuf:"varint,7,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	Snapshots    uint64 `protobuf:"varint,8,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// What is given back in blocks if its content goes and its snapshots stay, if they
+	// go and it stays, and if all of it is deleted; and in metadata when it is.
+	OwnBytes           uint64 `protobuf:"varint,9,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
+	SnapshotsOnlyBytes uint64 `protobuf:"varint,10,opt,name=snapshots_only_bytes,json=snapshotsOnlyBytes,proto3" json:"snapshots_only_bytes,omitempty"`
+	FreesBytes         uint64 `protobuf:"varint,11,opt,name=frees_bytes,json=freesBytes,proto3" json:"frees_bytes,omitempty"`
+	FreesMetadataBytes uint64 `protobuf:"varint,12,opt,name=frees_metadata_bytes,json=freesMetadataBytes,proto3" json:"frees_metadata_bytes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *VolumeShare) Reset() {
+	*x = VolumeShare{}
+	mi := &file_twinsan_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeShare) ProtoMessage() {}
+
+func (x *VolumeShare) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeShare.ProtoReflect.Descriptor instead.
+func (*VolumeShare) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *VolumeShare) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VolumeShare) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *VolumeShare) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetMappedBytes() uint64 {
+	if x != nil {
+		return x.MappedBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetReducedBytes() uint64 {
+	if x != nil {
+		return x.ReducedBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetStoredBytes() uint64 {
+	if x != nil {
+		return x.StoredBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetSnapshots() uint64 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetOwnBytes() uint64 {
+	if x != nil {
+		return x.OwnBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetSnapshotsOnlyBytes() uint64 {
+	if x != nil {
+		return x.SnapshotsOnlyBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetFreesBytes() uint64 {
+	if x != nil {
+		return x.FreesBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetFreesMetadataBytes() uint64 {
+	if x != nil {
+		return x.FreesMetadataBytes
+	}
+	return 0
+}
+
+// Forecast says when a pool will be full if it goes on as it did.
+type Forecast struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far back its history goes, and how far it has to for a forecast.
+	HistorySeconds    int64            `protobuf:"varint,1,opt,name=history_seconds,json=historySeconds,proto3" json:"history_seconds,omitempty"`
+	NeededSeconds     int64            `protobuf:"varint,2,opt,name=needed_seconds,json=neededSeconds,proto3" json:"needed_seconds,omitempty"`
+	Known             bool             `protobuf:"varint,3,opt,name=known,proto3" json:"known,omitempty"`
+	GrowthBytesPerDay float64          `protobuf:"fixed64,4,opt,name=growth_bytes_per_day,json=growthBytesPerDay,proto3" json:"growth_bytes_per_day,omitempty"`
+	Levels            []*ForecastLevel `protobuf:"bytes,5,rep,name=levels,proto3" json:"levels,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Forecast) Reset() {
+	*x = Forecast{}
+	mi := &file_twinsan_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forecast) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forecast) ProtoMessage() {}
+
+func (x *Forecast) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
+func (*Forecast) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Forecast) GetHistorySeconds() int64 {
+	if x != nil {
+		return x.HistorySeconds
+	}
+	return 0
+}
+
+func (x *Forecast) GetNeededSeconds() int64 {
+	if x != nil {
+		return x.NeededSeconds
+	}
+	return 0
+}
+
+func (x *Forecast) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *Forecast) GetGrowthBytesPerDay() float64 {
+	if x != nil {
+		return x.GrowthBytesPerDay
+	}
+	return 0
+}
+
+func (x *Forecast) GetLevels() []*ForecastLevel {
+	if x != nil {
+		return x.Levels
+	}
+	return nil
+}
+
+type ForecastLevel struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Percent uint32                 `protobuf:"varint,1,opt,name=percent,proto3" json:"percent,omitempty"`
+	// From now: 0 when it is reached, negative when it is not at this pace.
+	Days          float64 `protobuf:"fixed64,2,opt,name=days,proto3" json:"days,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForecastLevel) Reset() {
+	*x = ForecastLevel{}
+	mi := &file_twinsan_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForecastLevel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForecastLevel) ProtoMessage() {}
+
+func (x *ForecastLevel) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForecastLevel.ProtoReflect.Descriptor instead.
+func (*ForecastLevel) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ForecastLevel) GetPercent() uint32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+func (x *ForecastLevel) GetDays() float64 {
+	if x != nil {
+		return x.Days
+	}
+	return 0
+}
+
 type ScrubResult struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Started  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=started,proto3" json:"started,omitempty"`
@@ -2249,7 +2844,7 @@ type ScrubResult struct {
 
 func (x *ScrubResult) Reset() {
 	*x = ScrubResult{}
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2856,7 @@ func (x *ScrubResult) String() string {
 func (*ScrubResult) ProtoMessage() {}
 
 func (x *ScrubResult) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2869,7 @@ func (x *ScrubResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubResult.ProtoReflect.Descriptor instead.
 func (*ScrubResult) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{21}
+	return file_twinsan_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ScrubResult) GetStarted() *timestamppb.Timestamp {
@@ -2379,7 +2974,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2986,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2999,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{22}
+	return file_twinsan_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Node) GetId() uint32 {
@@ -2608,7 +3203,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2620,7 +3215,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2633,7 +3228,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{23}
+	return file_twinsan_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Pool) GetSizeBytes() uint64 {
@@ -2729,7 +3324,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2741,7 +3336,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2754,7 +3349,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{24}
+	return file_twinsan_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Cache) GetTier() string {
@@ -2833,7 +3428,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2845,7 +3440,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2858,7 +3453,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{25}
+	return file_twinsan_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Traffic) GetReadOps() uint64 {
@@ -2908,7 +3503,7 @@ type AddDeviceRequest struct {
 
 func (x *AddDeviceRequest) Reset() {
 	*x = AddDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3515,7 @@ func (x *AddDeviceRequest) String() string {
 func (*AddDeviceRequest) ProtoMessage() {}
 
 func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3528,7 @@ func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDeviceRequest.ProtoReflect.Descriptor instead.
 func (*AddDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{26}
+	return file_twinsan_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AddDeviceRequest) GetNode() string {
@@ -2992,7 +3587,7 @@ type DrainDeviceRequest struct {
 
 func (x *DrainDeviceRequest) Reset() {
 	*x = DrainDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3004,7 +3599,7 @@ func (x *DrainDeviceRequest) String() string {
 func (*DrainDeviceRequest) ProtoMessage() {}
 
 func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3017,7 +3612,7 @@ func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*DrainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{27}
+	return file_twinsan_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DrainDeviceRequest) GetNode() string {
@@ -3059,7 +3654,7 @@ type RemoveDeviceRequest struct {
 
 func (x *RemoveDeviceRequest) Reset() {
 	*x = RemoveDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3071,7 +3666,7 @@ func (x *RemoveDeviceRequest) String() string {
 func (*RemoveDeviceRequest) ProtoMessage() {}
 
 func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3084,7 +3679,7 @@ func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{28}
+	return file_twinsan_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RemoveDeviceRequest) GetNode() string {
@@ -3120,7 +3715,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3727,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3740,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{29}
+	return file_twinsan_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReplaceDeviceRequest) GetDevice() string {
@@ -3172,7 +3767,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3779,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3792,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{30}
+	return file_twinsan_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListDevicesRequest) GetNode() string {
@@ -3218,7 +3813,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3230,7 +3825,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3243,7 +3838,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{31}
+	return file_twinsan_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -3270,7 +3865,7 @@ type Unreachable struct {
 
 func (x *Unreachable) Reset() {
 	*x = Unreachable{}
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3282,7 +3877,7 @@ func (x *Unreachable) String() string {
 func (*Unreachable) ProtoMessage() {}
 
 func (x *Unreachable) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3295,7 +3890,7 @@ func (x *Unreachable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unreachable.ProtoReflect.Descriptor instead.
 func (*Unreachable) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{32}
+	return file_twinsan_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Unreachable) GetNode() string {
@@ -3336,7 +3931,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3348,7 +3943,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3361,7 +3956,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{33}
+	return file_twinsan_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Device) GetNode() string {
@@ -3489,7 +4084,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3501,7 +4096,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3514,7 +4109,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{34}
+	return file_twinsan_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Replica) GetNode() string {
@@ -3626,7 +4221,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3638,7 +4233,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3651,7 +4246,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{35}
+	return file_twinsan_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Volume) GetId() uint64 {
@@ -3899,7 +4494,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3911,7 +4506,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3924,7 +4519,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{36}
+	return file_twinsan_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Path) GetNode() string {
@@ -3973,7 +4568,7 @@ type ClassCount struct {
 
 func (x *ClassCount) Reset() {
 	*x = ClassCount{}
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3985,7 +4580,7 @@ func (x *ClassCount) String() string {
 func (*ClassCount) ProtoMessage() {}
 
 func (x *ClassCount) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3998,7 +4593,7 @@ func (x *ClassCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassCount.ProtoReflect.Descriptor instead.
 func (*ClassCount) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{37}
+	return file_twinsan_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ClassCount) GetClass() string {
@@ -4063,7 +4658,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4075,7 +4670,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4088,7 +4683,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{38}
+	return file_twinsan_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -4161,7 +4756,7 @@ type Offload struct {
 
 func (x *Offload) Reset() {
 	*x = Offload{}
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4173,7 +4768,7 @@ func (x *Offload) String() string {
 func (*Offload) ProtoMessage() {}
 
 func (x *Offload) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4186,7 +4781,7 @@ func (x *Offload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offload.ProtoReflect.Descriptor instead.
 func (*Offload) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{39}
+	return file_twinsan_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Offload) GetName() string {
@@ -4226,7 +4821,7 @@ type Reservations struct {
 
 func (x *Reservations) Reset() {
 	*x = Reservations{}
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4238,7 +4833,7 @@ func (x *Reservations) String() string {
 func (*Reservations) ProtoMessage() {}
 
 func (x *Reservations) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4251,7 +4846,7 @@ func (x *Reservations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservations.ProtoReflect.Descriptor instead.
 func (*Reservations) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{40}
+	return file_twinsan_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Reservations) GetGeneration() uint32 {
@@ -4304,7 +4899,7 @@ type Registration struct {
 
 func (x *Registration) Reset() {
 	*x = Registration{}
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4316,7 +4911,7 @@ func (x *Registration) String() string {
 func (*Registration) ProtoMessage() {}
 
 func (x *Registration) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4329,7 +4924,7 @@ func (x *Registration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Registration.ProtoReflect.Descriptor instead.
 func (*Registration) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{41}
+	return file_twinsan_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Registration) GetHost() string {
@@ -4382,7 +4977,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4394,7 +4989,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4407,7 +5002,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{42}
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
 }
 
 type ListVolumesResponse struct {
@@ -4419,7 +5014,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4431,7 +5026,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4444,7 +5039,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{43}
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -4463,7 +5058,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4475,7 +5070,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4488,7 +5083,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{44}
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -4520,7 +5115,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4532,7 +5127,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4545,7 +5140,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{45}
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -4633,7 +5228,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4645,7 +5240,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4658,7 +5253,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{46}
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -4700,7 +5295,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4712,7 +5307,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4725,7 +5320,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{47}
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -4752,7 +5347,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4764,7 +5359,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4777,7 +5372,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{48}
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -4807,7 +5402,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4819,7 +5414,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4832,7 +5427,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{49}
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *MoveVolumeRequest) GetName() string {
@@ -4869,7 +5464,7 @@ type ClearReservationsRequest struct {
 
 func (x *ClearReservationsRequest) Reset() {
 	*x = ClearReservationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4881,7 +5476,7 @@ func (x *ClearReservationsRequest) String() string {
 func (*ClearReservationsRequest) ProtoMessage() {}
 
 func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4894,7 +5489,7 @@ func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsRequest.ProtoReflect.Descriptor instead.
 func (*ClearReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{50}
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ClearReservationsRequest) GetName() string {
@@ -4929,7 +5524,7 @@ type ClearReservationsResponse struct {
 
 func (x *ClearReservationsResponse) Reset() {
 	*x = ClearReservationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5536,7 @@ func (x *ClearReservationsResponse) String() string {
 func (*ClearReservationsResponse) ProtoMessage() {}
 
 func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5549,7 @@ func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsResponse.ProtoReflect.Descriptor instead.
 func (*ClearReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{51}
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ClearReservationsResponse) GetVolume() *Volume {
@@ -4982,7 +5577,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4994,7 +5589,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5007,7 +5602,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{52}
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -5034,7 +5629,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5046,7 +5641,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5059,7 +5654,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{53}
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CheckVolumeResponse) GetDigests() []*ReplicaDigest {
@@ -5093,7 +5688,7 @@ type ReplicaDigest struct {
 
 func (x *ReplicaDigest) Reset() {
 	*x = ReplicaDigest{}
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5105,7 +5700,7 @@ func (x *ReplicaDigest) String() string {
 func (*ReplicaDigest) ProtoMessage() {}
 
 func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5118,7 +5713,7 @@ func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaDigest.ProtoReflect.Descriptor instead.
 func (*ReplicaDigest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{54}
+	return file_twinsan_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ReplicaDigest) GetNode() string {
@@ -5180,7 +5775,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5192,7 +5787,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5205,7 +5800,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{55}
+	return file_twinsan_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Snapshot) GetId() uint64 {
@@ -5288,7 +5883,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5300,7 +5895,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5313,7 +5908,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{56}
+	return file_twinsan_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -5332,7 +5927,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5344,7 +5939,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5357,7 +5952,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{57}
+	return file_twinsan_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5377,7 +5972,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5389,7 +5984,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +5997,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{58}
+	return file_twinsan_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -5431,7 +6026,7 @@ type CreateSnapshotsRequest struct {
 
 func (x *CreateSnapshotsRequest) Reset() {
 	*x = CreateSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5443,7 +6038,7 @@ func (x *CreateSnapshotsRequest) String() string {
 func (*CreateSnapshotsRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5456,7 +6051,7 @@ func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{59}
+	return file_twinsan_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *CreateSnapshotsRequest) GetName() string {
@@ -5489,7 +6084,7 @@ type CreateSnapshotsResponse struct {
 
 func (x *CreateSnapshotsResponse) Reset() {
 	*x = CreateSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5501,7 +6096,7 @@ func (x *CreateSnapshotsResponse) String() string {
 func (*CreateSnapshotsResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5514,7 +6109,7 @@ func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{60}
+	return file_twinsan_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *CreateSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5536,7 +6131,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5548,7 +6143,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5561,7 +6156,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{61}
+	return file_twinsan_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DeleteSnapshotRequest) GetVolume() string {
@@ -5594,7 +6189,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5606,7 +6201,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5619,7 +6214,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{62}
+	return file_twinsan_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DeleteSnapshotResponse) GetSnapshot() *Snapshot {
@@ -5645,7 +6240,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5657,7 +6252,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5670,7 +6265,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{63}
+	return file_twinsan_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListChangesRequest) GetVolume() string {
@@ -5721,7 +6316,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5733,7 +6328,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5746,7 +6341,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{64}
+	return file_twinsan_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Changes) GetRanges() []*ChangedRange {
@@ -5775,7 +6370,7 @@ type ChangedRange struct {
 
 func (x *ChangedRange) Reset() {
 	*x = ChangedRange{}
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5787,7 +6382,7 @@ func (x *ChangedRange) String() string {
 func (*ChangedRange) ProtoMessage() {}
 
 func (x *ChangedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5800,7 +6395,7 @@ func (x *ChangedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedRange.ProtoReflect.Descriptor instead.
 func (*ChangedRange) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{65}
+	return file_twinsan_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ChangedRange) GetOffset() uint64 {
@@ -5841,7 +6436,7 @@ type CloneSnapshotRequest struct {
 
 func (x *CloneSnapshotRequest) Reset() {
 	*x = CloneSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5853,7 +6448,7 @@ func (x *CloneSnapshotRequest) String() string {
 func (*CloneSnapshotRequest) ProtoMessage() {}
 
 func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5866,7 +6461,7 @@ func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CloneSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{66}
+	return file_twinsan_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CloneSnapshotRequest) GetVolume() string {
@@ -5931,7 +6526,7 @@ type RollBackVolumeRequest struct {
 
 func (x *RollBackVolumeRequest) Reset() {
 	*x = RollBackVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5943,7 +6538,7 @@ func (x *RollBackVolumeRequest) String() string {
 func (*RollBackVolumeRequest) ProtoMessage() {}
 
 func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5956,7 +6551,7 @@ func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{67}
+	return file_twinsan_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RollBackVolumeRequest) GetVolume() string {
@@ -5999,7 +6594,7 @@ type RollBackVolumeResponse struct {
 
 func (x *RollBackVolumeResponse) Reset() {
 	*x = RollBackVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6011,7 +6606,7 @@ func (x *RollBackVolumeResponse) String() string {
 func (*RollBackVolumeResponse) ProtoMessage() {}
 
 func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6024,7 +6619,7 @@ func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{68}
+	return file_twinsan_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RollBackVolumeResponse) GetVolume() *Volume {
@@ -6066,7 +6661,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6078,7 +6673,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6091,7 +6686,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{69}
+	return file_twinsan_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Schedule) GetVolume() string {
@@ -6151,7 +6746,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6163,7 +6758,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6176,7 +6771,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{70}
+	return file_twinsan_proto_rawDescGZIP(), []int{76}
 }
 
 type ListSchedulesResponse struct {
@@ -6188,7 +6783,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6200,7 +6795,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6213,7 +6808,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{71}
+	return file_twinsan_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -6235,7 +6830,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6247,7 +6842,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6260,7 +6855,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{72}
+	return file_twinsan_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SetScheduleRequest) GetVolume() string {
@@ -6300,7 +6895,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6312,7 +6907,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6325,7 +6920,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{73}
+	return file_twinsan_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RemoveScheduleRequest) GetVolume() string {
@@ -6343,7 +6938,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6355,7 +6950,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6368,7 +6963,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{74}
+	return file_twinsan_proto_rawDescGZIP(), []int{80}
 }
 
 type Host struct {
@@ -6387,7 +6982,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6399,7 +6994,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6412,7 +7007,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{75}
+	return file_twinsan_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Host) GetName() string {
@@ -6465,7 +7060,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6477,7 +7072,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6490,7 +7085,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{76}
+	return file_twinsan_proto_rawDescGZIP(), []int{82}
 }
 
 type ListHostsResponse struct {
@@ -6502,7 +7097,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6514,7 +7109,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6527,7 +7122,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{77}
+	return file_twinsan_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -6551,7 +7146,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6563,7 +7158,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6576,7 +7171,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{78}
+	return file_twinsan_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -6633,7 +7228,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6645,7 +7240,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6658,7 +7253,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{79}
+	return file_twinsan_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -6691,7 +7286,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6703,7 +7298,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6716,7 +7311,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{80}
+	return file_twinsan_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -6737,7 +7332,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6749,7 +7344,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6762,7 +7357,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{81}
+	return file_twinsan_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -6798,7 +7393,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6810,7 +7405,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6823,7 +7418,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{82}
+	return file_twinsan_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *MapVolumeRequest) GetVolume() string {
@@ -6857,7 +7452,7 @@ type UnmapVolumeRequest struct {
 
 func (x *UnmapVolumeRequest) Reset() {
 	*x = UnmapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6869,7 +7464,7 @@ func (x *UnmapVolumeRequest) String() string {
 func (*UnmapVolumeRequest) ProtoMessage() {}
 
 func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6882,7 +7477,7 @@ func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{83}
+	return file_twinsan_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *UnmapVolumeRequest) GetVolume() string {
@@ -6907,7 +7502,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6919,7 +7514,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6932,7 +7527,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{84}
+	return file_twinsan_proto_rawDescGZIP(), []int{90}
 }
 
 type ListSessionsResponse struct {
@@ -6945,7 +7540,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6957,7 +7552,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6970,7 +7565,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{85}
+	return file_twinsan_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -7009,7 +7604,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7021,7 +7616,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7034,7 +7629,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{86}
+	return file_twinsan_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Session) GetNode() string {
@@ -7148,7 +7743,7 @@ type SnapshotStepRequest struct {
 
 func (x *SnapshotStepRequest) Reset() {
 	*x = SnapshotStepRequest{}
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7160,7 +7755,7 @@ func (x *SnapshotStepRequest) String() string {
 func (*SnapshotStepRequest) ProtoMessage() {}
 
 func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7173,7 +7768,7 @@ func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotStepRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{87}
+	return file_twinsan_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *SnapshotStepRequest) GetStep() string {
@@ -7214,7 +7809,7 @@ type SnapshotStepResponse struct {
 
 func (x *SnapshotStepResponse) Reset() {
 	*x = SnapshotStepResponse{}
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7226,7 +7821,7 @@ func (x *SnapshotStepResponse) String() string {
 func (*SnapshotStepResponse) ProtoMessage() {}
 
 func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7239,7 +7834,7 @@ func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotStepResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{88}
+	return file_twinsan_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *SnapshotStepResponse) GetFound() bool {
@@ -7257,7 +7852,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7269,7 +7864,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7282,7 +7877,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{89}
+	return file_twinsan_proto_rawDescGZIP(), []int{95}
 }
 
 type NodeReport struct {
@@ -7302,7 +7897,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7314,7 +7909,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7327,7 +7922,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{90}
+	return file_twinsan_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -7414,7 +8009,7 @@ type VolumeReport struct {
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7426,7 +8021,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7439,7 +8034,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{91}
+	return file_twinsan_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -7538,7 +8133,7 @@ type Standing struct {
 
 func (x *Standing) Reset() {
 	*x = Standing{}
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7550,7 +8145,7 @@ func (x *Standing) String() string {
 func (*Standing) ProtoMessage() {}
 
 func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7563,7 +8158,7 @@ func (x *Standing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Standing.ProtoReflect.Descriptor instead.
 func (*Standing) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{92}
+	return file_twinsan_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *Standing) GetEpoch() uint64 {
@@ -7597,7 +8192,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7609,7 +8204,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7622,7 +8217,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{93}
+	return file_twinsan_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *AddReplicaRequest) GetVolume() string {
@@ -7650,7 +8245,7 @@ type MoveReplicaRequest struct {
 
 func (x *MoveReplicaRequest) Reset() {
 	*x = MoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7662,7 +8257,7 @@ func (x *MoveReplicaRequest) String() string {
 func (*MoveReplicaRequest) ProtoMessage() {}
 
 func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7675,7 +8270,7 @@ func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*MoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{94}
+	return file_twinsan_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *MoveReplicaRequest) GetVolume() string {
@@ -7712,7 +8307,7 @@ type RemoveReplicaRequest struct {
 
 func (x *RemoveReplicaRequest) Reset() {
 	*x = RemoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7724,7 +8319,7 @@ func (x *RemoveReplicaRequest) String() string {
 func (*RemoveReplicaRequest) ProtoMessage() {}
 
 func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7737,7 +8332,7 @@ func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{95}
+	return file_twinsan_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RemoveReplicaRequest) GetVolume() string {
@@ -7783,7 +8378,7 @@ type PromoteVolumeRequest struct {
 
 func (x *PromoteVolumeRequest) Reset() {
 	*x = PromoteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7795,7 +8390,7 @@ func (x *PromoteVolumeRequest) String() string {
 func (*PromoteVolumeRequest) ProtoMessage() {}
 
 func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7808,7 +8403,7 @@ func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{96}
+	return file_twinsan_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *PromoteVolumeRequest) GetVolume() string {
@@ -7860,7 +8455,7 @@ type PromoteVolumeResponse struct {
 
 func (x *PromoteVolumeResponse) Reset() {
 	*x = PromoteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7872,7 +8467,7 @@ func (x *PromoteVolumeResponse) String() string {
 func (*PromoteVolumeResponse) ProtoMessage() {}
 
 func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7885,7 +8480,7 @@ func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{97}
+	return file_twinsan_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *PromoteVolumeResponse) GetVolume() *Volume {
@@ -7938,7 +8533,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7950,7 +8545,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7963,7 +8558,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{98}
+	return file_twinsan_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -8058,7 +8653,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8070,7 +8665,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8083,7 +8678,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{99}
+	return file_twinsan_proto_rawDescGZIP(), []int{105}
 }
 
 type ListOperationsResponse struct {
@@ -8095,7 +8690,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8107,7 +8702,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8120,7 +8715,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{100}
+	return file_twinsan_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -8139,7 +8734,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8151,7 +8746,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8164,7 +8759,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{101}
+	return file_twinsan_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -8183,7 +8778,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8195,7 +8790,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8208,7 +8803,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{102}
+	return file_twinsan_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -8230,7 +8825,7 @@ type SetMaintenanceRequest struct {
 
 func (x *SetMaintenanceRequest) Reset() {
 	*x = SetMaintenanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8242,7 +8837,7 @@ func (x *SetMaintenanceRequest) String() string {
 func (*SetMaintenanceRequest) ProtoMessage() {}
 
 func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8255,7 +8850,7 @@ func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceRequest.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{103}
+	return file_twinsan_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *SetMaintenanceRequest) GetNode() string {
@@ -8297,7 +8892,7 @@ type SetMaintenanceResponse struct {
 
 func (x *SetMaintenanceResponse) Reset() {
 	*x = SetMaintenanceResponse{}
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8309,7 +8904,7 @@ func (x *SetMaintenanceResponse) String() string {
 func (*SetMaintenanceResponse) ProtoMessage() {}
 
 func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8322,7 +8917,7 @@ func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceResponse.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{104}
+	return file_twinsan_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *SetMaintenanceResponse) GetNode() *Node {
@@ -8352,7 +8947,7 @@ type EvacuateNodeRequest struct {
 
 func (x *EvacuateNodeRequest) Reset() {
 	*x = EvacuateNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8364,7 +8959,7 @@ func (x *EvacuateNodeRequest) String() string {
 func (*EvacuateNodeRequest) ProtoMessage() {}
 
 func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8377,7 +8972,7 @@ func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{105}
+	return file_twinsan_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *EvacuateNodeRequest) GetNode() string {
@@ -8413,7 +9008,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8425,7 +9020,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8438,7 +9033,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{106}
+	return file_twinsan_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -8472,7 +9067,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8484,7 +9079,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8497,7 +9092,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{107}
+	return file_twinsan_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *RemoveNodeResponse) GetEffects() []string {
@@ -8517,7 +9112,7 @@ type SetResyncRateRequest struct {
 
 func (x *SetResyncRateRequest) Reset() {
 	*x = SetResyncRateRequest{}
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8529,7 +9124,7 @@ func (x *SetResyncRateRequest) String() string {
 func (*SetResyncRateRequest) ProtoMessage() {}
 
 func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8542,7 +9137,7 @@ func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetResyncRateRequest.ProtoReflect.Descriptor instead.
 func (*SetResyncRateRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{108}
+	return file_twinsan_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *SetResyncRateRequest) GetMibPerSecond() uint32 {
@@ -8563,7 +9158,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8575,7 +9170,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8588,7 +9183,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{109}
+	return file_twinsan_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *SetBalanceRequest) GetOn() bool {
@@ -8615,7 +9210,7 @@ type SetQuorumRequest struct {
 
 func (x *SetQuorumRequest) Reset() {
 	*x = SetQuorumRequest{}
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8627,7 +9222,7 @@ func (x *SetQuorumRequest) String() string {
 func (*SetQuorumRequest) ProtoMessage() {}
 
 func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8640,7 +9235,7 @@ func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumRequest.ProtoReflect.Descriptor instead.
 func (*SetQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{110}
+	return file_twinsan_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *SetQuorumRequest) GetMode() QuorumMode {
@@ -8665,7 +9260,7 @@ type GetUpgradePlanRequest struct {
 
 func (x *GetUpgradePlanRequest) Reset() {
 	*x = GetUpgradePlanRequest{}
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8677,7 +9272,7 @@ func (x *GetUpgradePlanRequest) String() string {
 func (*GetUpgradePlanRequest) ProtoMessage() {}
 
 func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8690,7 +9285,7 @@ func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpgradePlanRequest.ProtoReflect.Descriptor instead.
 func (*GetUpgradePlanRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{111}
+	return file_twinsan_proto_rawDescGZIP(), []int{117}
 }
 
 type RaiseLevelRequest struct {
@@ -8702,7 +9297,7 @@ type RaiseLevelRequest struct {
 
 func (x *RaiseLevelRequest) Reset() {
 	*x = RaiseLevelRequest{}
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8714,7 +9309,7 @@ func (x *RaiseLevelRequest) String() string {
 func (*RaiseLevelRequest) ProtoMessage() {}
 
 func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8727,7 +9322,7 @@ func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseLevelRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{112}
+	return file_twinsan_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *RaiseLevelRequest) GetLevel() uint32 {
@@ -8754,7 +9349,7 @@ type UpgradePlan struct {
 
 func (x *UpgradePlan) Reset() {
 	*x = UpgradePlan{}
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8766,7 +9361,7 @@ func (x *UpgradePlan) String() string {
 func (*UpgradePlan) ProtoMessage() {}
 
 func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8779,7 +9374,7 @@ func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradePlan.ProtoReflect.Descriptor instead.
 func (*UpgradePlan) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{113}
+	return file_twinsan_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *UpgradePlan) GetLevel() uint32 {
@@ -8837,7 +9432,7 @@ type UpgradeNode struct {
 
 func (x *UpgradeNode) Reset() {
 	*x = UpgradeNode{}
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8849,7 +9444,7 @@ func (x *UpgradeNode) String() string {
 func (*UpgradeNode) ProtoMessage() {}
 
 func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8862,7 +9457,7 @@ func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeNode.ProtoReflect.Descriptor instead.
 func (*UpgradeNode) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{114}
+	return file_twinsan_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *UpgradeNode) GetName() string {
@@ -9019,7 +9614,64 @@ const file_twinsan_proto_rawDesc = "" +
 	"\acurrent\x18\n" +
 	" \x01(\v2\x17.twinsan.v1.ScrubResultR\acurrent\x12+\n" +
 	"\x04last\x18\v \x01(\v2\x17.twinsan.v1.ScrubResultR\x04last\x12\x12\n" +
-	"\x04lost\x18\f \x03(\tR\x04lost\"\xa5\x02\n" +
+	"\x04lost\x18\f \x03(\tR\x04lost\"R\n" +
+	"\x12ExplainPoolRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05exact\x18\x02 \x01(\bR\x05exact\x12\x12\n" +
+	"\x04here\x18\x03 \x01(\bR\x04here\"X\n" +
+	"\x13ExplainPoolResponse\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\x01R\x04done\x12-\n" +
+	"\x04pool\x18\x02 \x01(\v2\x19.twinsan.v1.PoolExplainedR\x04pool\"\x80\x06\n" +
+	"\rPoolExplained\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12#\n" +
+	"\rvolumes_bytes\x18\x03 \x01(\x04R\fvolumesBytes\x12'\n" +
+	"\x0fsnapshots_bytes\x18\x04 \x01(\x04R\x0esnapshotsBytes\x12#\n" +
+	"\rleaving_bytes\x18\x05 \x01(\x04R\fleavingBytes\x12'\n" +
+	"\x0funsettled_bytes\x18\x06 \x01(\x04R\x0eunsettledBytes\x12%\n" +
+	"\x0emetadata_bytes\x18\a \x01(\x04R\rmetadataBytes\x12#\n" +
+	"\rgarbage_bytes\x18\b \x01(\x04R\fgarbageBytes\x12'\n" +
+	"\x0freturning_bytes\x18\t \x01(\x04R\x0ereturningBytes\x12%\n" +
+	"\x0ereserved_bytes\x18\n" +
+	" \x01(\x04R\rreservedBytes\x12'\n" +
+	"\x0favailable_bytes\x18\v \x01(\x04R\x0eavailableBytes\x12!\n" +
+	"\fusable_bytes\x18\f \x01(\x04R\vusableBytes\x12\x1d\n" +
+	"\n" +
+	"live_bytes\x18\r \x01(\x04R\tliveBytes\x12!\n" +
+	"\fmapped_bytes\x18\x0e \x01(\x04R\vmappedBytes\x12-\n" +
+	"\x12deduplicated_bytes\x18\x0f \x01(\x04R\x11deduplicatedBytes\x12)\n" +
+	"\x10compressed_bytes\x18\x10 \x01(\x04R\x0fcompressedBytes\x12\x1f\n" +
+	"\vzeros_bytes\x18\x11 \x01(\x04R\n" +
+	"zerosBytes\x12\x16\n" +
+	"\x06sample\x18\x12 \x01(\x04R\x06sample\x121\n" +
+	"\avolumes\x18\x13 \x03(\v2\x17.twinsan.v1.VolumeShareR\avolumes\x120\n" +
+	"\bforecast\x18\x14 \x01(\v2\x14.twinsan.v1.ForecastR\bforecast\"\x95\x03\n" +
+	"\vVolumeShare\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\adeleted\x18\x03 \x01(\bR\adeleted\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x04 \x01(\x04R\tsizeBytes\x12!\n" +
+	"\fmapped_bytes\x18\x05 \x01(\x04R\vmappedBytes\x12#\n" +
+	"\rreduced_bytes\x18\x06 \x01(\x04R\freducedBytes\x12!\n" +
+	"\fstored_bytes\x18\a \x01(\x04R\vstoredBytes\x12\x1c\n" +
+	"\tsnapshots\x18\b \x01(\x04R\tsnapshots\x12\x1b\n" +
+	"\town_bytes\x18\t \x01(\x04R\bownBytes\x120\n" +
+	"\x14snapshots_only_bytes\x18\n" +
+	" \x01(\x04R\x12snapshotsOnlyBytes\x12\x1f\n" +
+	"\vfrees_bytes\x18\v \x01(\x04R\n" +
+	"freesBytes\x120\n" +
+	"\x14frees_metadata_bytes\x18\f \x01(\x04R\x12freesMetadataBytes\"\xd4\x01\n" +
+	"\bForecast\x12'\n" +
+	"\x0fhistory_seconds\x18\x01 \x01(\x03R\x0ehistorySeconds\x12%\n" +
+	"\x0eneeded_seconds\x18\x02 \x01(\x03R\rneededSeconds\x12\x14\n" +
+	"\x05known\x18\x03 \x01(\bR\x05known\x12/\n" +
+	"\x14growth_bytes_per_day\x18\x04 \x01(\x01R\x11growthBytesPerDay\x121\n" +
+	"\x06levels\x18\x05 \x03(\v2\x19.twinsan.v1.ForecastLevelR\x06levels\"=\n" +
+	"\rForecastLevel\x12\x18\n" +
+	"\apercent\x18\x01 \x01(\rR\apercent\x12\x12\n" +
+	"\x04days\x18\x02 \x01(\x01R\x04days\"\xa5\x02\n" +
 	"\vScrubResult\x124\n" +
 	"\astarted\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x126\n" +
 	"\bfinished\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bfinished\x12\x16\n" +
@@ -9640,12 +10292,13 @@ const file_twinsan_proto_rawDesc = "" +
 	"\fSetDiscovery\x12\x1f.twinsan.v1.SetDiscoveryRequest\x1a\x17.twinsan.v1.ClusterInfo\x12P\n" +
 	"\x10IssueCertificate\x12#.twinsan.v1.IssueCertificateRequest\x1a\x17.twinsan.v1.Certificate\x12@\n" +
 	"\n" +
-	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\x85\x02\n" +
+	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\xd7\x02\n" +
 	"\x05Nodes\x12H\n" +
 	"\tListNodes\x12\x1c.twinsan.v1.ListNodesRequest\x1a\x1d.twinsan.v1.ListNodesResponse\x127\n" +
 	"\aGetNode\x12\x1a.twinsan.v1.GetNodeRequest\x1a\x10.twinsan.v1.Node\x12;\n" +
 	"\tDrainNode\x12\x1c.twinsan.v1.DrainNodeRequest\x1a\x10.twinsan.v1.Node\x12<\n" +
-	"\tScrubNode\x12\x1c.twinsan.v1.ScrubNodeRequest\x1a\x11.twinsan.v1.Scrub2\xe7\x02\n" +
+	"\tScrubNode\x12\x1c.twinsan.v1.ScrubNodeRequest\x1a\x11.twinsan.v1.Scrub\x12P\n" +
+	"\vExplainPool\x12\x1e.twinsan.v1.ExplainPoolRequest\x1a\x1f.twinsan.v1.ExplainPoolResponse0\x012\xe7\x02\n" +
 	"\aDevices\x12N\n" +
 	"\vListDevices\x12\x1e.twinsan.v1.ListDevicesRequest\x1a\x1f.twinsan.v1.ListDevicesResponse\x12=\n" +
 	"\tAddDevice\x12\x1c.twinsan.v1.AddDeviceRequest\x1a\x12.twinsan.v1.Device\x12A\n" +
@@ -9723,7 +10376,7 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 }
 
 var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 115)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 121)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
 	(QuorumMode)(0),                   // 1: twinsan.v1.QuorumMode
@@ -9759,324 +10412,336 @@ var file_twinsan_proto_goTypes = []any{
 	(*DrainNodeRequest)(nil),          // 31: twinsan.v1.DrainNodeRequest
 	(*ScrubNodeRequest)(nil),          // 32: twinsan.v1.ScrubNodeRequest
 	(*Scrub)(nil),                     // 33: twinsan.v1.Scrub
-	(*ScrubResult)(nil),               // 34: twinsan.v1.ScrubResult
-	(*Node)(nil),                      // 35: twinsan.v1.Node
-	(*Pool)(nil),                      // 36: twinsan.v1.Pool
-	(*Cache)(nil),                     // 37: twinsan.v1.Cache
-	(*Traffic)(nil),                   // 38: twinsan.v1.Traffic
-	(*AddDeviceRequest)(nil),          // 39: twinsan.v1.AddDeviceRequest
-	(*DrainDeviceRequest)(nil),        // 40: twinsan.v1.DrainDeviceRequest
-	(*RemoveDeviceRequest)(nil),       // 41: twinsan.v1.RemoveDeviceRequest
-	(*ReplaceDeviceRequest)(nil),      // 42: twinsan.v1.ReplaceDeviceRequest
-	(*ListDevicesRequest)(nil),        // 43: twinsan.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 44: twinsan.v1.ListDevicesResponse
-	(*Unreachable)(nil),               // 45: twinsan.v1.Unreachable
-	(*Device)(nil),                    // 46: twinsan.v1.Device
-	(*Replica)(nil),                   // 47: twinsan.v1.Replica
-	(*Volume)(nil),                    // 48: twinsan.v1.Volume
-	(*Path)(nil),                      // 49: twinsan.v1.Path
-	(*ClassCount)(nil),                // 50: twinsan.v1.ClassCount
-	(*Refusal)(nil),                   // 51: twinsan.v1.Refusal
-	(*Offload)(nil),                   // 52: twinsan.v1.Offload
-	(*Reservations)(nil),              // 53: twinsan.v1.Reservations
-	(*Registration)(nil),              // 54: twinsan.v1.Registration
-	(*ListVolumesRequest)(nil),        // 55: twinsan.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 56: twinsan.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 57: twinsan.v1.GetVolumeRequest
-	(*CreateVolumeRequest)(nil),       // 58: twinsan.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 59: twinsan.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 60: twinsan.v1.DeleteVolumeResponse
-	(*ResizeVolumeRequest)(nil),       // 61: twinsan.v1.ResizeVolumeRequest
-	(*MoveVolumeRequest)(nil),         // 62: twinsan.v1.MoveVolumeRequest
-	(*ClearReservationsRequest)(nil),  // 63: twinsan.v1.ClearReservationsRequest
-	(*ClearReservationsResponse)(nil), // 64: twinsan.v1.ClearReservationsResponse
-	(*CheckVolumeRequest)(nil),        // 65: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),       // 66: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),             // 67: twinsan.v1.ReplicaDigest
-	(*Snapshot)(nil),                  // 68: twinsan.v1.Snapshot
-	(*ListSnapshotsRequest)(nil),      // 69: twinsan.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 70: twinsan.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 71: twinsan.v1.GetSnapshotRequest
-	(*CreateSnapshotsRequest)(nil),    // 72: twinsan.v1.CreateSnapshotsRequest
-	(*CreateSnapshotsResponse)(nil),   // 73: twinsan.v1.CreateSnapshotsResponse
-	(*DeleteSnapshotRequest)(nil),     // 74: twinsan.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 75: twinsan.v1.DeleteSnapshotResponse
-	(*ListChangesRequest)(nil),        // 76: twinsan.v1.ListChangesRequest
-	(*Changes)(nil),                   // 77: twinsan.v1.Changes
-	(*ChangedRange)(nil),              // 78: twinsan.v1.ChangedRange
-	(*CloneSnapshotRequest)(nil),      // 79: twinsan.v1.CloneSnapshotRequest
-	(*RollBackVolumeRequest)(nil),     // 80: twinsan.v1.RollBackVolumeRequest
-	(*RollBackVolumeResponse)(nil),    // 81: twinsan.v1.RollBackVolumeResponse
-	(*Schedule)(nil),                  // 82: twinsan.v1.Schedule
-	(*ListSchedulesRequest)(nil),      // 83: twinsan.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),     // 84: twinsan.v1.ListSchedulesResponse
-	(*SetScheduleRequest)(nil),        // 85: twinsan.v1.SetScheduleRequest
-	(*RemoveScheduleRequest)(nil),     // 86: twinsan.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),    // 87: twinsan.v1.RemoveScheduleResponse
-	(*Host)(nil),                      // 88: twinsan.v1.Host
-	(*ListHostsRequest)(nil),          // 89: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 90: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),            // 91: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),         // 92: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 93: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),     // 94: twinsan.v1.SetVolumeHostsRequest
-	(*MapVolumeRequest)(nil),          // 95: twinsan.v1.MapVolumeRequest
-	(*UnmapVolumeRequest)(nil),        // 96: twinsan.v1.UnmapVolumeRequest
-	(*ListSessionsRequest)(nil),       // 97: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 98: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                   // 99: twinsan.v1.Session
-	(*SnapshotStepRequest)(nil),       // 100: twinsan.v1.SnapshotStepRequest
-	(*SnapshotStepResponse)(nil),      // 101: twinsan.v1.SnapshotStepResponse
-	(*ReportRequest)(nil),             // 102: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),                // 103: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),              // 104: twinsan.v1.VolumeReport
-	(*Standing)(nil),                  // 105: twinsan.v1.Standing
-	(*AddReplicaRequest)(nil),         // 106: twinsan.v1.AddReplicaRequest
-	(*MoveReplicaRequest)(nil),        // 107: twinsan.v1.MoveReplicaRequest
-	(*RemoveReplicaRequest)(nil),      // 108: twinsan.v1.RemoveReplicaRequest
-	(*PromoteVolumeRequest)(nil),      // 109: twinsan.v1.PromoteVolumeRequest
-	(*PromoteVolumeResponse)(nil),     // 110: twinsan.v1.PromoteVolumeResponse
-	(*Operation)(nil),                 // 111: twinsan.v1.Operation
-	(*ListOperationsRequest)(nil),     // 112: twinsan.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 113: twinsan.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),       // 114: twinsan.v1.GetOperationRequest
-	(*CancelOperationRequest)(nil),    // 115: twinsan.v1.CancelOperationRequest
-	(*SetMaintenanceRequest)(nil),     // 116: twinsan.v1.SetMaintenanceRequest
-	(*SetMaintenanceResponse)(nil),    // 117: twinsan.v1.SetMaintenanceResponse
-	(*EvacuateNodeRequest)(nil),       // 118: twinsan.v1.EvacuateNodeRequest
-	(*RemoveNodeRequest)(nil),         // 119: twinsan.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 120: twinsan.v1.RemoveNodeResponse
-	(*SetResyncRateRequest)(nil),      // 121: twinsan.v1.SetResyncRateRequest
-	(*SetBalanceRequest)(nil),         // 122: twinsan.v1.SetBalanceRequest
-	(*SetQuorumRequest)(nil),          // 123: twinsan.v1.SetQuorumRequest
-	(*GetUpgradePlanRequest)(nil),     // 124: twinsan.v1.GetUpgradePlanRequest
-	(*RaiseLevelRequest)(nil),         // 125: twinsan.v1.RaiseLevelRequest
-	(*UpgradePlan)(nil),               // 126: twinsan.v1.UpgradePlan
-	(*UpgradeNode)(nil),               // 127: twinsan.v1.UpgradeNode
-	(*timestamppb.Timestamp)(nil),     // 128: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 129: google.protobuf.Duration
+	(*ExplainPoolRequest)(nil),        // 34: twinsan.v1.ExplainPoolRequest
+	(*ExplainPoolResponse)(nil),       // 35: twinsan.v1.ExplainPoolResponse
+	(*PoolExplained)(nil),             // 36: twinsan.v1.PoolExplained
+	(*VolumeShare)(nil),               // 37: twinsan.v1.VolumeShare
+	(*Forecast)(nil),                  // 38: twinsan.v1.Forecast
+	(*ForecastLevel)(nil),             // 39: twinsan.v1.ForecastLevel
+	(*ScrubResult)(nil),               // 40: twinsan.v1.ScrubResult
+	(*Node)(nil),                      // 41: twinsan.v1.Node
+	(*Pool)(nil),                      // 42: twinsan.v1.Pool
+	(*Cache)(nil),                     // 43: twinsan.v1.Cache
+	(*Traffic)(nil),                   // 44: twinsan.v1.Traffic
+	(*AddDeviceRequest)(nil),          // 45: twinsan.v1.AddDeviceRequest
+	(*DrainDeviceRequest)(nil),        // 46: twinsan.v1.DrainDeviceRequest
+	(*RemoveDeviceRequest)(nil),       // 47: twinsan.v1.RemoveDeviceRequest
+	(*ReplaceDeviceRequest)(nil),      // 48: twinsan.v1.ReplaceDeviceRequest
+	(*ListDevicesRequest)(nil),        // 49: twinsan.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 50: twinsan.v1.ListDevicesResponse
+	(*Unreachable)(nil),               // 51: twinsan.v1.Unreachable
+	(*Device)(nil),                    // 52: twinsan.v1.Device
+	(*Replica)(nil),                   // 53: twinsan.v1.Replica
+	(*Volume)(nil),                    // 54: twinsan.v1.Volume
+	(*Path)(nil),                      // 55: twinsan.v1.Path
+	(*ClassCount)(nil),                // 56: twinsan.v1.ClassCount
+	(*Refusal)(nil),                   // 57: twinsan.v1.Refusal
+	(*Offload)(nil),                   // 58: twinsan.v1.Offload
+	(*Reservations)(nil),              // 59: twinsan.v1.Reservations
+	(*Registration)(nil),              // 60: twinsan.v1.Registration
+	(*ListVolumesRequest)(nil),        // 61: twinsan.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 62: twinsan.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 63: twinsan.v1.GetVolumeRequest
+	(*CreateVolumeRequest)(nil),       // 64: twinsan.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 65: twinsan.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 66: twinsan.v1.DeleteVolumeResponse
+	(*ResizeVolumeRequest)(nil),       // 67: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 68: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 69: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 70: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 71: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 72: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 73: twinsan.v1.ReplicaDigest
+	(*Snapshot)(nil),                  // 74: twinsan.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),      // 75: twinsan.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 76: twinsan.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 77: twinsan.v1.GetSnapshotRequest
+	(*CreateSnapshotsRequest)(nil),    // 78: twinsan.v1.CreateSnapshotsRequest
+	(*CreateSnapshotsResponse)(nil),   // 79: twinsan.v1.CreateSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),     // 80: twinsan.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 81: twinsan.v1.DeleteSnapshotResponse
+	(*ListChangesRequest)(nil),        // 82: twinsan.v1.ListChangesRequest
+	(*Changes)(nil),                   // 83: twinsan.v1.Changes
+	(*ChangedRange)(nil),              // 84: twinsan.v1.ChangedRange
+	(*CloneSnapshotRequest)(nil),      // 85: twinsan.v1.CloneSnapshotRequest
+	(*RollBackVolumeRequest)(nil),     // 86: twinsan.v1.RollBackVolumeRequest
+	(*RollBackVolumeResponse)(nil),    // 87: twinsan.v1.RollBackVolumeResponse
+	(*Schedule)(nil),                  // 88: twinsan.v1.Schedule
+	(*ListSchedulesRequest)(nil),      // 89: twinsan.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),     // 90: twinsan.v1.ListSchedulesResponse
+	(*SetScheduleRequest)(nil),        // 91: twinsan.v1.SetScheduleRequest
+	(*RemoveScheduleRequest)(nil),     // 92: twinsan.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),    // 93: twinsan.v1.RemoveScheduleResponse
+	(*Host)(nil),                      // 94: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 95: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 96: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 97: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 98: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 99: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 100: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 101: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 102: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 103: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 104: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 105: twinsan.v1.Session
+	(*SnapshotStepRequest)(nil),       // 106: twinsan.v1.SnapshotStepRequest
+	(*SnapshotStepResponse)(nil),      // 107: twinsan.v1.SnapshotStepResponse
+	(*ReportRequest)(nil),             // 108: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 109: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 110: twinsan.v1.VolumeReport
+	(*Standing)(nil),                  // 111: twinsan.v1.Standing
+	(*AddReplicaRequest)(nil),         // 112: twinsan.v1.AddReplicaRequest
+	(*MoveReplicaRequest)(nil),        // 113: twinsan.v1.MoveReplicaRequest
+	(*RemoveReplicaRequest)(nil),      // 114: twinsan.v1.RemoveReplicaRequest
+	(*PromoteVolumeRequest)(nil),      // 115: twinsan.v1.PromoteVolumeRequest
+	(*PromoteVolumeResponse)(nil),     // 116: twinsan.v1.PromoteVolumeResponse
+	(*Operation)(nil),                 // 117: twinsan.v1.Operation
+	(*ListOperationsRequest)(nil),     // 118: twinsan.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 119: twinsan.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),       // 120: twinsan.v1.GetOperationRequest
+	(*CancelOperationRequest)(nil),    // 121: twinsan.v1.CancelOperationRequest
+	(*SetMaintenanceRequest)(nil),     // 122: twinsan.v1.SetMaintenanceRequest
+	(*SetMaintenanceResponse)(nil),    // 123: twinsan.v1.SetMaintenanceResponse
+	(*EvacuateNodeRequest)(nil),       // 124: twinsan.v1.EvacuateNodeRequest
+	(*RemoveNodeRequest)(nil),         // 125: twinsan.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 126: twinsan.v1.RemoveNodeResponse
+	(*SetResyncRateRequest)(nil),      // 127: twinsan.v1.SetResyncRateRequest
+	(*SetBalanceRequest)(nil),         // 128: twinsan.v1.SetBalanceRequest
+	(*SetQuorumRequest)(nil),          // 129: twinsan.v1.SetQuorumRequest
+	(*GetUpgradePlanRequest)(nil),     // 130: twinsan.v1.GetUpgradePlanRequest
+	(*RaiseLevelRequest)(nil),         // 131: twinsan.v1.RaiseLevelRequest
+	(*UpgradePlan)(nil),               // 132: twinsan.v1.UpgradePlan
+	(*UpgradeNode)(nil),               // 133: twinsan.v1.UpgradeNode
+	(*timestamppb.Timestamp)(nil),     // 134: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 135: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
 	17,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
-	35,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
-	48,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
-	111, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
+	41,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
+	54,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
+	117, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
 	15,  // 5: twinsan.v1.Status.risk:type_name -> twinsan.v1.Risk
 	16,  // 6: twinsan.v1.Risk.stops:type_name -> twinsan.v1.Stop
 	0,   // 7: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	128, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	134, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
 	21,  // 9: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
 	2,   // 10: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
 	1,   // 11: twinsan.v1.ClusterInfo.quorum_mode:type_name -> twinsan.v1.QuorumMode
-	129, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
+	135, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
 	2,   // 13: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
 	3,   // 14: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	129, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	135, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	3,   // 16: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	128, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	128, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	128, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	134, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	134, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	134, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,   // 20: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
-	35,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	128, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
-	34,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
-	34,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
-	128, // 25: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
-	128, // 26: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
-	3,   // 27: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
-	5,   // 28: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	128, // 29: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
-	36,  // 30: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
-	38,  // 31: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
-	6,   // 32: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
-	128, // 33: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
-	33,  // 34: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
-	37,  // 35: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
-	39,  // 36: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
-	46,  // 37: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
-	45,  // 38: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	8,   // 39: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	129, // 40: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
-	128, // 41: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
-	128, // 42: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	7,   // 43: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
-	47,  // 44: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
-	38,  // 45: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
-	49,  // 46: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
-	50,  // 47: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
-	52,  // 48: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
-	53,  // 49: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
-	9,   // 50: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
-	51,  // 51: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
-	54,  // 52: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
-	54,  // 53: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
-	48,  // 54: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
-	48,  // 55: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	99,  // 56: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	48,  // 57: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
-	53,  // 58: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
-	67,  // 59: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
-	10,  // 60: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
-	128, // 61: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	68,  // 62: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	68,  // 63: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	68,  // 64: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	78,  // 65: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
-	48,  // 66: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	68,  // 67: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	99,  // 68: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	129, // 69: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
-	128, // 70: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
-	128, // 71: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
-	82,  // 72: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
-	129, // 73: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
-	88,  // 74: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	88,  // 75: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	99,  // 76: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
-	45,  // 77: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	128, // 78: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	128, // 79: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
-	36,  // 80: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
-	46,  // 81: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	99,  // 82: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	104, // 83: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
-	33,  // 84: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
-	38,  // 85: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
-	47,  // 86: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
-	50,  // 87: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
-	53,  // 88: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
-	105, // 89: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
-	48,  // 90: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	12,  // 91: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
-	11,  // 92: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
-	128, // 93: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	128, // 94: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	129, // 95: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
-	111, // 96: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
-	35,  // 97: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
-	129, // 98: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
-	1,   // 99: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
-	127, // 100: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
-	13,  // 101: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
-	18,  // 102: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
-	22,  // 103: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
-	20,  // 104: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
-	24,  // 105: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
-	26,  // 106: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
-	28,  // 107: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
-	30,  // 108: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
-	31,  // 109: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
-	32,  // 110: twinsan.v1.Nodes.ScrubNode:input_type -> twinsan.v1.ScrubNodeRequest
-	43,  // 111: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
-	39,  // 112: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
-	40,  // 113: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
-	41,  // 114: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
-	42,  // 115: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
-	55,  // 116: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
-	57,  // 117: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
-	58,  // 118: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
-	59,  // 119: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	61,  // 120: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	65,  // 121: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	62,  // 122: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
-	63,  // 123: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
-	69,  // 124: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
-	71,  // 125: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
-	72,  // 126: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
-	74,  // 127: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
-	76,  // 128: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
-	79,  // 129: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
-	80,  // 130: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
-	83,  // 131: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
-	85,  // 132: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
-	86,  // 133: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
-	89,  // 134: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	91,  // 135: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	92,  // 136: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	94,  // 137: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	95,  // 138: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
-	96,  // 139: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
-	97,  // 140: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	102, // 141: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	100, // 142: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
-	106, // 143: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
-	107, // 144: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
-	108, // 145: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
-	109, // 146: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
-	112, // 147: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
-	114, // 148: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
-	115, // 149: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
-	116, // 150: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
-	118, // 151: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
-	119, // 152: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
-	122, // 153: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
-	121, // 154: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
-	123, // 155: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
-	124, // 156: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
-	125, // 157: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
-	14,  // 158: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	19,  // 159: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	23,  // 160: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	19,  // 161: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	25,  // 162: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	27,  // 163: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	29,  // 164: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	35,  // 165: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	35,  // 166: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	33,  // 167: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
-	44,  // 168: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	46,  // 169: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
-	46,  // 170: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
-	46,  // 171: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
-	46,  // 172: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
-	56,  // 173: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	48,  // 174: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	48,  // 175: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	60,  // 176: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	48,  // 177: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	66,  // 178: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	48,  // 179: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	64,  // 180: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	70,  // 181: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
-	68,  // 182: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
-	73,  // 183: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
-	75,  // 184: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
-	77,  // 185: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
-	48,  // 186: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
-	81,  // 187: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
-	84,  // 188: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
-	82,  // 189: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
-	87,  // 190: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
-	90,  // 191: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	88,  // 192: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	93,  // 193: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	48,  // 194: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	48,  // 195: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	48,  // 196: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	98,  // 197: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	103, // 198: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	101, // 199: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
-	111, // 200: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
-	111, // 201: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
-	48,  // 202: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
-	110, // 203: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
-	113, // 204: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
-	111, // 205: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
-	111, // 206: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
-	117, // 207: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
-	35,  // 208: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
-	120, // 209: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
-	19,  // 210: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
-	19,  // 211: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
-	19,  // 212: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
-	126, // 213: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
-	126, // 214: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
-	158, // [158:215] is the sub-list for method output_type
-	101, // [101:158] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	101, // [101:101] is the sub-list for extension extendee
-	0,   // [0:101] is the sub-list for field type_name
+	41,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
+	134, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
+	40,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
+	40,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
+	36,  // 25: twinsan.v1.ExplainPoolResponse.pool:type_name -> twinsan.v1.PoolExplained
+	37,  // 26: twinsan.v1.PoolExplained.volumes:type_name -> twinsan.v1.VolumeShare
+	38,  // 27: twinsan.v1.PoolExplained.forecast:type_name -> twinsan.v1.Forecast
+	39,  // 28: twinsan.v1.Forecast.levels:type_name -> twinsan.v1.ForecastLevel
+	134, // 29: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
+	134, // 30: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
+	3,   // 31: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
+	5,   // 32: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
+	134, // 33: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	42,  // 34: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
+	44,  // 35: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
+	6,   // 36: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
+	134, // 37: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
+	33,  // 38: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
+	43,  // 39: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
+	45,  // 40: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
+	52,  // 41: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
+	51,  // 42: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	8,   // 43: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
+	135, // 44: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
+	134, // 45: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
+	134, // 46: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	7,   // 47: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
+	53,  // 48: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
+	44,  // 49: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
+	55,  // 50: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
+	56,  // 51: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
+	58,  // 52: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
+	59,  // 53: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
+	9,   // 54: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
+	57,  // 55: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
+	60,  // 56: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
+	60,  // 57: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
+	54,  // 58: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
+	54,  // 59: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	105, // 60: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	54,  // 61: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
+	59,  // 62: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
+	73,  // 63: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	10,  // 64: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
+	134, // 65: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	74,  // 66: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	74,  // 67: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	74,  // 68: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	84,  // 69: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
+	54,  // 70: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	74,  // 71: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	105, // 72: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	135, // 73: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	134, // 74: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	134, // 75: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	88,  // 76: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
+	135, // 77: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	94,  // 78: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	94,  // 79: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	105, // 80: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	51,  // 81: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	134, // 82: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	134, // 83: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	42,  // 84: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
+	52,  // 85: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
+	105, // 86: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	110, // 87: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	33,  // 88: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
+	44,  // 89: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
+	53,  // 90: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
+	56,  // 91: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
+	59,  // 92: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
+	111, // 93: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
+	54,  // 94: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	12,  // 95: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
+	11,  // 96: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
+	134, // 97: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	134, // 98: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	135, // 99: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
+	117, // 100: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
+	41,  // 101: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
+	135, // 102: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
+	1,   // 103: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
+	133, // 104: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
+	13,  // 105: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
+	18,  // 106: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
+	22,  // 107: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
+	20,  // 108: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
+	24,  // 109: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
+	26,  // 110: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
+	28,  // 111: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
+	30,  // 112: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
+	31,  // 113: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
+	32,  // 114: twinsan.v1.Nodes.ScrubNode:input_type -> twinsan.v1.ScrubNodeRequest
+	34,  // 115: twinsan.v1.Nodes.ExplainPool:input_type -> twinsan.v1.ExplainPoolRequest
+	49,  // 116: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
+	45,  // 117: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
+	46,  // 118: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
+	47,  // 119: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
+	48,  // 120: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
+	61,  // 121: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
+	63,  // 122: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
+	64,  // 123: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
+	65,  // 124: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
+	67,  // 125: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	71,  // 126: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	68,  // 127: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	69,  // 128: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	75,  // 129: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
+	77,  // 130: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
+	78,  // 131: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
+	80,  // 132: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
+	82,  // 133: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
+	85,  // 134: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
+	86,  // 135: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
+	89,  // 136: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
+	91,  // 137: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
+	92,  // 138: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
+	95,  // 139: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	97,  // 140: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	98,  // 141: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	100, // 142: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	101, // 143: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	102, // 144: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	103, // 145: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	108, // 146: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	106, // 147: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
+	112, // 148: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
+	113, // 149: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
+	114, // 150: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
+	115, // 151: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
+	118, // 152: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
+	120, // 153: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
+	121, // 154: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
+	122, // 155: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
+	124, // 156: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
+	125, // 157: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
+	128, // 158: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
+	127, // 159: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
+	129, // 160: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
+	130, // 161: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
+	131, // 162: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
+	14,  // 163: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	19,  // 164: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	23,  // 165: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	19,  // 166: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	25,  // 167: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	27,  // 168: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	29,  // 169: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	41,  // 170: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	41,  // 171: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	33,  // 172: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
+	35,  // 173: twinsan.v1.Nodes.ExplainPool:output_type -> twinsan.v1.ExplainPoolResponse
+	50,  // 174: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	52,  // 175: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
+	52,  // 176: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
+	52,  // 177: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
+	52,  // 178: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
+	62,  // 179: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	54,  // 180: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	54,  // 181: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	66,  // 182: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	54,  // 183: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	72,  // 184: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	54,  // 185: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	70,  // 186: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	76,  // 187: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	74,  // 188: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	79,  // 189: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	81,  // 190: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	83,  // 191: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	54,  // 192: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	87,  // 193: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	90,  // 194: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	88,  // 195: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	93,  // 196: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	96,  // 197: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	94,  // 198: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	99,  // 199: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	54,  // 200: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	54,  // 201: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	54,  // 202: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	104, // 203: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	109, // 204: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	107, // 205: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	117, // 206: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
+	117, // 207: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
+	54,  // 208: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
+	116, // 209: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
+	119, // 210: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
+	117, // 211: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
+	117, // 212: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
+	123, // 213: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
+	41,  // 214: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
+	126, // 215: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
+	19,  // 216: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
+	19,  // 217: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
+	19,  // 218: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
+	132, // 219: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
+	132, // 220: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
+	163, // [163:221] is the sub-list for method output_type
+	105, // [105:163] is the sub-list for method input_type
+	105, // [105:105] is the sub-list for extension type_name
+	105, // [105:105] is the sub-list for extension extendee
+	0,   // [0:105] is the sub-list for field type_name
 }
 
 func init() { file_twinsan_proto_init() }
@@ -10090,7 +10755,7 @@ func file_twinsan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   115,
+			NumMessages:   121,
 			NumExtensions: 0,
 			NumServices:   11,
 		},
