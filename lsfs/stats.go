@@ -88,7 +88,8 @@ type Stats struct {
 	Snapshots     int
 	PagesResident int64
 	PagesDirty    int64
-	MetadataBytes int64 // RAM of frames
+	MetadataBytes int64 // RAM of frames, bytes
+	FixedBytes    int64 // RAM of the page directory and the segment table, bytes
 	L1            cache.Stats
 	L2            L2Stats
 	Ring          bool // reads go through io_uring
@@ -162,6 +163,6 @@ func (s *Store) Stats() Stats {
 	st.Snapshots = len(s.snapshots)
 	st.SharedPages, st.IdentityPages = s.pg.shared.Load(), s.pg.nEntries.Load()
 	st.PagesResident, st.PagesDirty = s.pg.nUsed.Load(), s.pg.nDirty.Load()
-	st.MetadataBytes = int64(len(s.pg.slabs)) * slabFrames * 4096
+	st.MetadataBytes, st.FixedBytes = int64(len(s.pg.slabs))*slabFrames*4096, s.fixedBytes()
 	return st
 }

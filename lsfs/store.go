@@ -55,6 +55,7 @@ type Store struct {
 	stats    counters
 
 	explaining chan struct{} // who is explaining
+	outgrown   error         // why the budget for metadata is too small, see keepBudget
 
 	commitMax            int64        // bytes of the largest commit
 	usable               atomic.Int64 // changes with the devices in use
@@ -98,6 +99,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		s.free()
 		return nil, fmt.Errorf("open pool %x: %w", s.id, err)
+	}
+	if s.outgrown != nil {
+		s.cfg.Event(Event{Code: "metadata-ram-low", Text: s.outgrown.Error()})
 	}
 	if healed > 0 {
 		s.logger.Info("superblocks written anew", "copies", healed)
@@ -163,8 +167,9 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	s.visited = make([]bool, s.segs.count())
 	size := s.segs.size() * int64(sb.SegmentBytes)
 	s.commitMax = min(int64(sb.SegmentBytes), OpBytesMax+(1<<20))
-	s.pg = newPager(c.MetadataBytes)
-	s.dirtySoft, s.dirtyHard = int64(s.pg.max)/4, int64(s.pg.max)*5/8
+	reserved := s.cfg.reserve(size, s.segs.count())
+	s.pg = newPager(s.cfg.MetadataBytes)
+	s.bounds()
 	s.usable.Store(s.usableOf(size))
 	s.slack = max(size/128, int64(sb.SegmentBytes)/2)
 	s.refsMax, s.parentsMax, s.parentsLast = refsMax, parentsMax, parentsLast
@@ -206,6 +211,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err = s.recover(); err != nil {
 		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, s.explainLost(err))
 	}
+	s.keepBudget(reserved)
 	if err = s.markLost(); err != nil {
 		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, s.explainLost(err))
 	}
