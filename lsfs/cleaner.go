@@ -306,7 +306,7 @@ func (c *cleaner) choose(s *Store, need bool, done uint64) {
 	}
 	c.choice = c.choice[:0]
 	size, clock := float64(s.segs.bytes), float64(s.log.clock.Load())
-	for low := 0; low < len(s.segs.all); low += scanSlice {
+	for low := 0; low < int(s.segs.numbers.Load()); low += scanSlice {
 		s.mu.RLock()
 		for i := low; i < min(low+scanSlice, len(s.segs.all)); i++ {
 			seg := &s.segs.all[i]

@@ -11,10 +11,11 @@ import (
 // whether there is more to do at once. It runs on the cleaner's goroutine.
 func (s *Store) drainStep() bool {
 	var m *member
+	lost := false
 	s.mu.RLock()
 	for _, x := range s.segs.layout.Load().members {
 		if leaves(x.state) || x.lost() {
-			m = x
+			m, lost = x, x.lost()
 			break
 		}
 	}
@@ -24,7 +25,7 @@ func (s *Store) drainStep() bool {
 	}
 	left := s.drainLeft(m)
 	switch {
-	case m.lost() && left.bad > 0:
+	case lost && left.bad > 0:
 		return false // until the last block was repaired
 	case left.victim != format.NoSegment:
 		s.mu.RLock()

@@ -276,7 +276,7 @@ func TestReadAllocatesNothing(t *testing.T) {
 		read()
 	}
 	was := s.Stats()
-	if a := testing.AllocsPerRun(200, read); a >= 1 {
+	if a := testing.AllocsPerRun(200, read); a >= 1 && !raceEnabled { // the detector empties pools at random
 		t.Errorf("%.2f allocations for three reads", a)
 	}
 	if st := s.Stats(); st.DeviceReads == was.DeviceReads || st.L2.Hits == was.L2.Hits {

@@ -76,7 +76,7 @@ func (s *Store) levels() levels {
 		l.coming = c.coming
 		return l
 	}
-	for low := 0; low < len(s.segs.all); low += scanSlice {
+	for low := 0; low < int(s.segs.numbers.Load()); low += scanSlice {
 		s.mu.RLock()
 		for i := low; i < min(low+scanSlice, len(s.segs.all)); i++ {
 			seg := &s.segs.all[i]

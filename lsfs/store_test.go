@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -28,6 +29,8 @@ type rig struct {
 	names []string
 	cfg   Config
 	opts  func(*Config) // what a test changes of the configuration
+
+	persisting sync.Mutex // held to change names, cfg.Devices and cfg.Generation while a store runs
 }
 
 func newRig(tb testing.TB, seed uint64, sizes ...int64) *rig {

@@ -1,0 +1,5 @@
+//go:build !race
+
+package lsfs
+
+const raceEnabled = false
