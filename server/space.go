@@ -69,8 +69,9 @@ func (n *Node) look(w *spaceWatch) {
 	if parts == nil {
 		return
 	}
-	room, stats := n.store.Room(), n.store.Stats()
-	now := levels{live: bytesOf(room.Live), usable: bytesOf(room.Usable), mapped: stats.MappedBlocks * 4096, stored: bytesOf(stats.UniqueBytes)}
+	room := n.store.Room()
+	mapped, stored := n.store.Taken()
+	now := levels{live: bytesOf(room.Live), usable: bytesOf(room.Usable), mapped: mapped * 4096, stored: bytesOf(stored)}
 	n.levels.Store(&now)
 	if now.usable > 0 {
 		percent := int(now.live * 100 / now.usable)

@@ -123,7 +123,7 @@ func large(args []string) error {
 	line("unmap of 1 MiB at random", p)
 	// A checkpoint of nearly nothing: what the size of the pool alone costs.
 	was, cpu, began := y.Stats(), processCPU(), time.Now()
-	for n := was.Checkpoints + 3; y.Stats().Checkpoints < n; {
+	for n := was.Checkpoints + 3; y.Checkpoints() < n; {
 		fresh++
 		y.write(1, block(), 1, func(uint64) uint64 { return fresh })
 		if err := y.wait(); err != nil {
