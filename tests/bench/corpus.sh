@@ -35,6 +35,14 @@ apt() { # SUITE COMMAND...
 		-o Dir::State::status="$a/status" -o Dir::Cache="$a/cache" -o Dir::Cache::archives="$dir/debs" -o APT::Sandbox::User=root -o Debug::NoLocking=1 "$@"
 }
 
+# names lists the files of packages and of all that they need, those that are here too.
+names() { # SUITE PACKAGE...
+	local s=$1
+	shift
+	mkdir -p "$dir/none/partial"
+	apt "$s" -o Dir::Cache::archives="$dir/none" install --print-uris --no-install-recommends -y "$@" </dev/null | sed -n "s/^'[^']*' \([^ ]*\) .*/\1/p"
+}
+
 fetch() {
 	local d=http://deb.debian.org key="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
 	mkdir -p "$dir/debs/partial"
@@ -51,12 +59,12 @@ deb $key $d/debian-security ${s%-now}-security main" >>"$a/sources.list"
 	done
 	images | while read -r name _ suite more; do
 		# shellcheck disable=SC2086
-		apt "$suite" install --print-uris --no-install-recommends -y $base $more </dev/null | sed -n "s/^'[^']*' \([^ ]*\) .*/\1/p" >"$dir/$name.list"
+		names "$suite" $base $more >"$dir/$name.list"
 		# shellcheck disable=SC2086
 		apt "$suite" install --download-only --no-install-recommends -y $base $more </dev/null
 	done
 	if ! command -v mkfs.btrfs >/dev/null || ! command -v duperemove >/dev/null; then
-		apt bookworm-now install --print-uris --no-install-recommends -y btrfs-progs duperemove </dev/null | sed -n "s/^'[^']*' \([^ ]*\) .*/\1/p" >"$dir/tools.list"
+		names bookworm-now btrfs-progs duperemove >"$dir/tools.list"
 		apt bookworm-now install --download-only --no-install-recommends -y btrfs-progs duperemove </dev/null
 	fi
 }
@@ -82,7 +90,98 @@ build() {
 	done
 }
 
+# number JSON PYTHON-EXPRESSION: d is the document.
+number() { python3 -c 'import json,sys; d=json.load(open(sys.argv[1])); print(eval(sys.argv[2]))' "$1" "$2"; }
+mib() { echo $((($1 + (1 << 19)) >> 20)); }
+ratio() { python3 -c 'import sys; print("%.2f" % (float(sys.argv[1])/float(sys.argv[2])))' "$1" "$2"; }
+
+# btrfs of all images: bytes used after copying, and after duperemove. Nothing when this
+# machine cannot mount it.
+measure_btrfs() {
+	local tools=$dir/tools m=$dir/mnt
+	if [[ -f $dir/tools.list ]]; then
+		unpack "$dir/tools.list" "$tools"
+		export PATH=$tools/sbin:$tools/usr/sbin:$tools/bin:$tools/usr/bin:$PATH
+		export LD_LIBRARY_PATH=$tools/lib/x86_64-linux-gnu:$tools/usr/lib/x86_64-linux-gnu
+	fi
+	mkdir -p "$m"
+	rm -f "$dir/btrfs.img"
+	truncate -s 20G "$dir/btrfs.img"
+	mkfs.btrfs -q -m single "$dir/btrfs.img" || return 0
+	mount -o loop,compress-force=zstd:3 "$dir/btrfs.img" "$m" || return 0
+	trap 'umount "$m"' EXIT
+	used() { sync -f "$m"; btrfs filesystem sync "$m"; btrfs filesystem usage -b "$m" | sed -n 's/^ *Used: *//p' | head -1; }
+	for i in $images; do cp --sparse=always "$dir/$i.img" "$m/"; done
+	echo "compressed $(used)"
+	nice duperemove -q -d -r -b 128k "$m" >"$dir/duperemove.out" 2>&1 || true
+	echo "deduplicated-128k $(used)"
+	nice duperemove -q -d -r -b 4k "$m" >>"$dir/duperemove.out" 2>&1 || true
+	echo "deduplicated-4k $(used)"
+	umount "$m"
+	trap - EXIT
+	rm -f "$dir/btrfs.img"
+}
+
+measure() {
+	local twinsan=${TWINSAN:-$here/bin/twinsan} demo=$dir/demo port=${PORT:-14260}
+	images=$(images | cut -d' ' -f1)
+	local files=() volumes=()
+	for i in $images; do files+=("$dir/$i.img"); done
+	if [[ -n ${MEASURE:-} ]]; then "$MEASURE" "${files[@]}" >"$dir/corpus.json"; else (cd "$here" && nice go run ./tests/bench/corpus "${files[@]}") >"$dir/corpus.json"; fi
+
+	# The real program: a cluster of two nodes, and each image written to a volume by QEMU.
+	while read -r name size _ _; do volumes+=(--volume "$name:${size%G}G"); done < <(images)
+	"$twinsan" demo up --detach --dir "$demo" --base-port "$port" --device-size 8G "${volumes[@]}" >"$dir/demo.out" 2>&1
+	trap '"$twinsan" demo clean --dir "$demo" >/dev/null 2>&1' EXIT
+	export TWINSAN_API=unix://$demo/a/api.sock
+	: >"$dir/growth"
+	was=0
+	for i in $images; do
+		"$twinsan" volume show "$i" -o json >"$dir/volume.json"
+		lun=$(number "$dir/volume.json" 'd["volume"]["lun"]')
+		nice qemu-img convert -n -f raw -O raw "$dir/$i.img" "iscsi://127.0.0.1:$port/iqn.2026-11.io.twinsan:demo/$lun"
+		"$twinsan" pool explain a --exact -o json >"$dir/pool.json" 2>/dev/null
+		now=$(number "$dir/pool.json" 'd["pools"][0]["volumes_bytes"]')
+		echo "$i $now $((now - was))" >>"$dir/growth"
+		was=$now
+	done
+	"$twinsan" pool explain a --exact >"$dir/pool.txt" 2>/dev/null
+	stored=$was
+	mapped=$(number "$dir/pool.json" 'd["pools"][0]["mapped_bytes"]')
+	metadata=$(number "$dir/pool.json" 'd["pools"][0]["metadata_bytes"]')
+	"$twinsan" demo clean --dir "$demo" >/dev/null 2>&1
+	trap - EXIT
+	(measure_btrfs) >"$dir/btrfs" || true
+
+	allocated=$(number "$dir/corpus.json" 'sum(i["allocated"] for i in d["images"])')
+	echo
+	echo "| all images | MiB | ratio |"
+	echo "| --- | ---: | ---: |"
+	row() { echo "| $1 | $(mib "$2") | $(ratio "$allocated" "$2") |"; }
+	row "allocated, without blocks of zeros" "$allocated"
+	row "zstd -3, each image as a whole" "$(number "$dir/corpus.json" 'sum(i["zstd"] for i in d["images"])')"
+	row "each 4 KiB block once" "$(number "$dir/corpus.json" 'd["unique"]')"
+	row "each 4 KiB block once, zstd -3 of 128 KiB together (bound)" "$(number "$dir/corpus.json" 'd["unique_zstd"]')"
+	while read -r how bytes; do row "btrfs zstd:3, $how" "$bytes"; done <"$dir/btrfs"
+	row "twinsan: blocks" "$stored"
+	row "twinsan: blocks and metadata" "$((stored + metadata))"
+	echo
+	echo "twinsan maps $(mib "$mapped") MiB."
+	echo
+	echo "| image | provisioned | allocated | added to the pool | backup: allocated blocks, zstd -3 |"
+	echo "| --- | ---: | ---: | ---: | ---: |"
+	while read -r name size suite more; do
+		one() { number "$dir/corpus.json" "[i['$1'] for i in d['images'] if i['name']=='$name'][0]"; }
+		grown=$(sed -n "s/^$name [0-9]* //p" "$dir/growth")
+		echo "| $name ($suite${more:+, $more}) | ${size%G} GB | $(mib "$(one allocated)") MiB | $(mib "$grown") MiB | $(mib "$(one zstd)") MiB |"
+	done < <(images)
+}
+
 case $what in
 fetch) fetch ;;
 build) build ;;
+measure) measure ;;
+all) fetch && build && measure ;;
+clean) rm -rf "$dir" ;;
+*) echo "no such step: $what" >&2 && exit 2 ;;
 esac
