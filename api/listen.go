@@ -27,6 +27,9 @@ type Config struct {
 	Socket string
 	// Address is host:port for mutual TLS; empty: none.
 	Address string
+	// Detour is host:port where the other nodes find the API while Address does not
+	// answer; empty: nowhere else.
+	Detour string
 	// TLS is the node's end: its certificate, and ClientCAs with the cluster's CA.
 	// Needed with Address. Version and client authentication are set here.
 	TLS    *tls.Config
@@ -45,7 +48,7 @@ const (
 // Server serves the API until Close.
 type Server struct {
 	servers []*grpc.Server
-	address net.Addr // of TCP, nil without
+	address net.Addr // the first of TCP, nil without
 	running sync.WaitGroup
 }
 
@@ -62,19 +65,24 @@ func Serve(c Config) (*Server, error) {
 		}
 		s.start(c, l, socketCredentials{})
 	}
-	if c.Address != "" {
+	for _, address := range []string{c.Address, c.Detour} {
+		if address == "" {
+			continue
+		}
 		if c.TLS == nil {
 			s.Close()
 			return nil, errors.New("the API on TCP needs a certificate")
 		}
-		l, err := net.Listen("tcp", c.Address)
+		l, err := net.Listen("tcp", address)
 		if err != nil {
 			s.Close()
 			return nil, fmt.Errorf("listen for the API: %w", err)
 		}
 		config := c.TLS.Clone()
 		config.MinVersion, config.ClientAuth = tls.VersionTLS13, tls.RequireAndVerifyClientCert
-		s.address = l.Addr()
+		if s.address == nil {
+			s.address = l.Addr()
+		}
 		s.start(c, l, credentials.NewTLS(config))
 	}
 	return s, nil

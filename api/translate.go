@@ -92,7 +92,7 @@ func nodeMessage(n *server.Member) *v1.Node {
 	return &v1.Node{
 		Id: uint32(n.ID), Name: n.Name, Role: role(n.Role),
 		State:       enum[v1.NodeState](v1.NodeState_value, "NODE_STATE_", string(n.State)),
-		SyncAddress: n.Sync, Portals: n.Portals, ApiAddress: n.API, MetricsAddress: n.Metrics,
+		SyncAddress: n.Sync, ManagementAddress: n.Management, Portals: n.Portals, ApiAddress: n.API, MetricsAddress: n.Metrics,
 		Leader: n.Leader, Voter: n.Voter, Incarnation: n.Incarnation, Version: n.Version, Started: stamp(n.Started),
 		Owns: uint32(n.Owns), InSync: uint32(n.InSync), Replicas: uint32(n.Replicas),
 		Pool: poolMessage(n.Pool), Traffic: trafficMessage(&n.Traffic), Sessions: uint32(n.Sessions), Error: n.Error,

@@ -70,9 +70,9 @@ func (n *Node) CreateToken(ctx context.Context, role Role, ttl time.Duration) (*
 		}
 		// This node first: it is known to answer.
 		if x.ID == n.cluster.Self() {
-			out.Addresses = slices.Insert(out.Addresses, 0, x.Sync)
+			out.Addresses = slices.Insert(out.Addresses, 0, x.Control())
 		} else {
-			out.Addresses = append(out.Addresses, x.Sync)
+			out.Addresses = append(out.Addresses, x.Control())
 		}
 	}
 	return out, nil
@@ -275,7 +275,7 @@ func (n *Node) CheckVolume(ctx context.Context, name string, ownerOnly bool) ([]
 			return err
 		},
 		func(p Peers, owner *cluster.Node) (err error) {
-			digests, equal, err = p.CheckVolume(ctx, owner.ID, owner.API, v.UUID.String())
+			digests, equal, err = p.CheckVolume(ctx, owner.ID, n.api(owner), v.UUID.String())
 			return err
 		})
 	return digests, equal, err

@@ -26,12 +26,13 @@ type Config struct {
 	// DataDir holds certificates, raft log and snapshots; mode 0700.
 	DataDir string `toml:"data-dir"`
 
-	Store   StoreConfig   `toml:"store"`
-	Sync    SyncConfig    `toml:"sync"`
-	ISCSI   ISCSIConfig   `toml:"iscsi"`
-	API     APIConfig     `toml:"api"`
-	Metrics MetricsConfig `toml:"metrics"`
-	Log     LogConfig     `toml:"log"`
+	Store      StoreConfig      `toml:"store"`
+	Sync       SyncConfig       `toml:"sync"`
+	Management ManagementConfig `toml:"management"`
+	ISCSI      ISCSIConfig      `toml:"iscsi"`
+	API        APIConfig        `toml:"api"`
+	Metrics    MetricsConfig    `toml:"metrics"`
+	Log        LogConfig        `toml:"log"`
 }
 
 // StoreConfig describes the pool of a data node. A witness has none.
@@ -67,9 +68,17 @@ type StoreConfig struct {
 // paths are all devices.
 func (s *StoreConfig) paths() []string { return slices.Concat(s.Devices, s.CapacityDevices) }
 
-// SyncConfig is where the nodes of the cluster talk to each other.
+// SyncConfig is the data path: replication, and the leases under which volumes are
+// served. What else the nodes have to say takes it too when there is no other way.
 type SyncConfig struct {
 	// Address is host:port that the other nodes reach; port 7400 when left out.
+	Address string `toml:"address"`
+}
+
+// ManagementConfig is where the nodes agree on who owns what (raft), and ask each other.
+type ManagementConfig struct {
+	// Address is host:port that the other nodes reach, port 7400 when left out; empty:
+	// the sync address.
 	Address string `toml:"address"`
 }
 
@@ -83,7 +92,7 @@ type ISCSIConfig struct {
 type APIConfig struct {
 	// Socket is the path of a unix socket for root and the user of the node.
 	Socket string `toml:"socket"`
-	// Address is host:port for mutual TLS; the sync host with port 7443 when left out.
+	// Address is host:port for mutual TLS; the management host with port 7443 when left out.
 	Address string `toml:"address"`
 }
 
@@ -283,6 +292,9 @@ func (c *Config) complete(path string, text []byte) error {
 		return full
 	}
 	c.Sync.Address = address("sync.address", c.Sync.Address, SyncPort, false)
+	if c.Management.Address != "" {
+		c.Management.Address = address("management.address", c.Management.Address, SyncPort, false)
+	}
 	if len(c.ISCSI.Portals) > 16 {
 		wrong("iscsi.portals", "%d portals, at most 16", len(c.ISCSI.Portals))
 	}
@@ -295,7 +307,7 @@ func (c *Config) complete(path string, text []byte) error {
 		wrong("api.socket", "longer than 100 bytes, which no unix socket can be")
 	}
 	if c.API.Address == "" && c.Sync.Address != "" {
-		host, _, _ := net.SplitHostPort(c.Sync.Address)
+		host, _, _ := net.SplitHostPort(c.control())
 		c.API.Address = net.JoinHostPort(host, strconv.Itoa(APIPort))
 	} else if c.API.Address != "" {
 		c.API.Address = address("api.address", c.API.Address, APIPort, false)
@@ -307,6 +319,7 @@ func (c *Config) complete(path string, text []byte) error {
 			c.Metrics.Address = address("metrics.address", c.Metrics.Address, MetricsPort, false)
 		}
 	}
+	c.collisions(wrong)
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":
 	default:

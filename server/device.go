@@ -62,7 +62,7 @@ func (n *Node) ChangeDevice(ctx context.Context, c DeviceChange, nodeOnly bool) 
 	if peers == nil || node.API == "" {
 		return nil, fmt.Errorf("node %s cannot be asked: %w", c.Node, ErrNotReady)
 	}
-	return (*peers).ChangeDevice(ctx, node.ID, node.API, c)
+	return (*peers).ChangeDevice(ctx, node.ID, n.api(node), c)
 }
 
 func (n *Node) changeDevice(ctx context.Context, c DeviceChange) (*Device, error) {

@@ -13,6 +13,7 @@ import (
 type reply struct {
 	report *Report
 	err    error
+	detour bool // it did not answer at the address of its API
 }
 
 // merge completes a status made from the recorded state by what the nodes
@@ -24,6 +25,7 @@ func merge(s *Status, replies map[replication.NodeID]reply) {
 		n := &s.Nodes[i]
 		byName[n.Name] = n
 		r := replies[n.ID]
+		n.Detour = n.Detour || r.detour
 		switch {
 		case r.report == nil:
 			n.State = NodeDown
@@ -203,6 +205,9 @@ func problems(s *Status) []Problem {
 		case n.Mode == ModeMaintenance:
 			add(Healthy, "node-maintenance", fmt.Sprintf("node %s is in maintenance, and %s", n.Name, n.State),
 				"until it is back, "+s.Risk.Text, "twinsan node maintenance "+n.Name+" leave")
+		case n.State == NodeDown && n.Failure != "":
+			add(Degraded, "node-failed", n.Failure,
+				"until it is back, the next failure stops I/O", "look at the disk of its data directory and its log; then on "+n.Name+": systemctl start twinsan")
 		case n.State == NodeDown && n.Role == Witness:
 			add(Degraded, "witness-down", fmt.Sprintf("witness %s does not answer", n.Name),
 				"the next node failure stops I/O", "twinsan node show "+n.Name)
@@ -212,6 +217,10 @@ func problems(s *Status) []Problem {
 		case n.State == NodeStarting:
 			add(Degraded, "node-starting", fmt.Sprintf("node %s is starting", n.Name),
 				"it does not serve yet", "twinsan node show "+n.Name)
+		}
+		if n.Detour {
+			add(Degraded, "management-unreachable", fmt.Sprintf("node %s does not answer at its management address %s, as seen from node %s", n.Name, n.Management, s.AnsweredBy),
+				"the sync network carries everything: when it fails too, the node is cut off", "look at that network, then: twinsan node show "+n.Name)
 		}
 		if n.Mode == ModeEvacuating {
 			do := "twinsan op list"

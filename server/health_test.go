@@ -47,6 +47,14 @@ func TestMerge(t *testing.T) {
 			Degraded, VolumeOnline, []string{"witness-down"}},
 		{"replica's node down, still recorded in sync", func(_ *Status, r map[replication.NodeID]reply) { delete(r, 2) },
 			Degraded, VolumeDegraded, []string{"node-down", "replica-out-of-sync"}},
+		{"node that said why it stopped", func(s *Status, r map[replication.NodeID]reply) {
+			s.Nodes[1].Failure = "node b has stopped: raft store"
+			delete(r, 2)
+		}, Degraded, VolumeDegraded, []string{"node-failed", "replica-out-of-sync"}},
+		{"one that is back since", func(s *Status, _ map[replication.NodeID]reply) { s.Nodes[1].Failure = "node b has stopped: raft store" },
+			Healthy, VolumeOnline, nil},
+		{"node that answers at its sync address alone", func(_ *Status, r map[replication.NodeID]reply) { r[2] = reply{report: r[2].report, detour: true} },
+			Degraded, VolumeOnline, []string{"management-unreachable"}},
 		{"owner's node down", func(_ *Status, r map[replication.NodeID]reply) { delete(r, 1) },
 			Unavailable, VolumeStarting, []string{"volume-starting", "node-down"}},
 		{"both down", func(_ *Status, r map[replication.NodeID]reply) { delete(r, 1); delete(r, 2) },

@@ -45,7 +45,7 @@ func (n *Node) move(ctx context.Context, state *cluster.State, v *cluster.Volume
 	if err := n.atOwner(state, v, ownerOnly,
 		func(parts *serving) error { return n.moveHere(ctx, parts, v, to) },
 		func(p Peers, owner *cluster.Node) error {
-			return p.MoveVolume(ctx, owner.ID, owner.API, v.UUID.String(), to.Name)
+			return p.MoveVolume(ctx, owner.ID, n.api(owner), v.UUID.String(), to.Name)
 		}); err != nil {
 		return err
 	}

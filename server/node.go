@@ -77,7 +77,8 @@ type Node struct {
 	// retiring: this node is about to stop and takes nothing over.
 	retiring atomic.Bool
 	failed   chan error
-	opened   chan struct{} // closed when Open has filled the fields above
+	reason   atomic.Pointer[error] // of failed
+	opened   chan struct{}         // closed when Open has filled the fields above
 
 	mu      sync.Mutex // see doc.go
 	closing bool
@@ -198,15 +199,31 @@ func (n *Node) openStore(ctx context.Context) error {
 
 // fail ends the node: Failed tells whoever runs it.
 func (n *Node) fail(err error) {
-	select {
-	case n.failed <- err:
-	default: // the first failure is the one that counts
+	if n.reason.CompareAndSwap(nil, &err) { // the first failure is the one that counts
+		n.failed <- err
 	}
 }
 
 // Failed yields the error with which the node cannot go on. The process is
 // expected to end then: the other nodes take over.
 func (n *Node) Failed() <-chan error { return n.failed }
+
+// farewellMax bounds how long a node that has failed tries to tell the others why.
+const farewellMax = 3 * time.Second
+
+// farewell tells the others why this node has failed. It no longer serves then: that
+// comes first.
+func (n *Node) farewell() {
+	err := n.reason.Load()
+	if err == nil || n.cluster == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), farewellMax)
+	defer cancel()
+	if err := n.cluster.Farewell(ctx, fmt.Sprintf("node %s has stopped: %v", n.id.Name, *err)); err != nil {
+		n.log.Warn("the other nodes were not told why this one stops", "err", err)
+	}
+}
 
 // Ready says whether the node serves.
 func (n *Node) Ready() bool { return n.ready.Load() }
@@ -304,6 +321,7 @@ func (n *Node) Close() {
 		s.scsi.Close()
 		s.replication.Close()
 	}
+	n.farewell()
 	if n.freed != nil {
 		n.freed.close()
 	}

@@ -174,7 +174,7 @@ func (n *Node) reports(ctx context.Context, s *cluster.State) map[replication.No
 			case peers == nil || node.API == "":
 				r.err = fmt.Errorf("its API is not known")
 			default:
-				r.report, r.err = (*peers).Report(ctx, node.ID, node.API)
+				r = n.askReport(ctx, *peers, node)
 			}
 			mu.Lock()
 			out[node.ID] = r
@@ -206,14 +206,14 @@ func (n *Node) known() *cluster.State {
 
 // recorded is the status as the cluster recorded it, without what nodes report.
 func (n *Node) recorded(state *cluster.State) *Status {
-	leader, voters := n.cluster.Leader(), n.cluster.Voters()
+	leader, voters, detours := n.cluster.Leader(), n.cluster.Voters(), n.cluster.Detours()
 	s := &Status{Cluster: n.id.Cluster, AnsweredBy: n.id.Name, Quorum: n.cluster.Quorum(), Voters: len(voters)}
 	if leader != 0 {
 		s.Leader = state.NodeName(leader)
 	}
 	for _, x := range state.Nodes {
 		m := Member{
-			ID: x.ID, Name: x.Name, Role: Data, Sync: x.Sync, Portals: slices.Clone(x.Portals), API: x.API, Metrics: x.Metrics,
+			ID: x.ID, Name: x.Name, Role: Data, Sync: x.Sync, Management: x.Control(), Portals: slices.Clone(x.Portals), API: x.API, Metrics: x.Metrics,
 			Leader: x.ID == leader, Voter: slices.Contains(voters, x.ID), Incarnation: uint64(x.Incarnation), Version: x.Version, Started: x.Started,
 			Draining: x.Draining, Mode: modes[x.Mode], ModeSince: x.ModeSince,
 		}
@@ -223,6 +223,8 @@ func (n *Node) recorded(state *cluster.State) *Status {
 		if x.Role == cluster.RoleWitness {
 			m.Role = Witness
 		}
+		m.Detour = slices.Contains(detours, x.ID)
+		m.Failure = failureOf(state, x)
 		s.Nodes = append(s.Nodes, m)
 	}
 	snapshots := state.SnapshotCounts()
@@ -235,6 +237,20 @@ func (n *Node) recorded(state *cluster.State) *Status {
 		s.Operations = append(s.Operations, operationOf(state, o))
 	}
 	return s
+}
+
+// failureOf is what a node said of why it stopped, if it has not started since.
+func failureOf(state *cluster.State, x *cluster.Node) string {
+	for i := len(state.Events) - 1; i >= 0; i-- {
+		e := &state.Events[i]
+		switch {
+		case e.Time.Before(x.Started):
+			return ""
+		case e.Node == x.ID && e.Code == cluster.EventNodeFailed:
+			return e.Text
+		}
+	}
+	return ""
 }
 
 // volumeOf is a volume as it is recorded.

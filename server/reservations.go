@@ -91,7 +91,7 @@ func (n *Node) ClearReservations(ctx context.Context, name string, dryRun, owner
 	if err := n.atOwner(state, v, ownerOnly,
 		func(parts *serving) error { return n.clearHere(ctx, parts, v, before) },
 		func(p Peers, owner *cluster.Node) error {
-			return p.ClearReservations(ctx, owner.ID, owner.API, v.UUID.String())
+			return p.ClearReservations(ctx, owner.ID, n.api(owner), v.UUID.String())
 		}); err != nil {
 		return nil, nil, err
 	}

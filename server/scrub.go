@@ -108,7 +108,7 @@ func (n *Node) ScrubNode(ctx context.Context, name string, action ScrubAction, f
 		if here || peers == nil || node.API == "" {
 			return nil, fmt.Errorf("node %s is not in reach: %w", name, ErrNotReady)
 		}
-		return (*peers).ScrubNode(ctx, node.ID, node.API, name, action, fullSpeed)
+		return (*peers).ScrubNode(ctx, node.ID, n.api(node), name, action, fullSpeed)
 	}
 	switch action {
 	case ScrubStart:

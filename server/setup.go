@@ -36,7 +36,7 @@ type Tokens struct {
 
 // JoinOptions say which cluster to join.
 type JoinOptions struct {
-	Address string // sync address of any data node
+	Address string // management address of any data node
 	Token   string
 	Witness bool
 	Wipe    bool
@@ -70,7 +70,11 @@ func Join(ctx context.Context, c *Config, o JoinOptions) error {
 
 // addresses are what the node tells the cluster about itself.
 func (c *Config) addresses() cluster.Addresses {
-	return cluster.Addresses{Sync: c.Sync.Address, Portals: c.ISCSI.Portals, API: c.API.Address, Metrics: c.Metrics.Address}
+	a := cluster.Addresses{Sync: c.Sync.Address, Portals: c.ISCSI.Portals, API: c.API.Address, Metrics: c.Metrics.Address}
+	if c.Management.Address != c.Sync.Address {
+		a.Management = c.Management.Address
+	}
+	return a
 }
 
 // setUp looks at the devices, makes the identity, then formats: the cluster's

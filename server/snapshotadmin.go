@@ -252,7 +252,7 @@ func (n *Node) stepAt(ctx context.Context, state *cluster.State, step SnapshotSt
 			return err
 		},
 		func(p Peers, owner *cluster.Node) (err error) {
-			found, err = p.SnapshotStep(ctx, owner.ID, owner.API, step)
+			found, err = p.SnapshotStep(ctx, owner.ID, n.api(owner), step)
 			return err
 		})
 	return found, err
@@ -419,7 +419,7 @@ func (n *Node) Changes(ctx context.Context, spec ChangesSpec, send func(ranges [
 			return fmt.Errorf("no node that holds the snapshots can be asked: %w", ErrNotReady)
 		}
 		spec.OwnerOnly = true
-		return (*peers).Changes(ctx, owner.ID, owner.API, spec, send)
+		return (*peers).Changes(ctx, owner.ID, n.api(owner), spec, send)
 	}
 	return n.changesHere(ctx, from, to, spec.Offset, send)
 }

@@ -96,9 +96,12 @@ type Member struct {
 	Role        Role
 	State       NodeState
 	Sync        string
+	Management  string // that of Sync when it has no other
 	Portals     []string
 	API         string
 	Metrics     string
+	Failure     string // why it stopped by itself since its last start; empty: it did not
+	Detour      bool   // it does not answer at Management, and is asked at Sync
 	Leader      bool
 	Voter       bool
 	Incarnation uint64

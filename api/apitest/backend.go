@@ -62,7 +62,7 @@ func New() *Backend {
 		}}
 	}
 	node := func(id replication.NodeID, name string, role server.Role) server.Member {
-		n := server.Member{ID: id, Name: name, Role: role, State: server.NodeUp, Sync: fmt.Sprintf("10.0.1.1%d:7400", id), API: fmt.Sprintf("10.0.1.1%d:7443", id),
+		n := server.Member{ID: id, Name: name, Role: role, State: server.NodeUp, Sync: fmt.Sprintf("10.0.1.1%d:7400", id), Management: fmt.Sprintf("10.0.1.1%d:7400", id), API: fmt.Sprintf("10.0.1.1%d:7443", id),
 			Voter: true, Mode: server.ModeServing, Incarnation: 4, Version: "1.0.0", Started: Epoch, Leader: id == 1}
 		if role == server.Data {
 			n.Portals, n.Pool = []string{fmt.Sprintf("10.0.2.1%d:3260", id)}, pool(10*gib)

@@ -2936,11 +2936,12 @@ func (x *ScrubResult) GetCounters() uint64 {
 }
 
 type Node struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Id             uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Role           Role                   `protobuf:"varint,3,opt,name=role,proto3,enum=twinsan.v1.Role" json:"role,omitempty"`
-	State          NodeState              `protobuf:"varint,4,opt,name=state,proto3,enum=twinsan.v1.NodeState" json:"state,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Role  Role                   `protobuf:"varint,3,opt,name=role,proto3,enum=twinsan.v1.Role" json:"role,omitempty"`
+	State NodeState              `protobuf:"varint,4,opt,name=state,proto3,enum=twinsan.v1.NodeState" json:"state,omitempty"`
+	// Where replication and its leases run.
 	SyncAddress    string                 `protobuf:"bytes,5,opt,name=sync_address,json=syncAddress,proto3" json:"sync_address,omitempty"`
 	Portals        []string               `protobuf:"bytes,6,rep,name=portals,proto3" json:"portals,omitempty"`
 	ApiAddress     string                 `protobuf:"bytes,7,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`
@@ -2966,6 +2967,9 @@ type Node struct {
 	// NODE_MODE_EVACUATING: who takes its replicas; empty: any node.
 	EvacuateTo string                 `protobuf:"bytes,41,opt,name=evacuate_to,json=evacuateTo,proto3" json:"evacuate_to,omitempty"`
 	ModeSince  *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=mode_since,json=modeSince,proto3" json:"mode_since,omitempty"`
+	// Where raft and the questions of other nodes are answered; sync_address when that
+	// is the same. The other nodes take sync_address for it while it does not answer.
+	ManagementAddress string `protobuf:"bytes,43,opt,name=management_address,json=managementAddress,proto3" json:"management_address,omitempty"`
 	// Absent for a witness and for a node that does not answer.
 	Scrub         *Scrub `protobuf:"bytes,60,opt,name=scrub,proto3" json:"scrub,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3168,6 +3172,13 @@ func (x *Node) GetModeSince() *timestamppb.Timestamp {
 		return x.ModeSince
 	}
 	return nil
+}
+
+func (x *Node) GetManagementAddress() string {
+	if x != nil {
+		return x.ManagementAddress
+	}
+	return ""
 }
 
 func (x *Node) GetScrub() *Scrub {
@@ -9681,7 +9692,7 @@ const file_twinsan_proto_rawDesc = "" +
 	"\adamaged\x18\x06 \x01(\x04R\adamaged\x12\x1a\n" +
 	"\brepaired\x18\a \x01(\x04R\brepaired\x12\x12\n" +
 	"\x04lost\x18\b \x01(\x04R\x04lost\x12\x1a\n" +
-	"\bcounters\x18\t \x01(\x04R\bcounters\"\xbf\x06\n" +
+	"\bcounters\x18\t \x01(\x04R\bcounters\"\xee\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12$\n" +
@@ -9710,7 +9721,8 @@ const file_twinsan_proto_rawDesc = "" +
 	"\vevacuate_to\x18) \x01(\tR\n" +
 	"evacuateTo\x129\n" +
 	"\n" +
-	"mode_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\tmodeSince\x12'\n" +
+	"mode_since\x18* \x01(\v2\x1a.google.protobuf.TimestampR\tmodeSince\x12-\n" +
+	"\x12management_address\x18+ \x01(\tR\x11managementAddress\x12'\n" +
 	"\x05scrub\x18< \x01(\v2\x11.twinsan.v1.ScrubR\x05scrub\"\xf2\x02\n" +
 	"\x04Pool\x12\x1d\n" +
 	"\n" +

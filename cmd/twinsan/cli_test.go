@@ -195,7 +195,7 @@ func TestJSONIsStable(t *testing.T) {
 	changes["busy hosts"](c)
 	volume := "id name uuid lun serial naa size_bytes logical_block_bytes dedup compress thin hosts any_host created state epoch owner replicas served_by mapped_bytes traffic physical_block_bytes read_only_hosts paths room_bytes commands offloads snapshots"
 	snapshot := "id name volume state created size_bytes mapped_bytes group scheduled clones"
-	node := "id name role state leader voter sync_address portals api_address metrics_address software started incarnation owns in_sync replicas sessions pool traffic draining mode"
+	node := "id name role state leader voter sync_address management_address portals api_address metrics_address software started incarnation owns in_sync replicas sessions pool traffic draining mode"
 	for _, test := range []struct {
 		command string
 		code    int

@@ -20,10 +20,10 @@ import (
 // nodeFlags are the flags from which init and join write the file of a node
 // that has none yet.
 type nodeFlags struct {
-	name, data, sync, apiAddress, metrics, socket string
-	devices, capacity, portals                    []string
-	deviceSize                                    server.Size
-	wipe                                          bool
+	name, data, sync, management, apiAddress, metrics, socket string
+	devices, capacity, portals                                []string
+	deviceSize                                                server.Size
+	wipe                                                      bool
 }
 
 func (n *nodeFlags) register(c *cobra.Command) {
@@ -33,9 +33,10 @@ func (n *nodeFlags) register(c *cobra.Command) {
 	f.StringSliceVar(&n.devices, "devices", nil, "disks of the pool: block devices or files")
 	f.StringSliceVar(&n.capacity, "capacity-devices", nil, "more disks, for cold data (of --devices, those that rotate are for that too)")
 	f.Var(&n.deviceSize, "device-size", "make devices that are missing files of this size")
-	f.StringVar(&n.sync, "sync", "", "IP[:port] for traffic between nodes")
+	f.StringVar(&n.sync, "sync", "", "IP[:port] of the data path between nodes: replication and leases")
+	f.StringVar(&n.management, "management", "", "IP[:port] where nodes agree and ask each other (default: the sync address)")
 	f.StringSliceVar(&n.portals, "iscsi", nil, "IP[:port] where initiators log in")
-	f.StringVar(&n.apiAddress, "api-address", "", "IP[:port] of the API (default: the sync address, port 7443)")
+	f.StringVar(&n.apiAddress, "api-address", "", "IP[:port] of the API (default: the management address, port 7443)")
 	f.StringVar(&n.socket, "socket", "", "path of the API's unix socket (default "+server.DefaultSocket+")")
 	f.StringVar(&n.metrics, "metrics", "", "IP[:port] for Prometheus (default: none)")
 	f.BoolVar(&n.wipe, "wipe", false, "format devices although they hold data")
@@ -46,7 +47,7 @@ func (n *nodeFlags) register(c *cobra.Command) {
 func (a *app) nodeConfig(c *cobra.Command, n *nodeFlags, witness bool) (*server.Config, error) {
 	path := a.configPath()
 	var given []string
-	for _, name := range []string{"name", "data-dir", "devices", "capacity-devices", "device-size", "sync", "iscsi", "api-address", "socket", "metrics"} {
+	for _, name := range []string{"name", "data-dir", "devices", "capacity-devices", "device-size", "sync", "management", "iscsi", "api-address", "socket", "metrics"} {
 		if c.Flags().Changed(name) {
 			given = append(given, "--"+name)
 		}
@@ -59,6 +60,9 @@ func (a *app) nodeConfig(c *cobra.Command, n *nodeFlags, witness bool) (*server.
 		return server.LoadConfig(path)
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
+	}
+	if n.sync == "" && witness {
+		n.sync, n.management = n.management, "" // it has no data path
 	}
 	if n.sync == "" {
 		return nil, usage("--sync IP is missing (or write %s first)", path)
@@ -78,7 +82,7 @@ func (a *app) nodeConfig(c *cobra.Command, n *nodeFlags, witness bool) (*server.
 	for _, set := range []struct {
 		to   *string
 		from string
-	}{{&config.DataDir, n.data}, {&config.API.Address, n.apiAddress}, {&config.API.Socket, n.socket}, {&config.Metrics.Address, n.metrics}} {
+	}{{&config.DataDir, n.data}, {&config.Management.Address, n.management}, {&config.API.Address, n.apiAddress}, {&config.API.Socket, n.socket}, {&config.Metrics.Address, n.metrics}} {
 		if set.from != "" {
 			*set.to = set.from
 		}
@@ -153,8 +157,9 @@ func (a *app) initCommand() *cobra.Command {
 		Long: `Make a cluster with this machine as its first node: format the devices, make
 the cluster's certificates and write the node's file when it has none. Devices
 that hold anything are refused without --wipe. Nothing is started.`,
-		Example: "  sudo twinsan init lab --devices /dev/nvme1n1,/dev/sdb --sync 10.0.1.11 --iscsi 10.0.2.11",
-		Args:    arguments("CLUSTER"),
+		Example: `  sudo twinsan init lab --devices /dev/nvme1n1,/dev/sdb --sync 10.0.1.11 --iscsi 10.0.2.11
+  sudo twinsan init lab --devices /dev/nvme1n1 --sync 10.0.1.11 --management 10.0.3.11 --iscsi 10.0.2.11`,
+		Args: arguments("CLUSTER"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if !server.ValidName(args[0]) {
 				return usage("%q cannot name a cluster: want 1 to 63 lower case letters, digits and hyphens", args[0])
@@ -169,7 +174,7 @@ that hold anything are refused without --wipe. Nothing is started.`,
 			}
 			if err := a.print(&setupPage{
 				version1: v1Header, Cluster: args[0], Node: config.Name, Role: "data", DataDir: config.DataDir, Devices: words(slices.Concat(config.Store.Devices, config.Store.CapacityDevices)),
-				Config: a.configPath(), Join: config.Sync.Address, DataToken: tokens.Data, WitnessToken: tokens.Witness, Expires: moment(tokens.Expires),
+				Config: a.configPath(), Join: config.JoinAddress(), DataToken: tokens.Data, WitnessToken: tokens.Witness, Expires: moment(tokens.Expires),
 			}); err != nil {
 				return err
 			}
@@ -187,8 +192,8 @@ func (a *app) joinCommand() *cobra.Command {
 	var witness bool
 	c := &cobra.Command{
 		Use: "join ADDRESS", Short: "Add this machine to a cluster",
-		Long: `Add this machine to a cluster: ADDRESS is the sync address of any of its data
-nodes, and the token comes from "twinsan cluster token create" there. It carries
+		Long: `Add this machine to a cluster: ADDRESS is the management address of any of its
+data nodes (the sync address where there is no other), and the token comes from "twinsan cluster token create" there. It carries
 the fingerprint of the cluster's CA, so nothing needs to be copied. With
 --witness the machine only votes: no disks, little memory.`,
 		Example: "  sudo twinsan join 10.0.1.11 --token tw1-... --devices /dev/nvme1n1,/dev/sdb --sync 10.0.1.12 --iscsi 10.0.2.12",
@@ -207,7 +212,7 @@ the fingerprint of the cluster's CA, so nothing needs to be copied. With
 			}
 			if err := server.Join(c.Context(), config, server.JoinOptions{Address: address, Token: token, Witness: witness, Wipe: n.wipe}); err != nil {
 				if errors.Is(err, syscall.ECONNREFUSED) {
-					return fmt.Errorf("%w\n  is that the sync address of a running node?  twinsan node list", err)
+					return fmt.Errorf("%w\n  is that the management address of a running node?  twinsan node list", err)
 				}
 				return err
 			}

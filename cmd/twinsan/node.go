@@ -53,7 +53,7 @@ func (n *nodePage) text(p *printer) {
 		voter = "yes, leader"
 	}
 	p.facts("node", fmt.Sprintf("%s (%d)", v.Name, v.ID), "role", v.Role, "state", nodeState(&v), "why", v.Error, "voter", voter,
-		"software", v.Version, "started", since(v.Started), "sync", v.Sync, "portals", list(v.Portals), "api", v.API, "metrics", v.Metrics)
+		"software", v.Version, "started", since(v.Started), "sync", v.Sync, "management", v.Management, "portals", list(v.Portals), "api", v.API, "metrics", v.Metrics)
 	if v.Role == "data" {
 		p.facts("owner of", fmt.Sprint(v.Owns), "in sync", fmt.Sprintf("%d of %d replicas", v.InSync, v.Replicas), "sessions", fmt.Sprint(v.Sessions),
 			"reads", fmt.Sprintf("%d, %s", v.Traffic.ReadOps, p.size(v.Traffic.ReadBytes)),
@@ -150,5 +150,5 @@ func (a *app) nodeCommand() *cobra.Command {
 		},
 	}
 	return noun("node", "Nodes of the cluster", nil, listing, show, a.nodeDrain(), a.nodeResume(),
-		a.nodeMaintenance(), a.nodeEvacuate(), a.nodeReplace(), a.nodeRemove())
+		a.nodeSet(), a.nodeMaintenance(), a.nodeEvacuate(), a.nodeReplace(), a.nodeRemove())
 }

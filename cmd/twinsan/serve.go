@@ -61,7 +61,7 @@ func (a *app) serve(ctx context.Context, config *server.Config, witness bool, de
 	defer peers.Close()
 	node.SetPeers(peers)
 	service, err := api.Serve(api.Config{
-		Backend: node, Socket: config.API.Socket, Address: config.API.Address, TLS: node.APITLS(), Logger: logger,
+		Backend: node, Socket: config.API.Socket, Address: config.API.Address, Detour: config.APIDetour(), TLS: node.APITLS(), Logger: logger,
 	})
 	if err != nil {
 		return err

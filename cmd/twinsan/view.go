@@ -26,6 +26,7 @@ type nodeView struct {
 	Leader      bool        `json:"leader"`
 	Voter       bool        `json:"voter"`
 	Sync        string      `json:"sync_address"`
+	Management  string      `json:"management_address"`
 	Portals     []string    `json:"portals"`
 	API         string      `json:"api_address"`
 	Metrics     string      `json:"metrics_address"`
@@ -221,7 +222,7 @@ func viewProblem(p *v1.Problem) problemView {
 func viewNode(n *v1.Node) nodeView {
 	v := nodeView{
 		ID: n.Id, Name: n.Name, Role: api.Word(n.Role, "ROLE_"), State: api.Word(n.State, "NODE_STATE_"),
-		Leader: n.Leader, Voter: n.Voter, Sync: n.SyncAddress, Portals: words(n.Portals), API: n.ApiAddress, Metrics: n.MetricsAddress,
+		Leader: n.Leader, Voter: n.Voter, Sync: n.SyncAddress, Management: n.ManagementAddress, Portals: words(n.Portals), API: n.ApiAddress, Metrics: n.MetricsAddress,
 		Version: n.Version, Started: moment(api.Time(n.Started)), Incarnation: n.Incarnation,
 		Owns: n.Owns, InSync: n.InSync, Replicas: n.Replicas, Sessions: n.Sessions, Traffic: viewTraffic(n.Traffic), Error: n.Error,
 		Draining: n.Draining, Mode: api.Word(n.Mode, "NODE_MODE_"), EvacuateTo: n.EvacuateTo, ModeSince: moment(api.Time(n.ModeSince)),

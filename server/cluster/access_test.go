@@ -183,6 +183,15 @@ func TestReadsVersion2(t *testing.T) {
 	}
 }
 
+func TestReadsVersion4(t *testing.T) {
+	s := readsOld(t, 4)
+	v := s.VolumeNamed("vm1")
+	if v == nil || len(v.Record.Replicas) != 3 || v.Preferred != 2 || s.Settings.ResyncRate != 200 || s.Settings.Quorum != QuorumMajority || len(s.Operations) != 1 || s.Schedule(1) == nil ||
+		s.SnapshotNamed(1, "s1").State != SnapshotReady || s.VolumeNamed("vm2").Lineage != (uuid.UUID{7}) || s.Node(2).Management != "" || s.Node(2).Control() != s.Node(2).Sync {
+		t.Errorf("volume %+v, settings %+v, node %+v", v, s.Settings, s.Node(2))
+	}
+}
+
 func readsOld(t *testing.T, version int) *State {
 	t.Helper()
 	snapshot := must(os.ReadFile(fmt.Sprintf("testdata/state-v%d.bin", version)))(t)
@@ -210,8 +219,8 @@ func readsOld(t *testing.T, version int) *State {
 	if again := must(unmarshalState(b))(t); again.Hash() != s.Hash() {
 		t.Error("written anew it is another state")
 	}
-	// The cluster is of level 1: what is written must be read by the version before.
-	if b[len(snapshotMagic)] != 2 || version == 2 && !bytes.Equal(b, snapshot) {
+	// What is written must be read by the oldest version of the cluster's level.
+	if b[len(snapshotMagic)] != byte(max(version, 2)) || version >= 2 && !bytes.Equal(b, snapshot) {
 		t.Errorf("written anew in version %d, or otherwise than it was", b[len(snapshotMagic)])
 	}
 	return s
@@ -234,7 +243,7 @@ func TestCommandVersions(t *testing.T) {
 		x       command
 		version byte
 	}{
-		{volumeCommand("vm1"), 1}, {special, 2}, {&cmdAddEvent{Info, "x", "y"}, 1}, {&cmdMapVolume{1, []string{"h"}, mapReadOnly}, 2}, {&cmdDrainNode{1, true}, 2}, {&cmdDiscovery{}, 2},
+		{volumeCommand("vm1"), 1}, {special, 2}, {&cmdAddEvent{Info, "x", "y"}, 1}, {&cmdStart{Node: 1, Addresses: Addresses{Sync: "s"}}, 1}, {&cmdStart{Node: 1, Addresses: Addresses{Sync: "s", Management: "m"}}, 5}, {&cmdJoin{Name: "n", Addresses: Addresses{Management: "m"}}, 5}, {&cmdMapVolume{1, []string{"h"}, mapReadOnly}, 2}, {&cmdDrainNode{1, true}, 2}, {&cmdDiscovery{}, 2},
 		{&cmdAddReplica{Volume: 1, Expect: 2, Node: 3, ID: replication.ReplicaID{4}, Replaces: 5}, 3}, {&cmdRemoveReplica{1, 2, 3}, 3}, {&cmdCancelOperation{7}, 3},
 		{&cmdNodeMode{1, ModeEvacuating, true, 2}, 3}, {&cmdSettings{Balance: true, Quorum: true, Settings: Settings{true, 60, QuorumPreferred, 2, 0}}, 3}, {&cmdSettings{Resync: true, Settings: Settings{ResyncRate: 200}}, 4}, {&cmdPrefer{1, 2}, 3},
 		{&cmdPromote{1, 2, 3, uuid.UUID{1}, []replication.Replica{{Node: 2, ID: replication.ReplicaID{9}}}, "why"}, 3}, {&cmdRaiseLevel{2, []asked{{1, 5}}}, 3},
@@ -246,7 +255,7 @@ func TestCommandVersions(t *testing.T) {
 		if _, x := decoded(t, data); !reflect.DeepEqual(x, test.x) {
 			t.Errorf("%+v became %+v", test.x, x)
 		}
-		data[0] = 1 + data[0]%4
+		data[0] = 1 + data[0]%5
 		if _, _, err := decodeCommand(data); !errors.Is(err, errEncoding) {
 			t.Errorf("%T in version %d: %v", test.x, data[0], err)
 		}

@@ -200,8 +200,8 @@ func (x *cmdJoin) apply(e *edit) result {
 		switch {
 		case n.Name == x.Name:
 			return refuse(codeExists, "there is a node %s already", x.Name)
-		case n.Sync == x.Addresses.Sync:
-			return refuse(codeExists, "node %s has the address %s already", n.Name, n.Sync)
+		case n.shares(&x.Addresses) != "":
+			return refuse(codeExists, "node %s has the address %s already", n.Name, n.shares(&x.Addresses))
 		case n.KeyPrint == x.KeyPrint:
 			return refuse(codeExists, "node %s has the same key", n.Name)
 		case n.Role == RoleWitness && x.Role == RoleWitness:
@@ -246,8 +246,8 @@ func (x *cmdStart) apply(e *edit) result {
 		return refuse(codeInvalid, "%s", err)
 	}
 	for _, n := range e.s.Nodes {
-		if n.ID != x.Node && n.Sync == x.Addresses.Sync {
-			return refuse(codeExists, "node %s has the address %s already", n.Name, n.Sync)
+		if taken := n.shares(&x.Addresses); n.ID != x.Node && taken != "" {
+			return refuse(codeExists, "node %s has the address %s already", n.Name, taken)
 		}
 	}
 	n := *old
@@ -545,12 +545,14 @@ func validInitiator(s string) bool {
 
 // checkAddresses says whether addresses can be told to others.
 func checkAddresses(a Addresses) error {
-	host, _, err := net.SplitHostPort(a.Sync)
-	if err != nil {
-		return fmt.Errorf("sync address: %w", err)
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		return fmt.Errorf("sync address %s: other nodes cannot connect to it; name one address of this node", a.Sync)
+	for _, x := range []struct{ what, address string }{{"sync", a.Sync}, {"management", a.Control()}} {
+		host, _, err := net.SplitHostPort(x.address)
+		if err != nil {
+			return fmt.Errorf("%s address: %w", x.what, err)
+		}
+		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+			return fmt.Errorf("%s address %s: other nodes cannot connect to it; name one address of this node", x.what, x.address)
+		}
 	}
 	if len(a.Portals) > maxPortals {
 		return fmt.Errorf("a node has at most %d portals", maxPortals)

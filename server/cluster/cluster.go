@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -83,6 +85,8 @@ type Cluster struct {
 	pool  rpcPool
 	joins joinGate
 	creds atomic.Pointer[credentials]
+	// detours are other nodes that do not answer at their management addresses.
+	detours detours
 
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
@@ -93,6 +97,7 @@ type Cluster struct {
 
 	incarnation atomic.Uint64
 	ready       chan struct{} // closed when incarnation is set
+	over        atomic.Bool   // raft's store has failed
 
 	applying  chan struct{}  // maxApplies
 	applies   sync.WaitGroup // futures of raft that somebody waits for
@@ -183,20 +188,26 @@ func Open(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	undo = append(undo, c.cancel)
 
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", c.addr.Sync)
-	if err != nil {
-		return nil, fmt.Errorf("sync address: %w", err)
+	var lns []net.Listener
+	for i, address := range c.addr.between() {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("%s address: %w", []string{"sync", "management"}[i], err)
+		}
+		undo = append(undo, func() { ln.Close() })
+		lns = append(lns, ln)
 	}
-	undo = append(undo, func() { ln.Close() })
-	c.lis = newListener(c, ln)
+	c.lis = newListener(c, lns)
 
 	rlog := newRaftLog(c.log)
-	store, snaps, err := openRaftStore(filepath.Join(cfg.Dir, dirRaft), rlog, c.fatal)
+	store, snaps, err := openRaftStore(filepath.Join(cfg.Dir, dirRaft), rlog, c.storeFailed)
 	if err != nil {
 		return nil, err
 	}
 	c.store = store
-	store.fault = cfg.storeFault
+	if cfg.storeFault != nil {
+		store.fault = cfg.storeFault
+	}
 	undo = append(undo, func() { store.Close() })
 	c.fsm = newFSM(c.fatal)
 	if c.raft, err = c.newRaft(snaps, rlog); err != nil {
@@ -204,7 +215,7 @@ func Open(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	}
 	c.lis.start()
 	c.wg.Go(func() { c.trans.pass(c.ctx.Done()) })
-	for _, loop := range []func(){c.observe, c.announce, c.notify, c.govern, c.renewLoop} {
+	for _, loop := range []func(){c.observe, c.announce, c.notify, c.govern, c.renewLoop, c.comeBack} {
 		c.wg.Go(loop)
 	}
 	return c, nil
@@ -224,14 +235,14 @@ func (c *Cluster) loadKeys() error {
 	if c.seal, err = readSealKey(c.cfg.Dir); err != nil {
 		return err
 	}
-	if c.now().After(cr.renewAt()) {
+	if c.now().After(cr.renewAt()) || !cr.names(c.addr) {
 		return c.renewAlone()
 	}
 	return nil
 }
 
 func (c *Cluster) newRaft(snaps raft.SnapshotStore, rlog *raftLog) (*raft.Raft, error) {
-	self := raftAddress(c.id.Node, c.addr.Sync)
+	self := raftAddress(c.id.Node, c.addr.Control())
 	c.layer = newRaftLayer(c, self)
 	c.trans = newPromptTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.layer, MaxPool: 3, Timeout: raftIOTimeout, Logger: rlog.Named("net"),
@@ -326,6 +337,57 @@ func (c *Cluster) fatal(err error) {
 		}
 	})
 }
+
+// storeFailed ends this member's part in raft at once: nothing that it has not
+// stored may count for the others, neither a vote nor an entry. Then it is fatal.
+func (c *Cluster) storeFailed(err error) {
+	c.over.Store(true)
+	if c.layer != nil {
+		c.layer.cut()
+	}
+	c.fatal(err)
+}
+
+// Farewell has another node record why this one cannot go on, although this one's
+// own part in raft may be over. It asks all of them until one leads, or ctx ends. This
+// node must serve nothing any more: it stops to listen, from which the others know that
+// they need not wait for its leases (L5).
+func (c *Cluster) Farewell(ctx context.Context, text string) error {
+	for _, ln := range c.lis.lns {
+		ln.Close()
+	}
+	env := envelope{Now: c.now().UTC(), By: c.id.Node}
+	rand.Read(env.Request[:])
+	data, err := encodeCommand(env, &cmdAddEvent{Error, EventNodeFailed, text[:min(len(text), maxText)]})
+	if err != nil {
+		return errorf(ErrInvalid, "%v", err)
+	}
+	for {
+		for _, n := range c.State().Nodes {
+			if n.ID == c.id.Node {
+				continue
+			}
+			once, cancel := context.WithTimeout(ctx, time.Second)
+			body := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(data)), timeoutMillis(once))
+			_, _, err = c.call(once, n.ID, rpcPropose, append(body, data...))
+			cancel()
+			if err == nil {
+				return nil
+			}
+		}
+		retry := time.NewTimer(retryEvery)
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			retry.Stop()
+			return errors.Join(ctx.Err(), err)
+		}
+		retry.Stop()
+	}
+}
+
+// EventNodeFailed is the code of the event by which a node says why it stops by itself.
+const EventNodeFailed = "node-failed"
 
 // Identity is who this node is.
 func (c *Cluster) Identity() Identity { return *c.id }
@@ -425,10 +487,18 @@ func (c *Cluster) observe() {
 
 // announce raises the incarnation, as often as it takes.
 func (c *Cluster) announce() {
+	told := c.addr
 	for {
 		ctx, cancel := context.WithTimeout(c.ctx, proposeMax)
-		r, err := c.proposeSync(ctx, &cmdStart{Node: c.id.Node, Addresses: c.addr, Version: c.cfg.Version})
+		r, err := c.proposeSync(ctx, &cmdStart{Node: c.id.Node, Addresses: told, Version: c.cfg.Version})
 		cancel()
+		if errors.Is(err, ErrRefused) && told.Management != "" {
+			// A member that was not upgraded yet could not read it. The sync address takes
+			// every protocol, so that this node is reached there.
+			c.log.Warn("the management address is not used: it needs a higher feature level (twinsan upgrade plan), then a restart of this node", "address", told.Management, "err", err)
+			told.Management = ""
+			continue
+		}
 		switch {
 		case err == nil:
 			c.incarnation.Store(r.ID)

@@ -24,11 +24,12 @@ import (
 //	   the history of its replicas; snapshots, their schedules, a volume's origin
 //	   and rollbacks
 //	4  the rate of resyncs
+//	5  a node's management address
 //
 // A walk that meets an older version leaves out what that version did not have,
 // and fills in what it meant. Version 3 is written from feature level 2 on, version 4
-// from level 3 on (see level.go); messages between nodes follow the same rule (encodeMessage).
-const codecVersion = 4
+// from level 3 on, version 5 from level 4 on (see level.go); messages between nodes follow the same rule (encodeMessage).
+const codecVersion = 5
 
 // Limits of the encoding. What exceeds them is refused by the encoder as well as
 // by the decoder.

@@ -29,6 +29,12 @@ const commandVersion = codecVersion
 // oldestVersion is the version in which a command is written.
 func oldestVersion(x command) byte {
 	switch x := x.(type) {
+	case *cmdInit:
+		return withManagement(&x.Node.Addresses)
+	case *cmdJoin:
+		return withManagement(&x.Addresses)
+	case *cmdStart:
+		return withManagement(&x.Addresses)
 	case *cmdCreateVolume:
 		if x.PhysicalBytes == defaultPhysicalBytes {
 			return 1
@@ -49,6 +55,14 @@ func oldestVersion(x command) byte {
 	}
 	if x.kind() >= kindAddReplica {
 		return 3
+	}
+	return 1
+}
+
+// withManagement is the oldest version that can say addresses.
+func withManagement(a *Addresses) byte {
+	if a.Management != "" {
+		return 5
 	}
 	return 1
 }
@@ -228,6 +242,7 @@ func (x *cmdJoin) walk(c *codec) {
 	u8(c, &x.Role)
 	x.Addresses.walk(c)
 	c.raw(x.KeyPrint[:])
+	x.Addresses.walkManagement(c)
 }
 
 // cmdStart raises the incarnation of a node and tells where it is now.
@@ -242,6 +257,7 @@ func (x *cmdStart) walk(c *codec) {
 	u32(c, &x.Node)
 	x.Addresses.walk(c)
 	text(c, &x.Version)
+	x.Addresses.walkManagement(c)
 }
 
 // cmdRemoveNode takes a node out of the cluster.

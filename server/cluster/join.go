@@ -56,7 +56,7 @@ type InitResult struct {
 
 // JoinConfig describes a node that joins.
 type JoinConfig struct {
-	Addr     string // sync address of any data node of the cluster
+	Addr     string // where any data node of the cluster answers (Addresses.Control)
 	Token    string
 	NodeName string
 	Role     Role
@@ -169,7 +169,7 @@ func bootstrapRaft(dir string, init *cmdInit, now time.Time) (err error) {
 	conf.LocalID = raftID(1)
 	conf.Logger = quiet
 	servers := raft.Configuration{Servers: []raft.Server{{
-		Suffrage: raft.Voter, ID: raftID(1), Address: raftAddress(1, init.Node.Sync),
+		Suffrage: raft.Voter, ID: raftID(1), Address: raftAddress(1, init.Node.Control()),
 	}}}
 	if err := raft.BootstrapCluster(conf, store, store, snaps, nil, servers); err != nil {
 		return fmt.Errorf("bootstrap raft: %w", err)
@@ -227,7 +227,35 @@ func (r *joinRequest) walk(c *codec) {
 	u8(c, &r.Role)
 	r.Addresses.walk(c)
 	blob(c, &r.CSR)
+	r.Addresses.walkManagement(c)
 }
+
+// encodeJoin encodes a request in a form that a cluster of any level knows, if it
+// can be said in that; decodeJoin is its inverse.
+func encodeJoin(r *joinRequest) ([]byte, error) {
+	if r.Addresses.Management == "" {
+		return encodeVersion(r, joinVersion)
+	}
+	return encode(r)
+}
+
+func decodeJoin(b []byte, r *joinRequest) error {
+	if decodeVersion(b, joinVersion, r) == nil {
+		return nil
+	}
+	*r = joinRequest{}
+	if err := decode(b, r); err != nil {
+		return err
+	}
+	if r.Addresses.Management == "" {
+		return fmt.Errorf("%w: the newer form of a join without need", errEncoding)
+	}
+	return nil
+}
+
+// joinVersion is the encoding of a join without a management address, and of
+// every answer.
+const joinVersion = 4
 
 // joinAnswer is the one frame that it gets. SealKey, CAKey and Fingerprint are
 // empty for a witness.
@@ -329,7 +357,7 @@ func askToJoin(ctx context.Context, addr string, tok tokenParts, req *joinReques
 		return nil, nil, fmt.Errorf("connect to the cluster at %s: %w", addr, err)
 	}
 	defer t.Close()
-	body, err := encode(req)
+	body, err := encodeJoin(req)
 	if err != nil {
 		return nil, nil, errorf(ErrInvalid, "%v", err)
 	}
@@ -338,7 +366,7 @@ func askToJoin(ctx context.Context, addr string, tok tokenParts, req *joinReques
 		return nil, nil, fmt.Errorf("ask %s to join: %w", addr, err)
 	}
 	a := new(joinAnswer)
-	if err := decode(b, a); err != nil || kind != joinReturn {
+	if err := decodeVersion(b, joinVersion, a); err != nil || kind != joinReturn {
 		return nil, nil, fmt.Errorf("ask %s to join: %w", addr, errEncoding)
 	}
 	return a, ca, nil
@@ -409,12 +437,12 @@ func (c *Cluster) serveJoin(conn *tls.Conn) {
 	}
 	var req joinRequest
 	var a joinAnswer
-	if err := decode(b, &req); err != nil {
+	if err := decodeJoin(b, &req); err != nil {
 		a = joinAnswer{Code: codeInvalid, Text: err.Error()}
 	} else if err := c.admit(ctx, &req, &a); err != nil {
 		a = joinAnswer{Code: codeOf(err), Text: err.Error()}
 	}
-	if b, err = encode(&a); err == nil {
+	if b, err = encodeVersion(&a, joinVersion); err == nil {
 		err = writeFrame(conn, joinReturn, b)
 	}
 	if err != nil {

@@ -20,14 +20,17 @@ import (
 //	2  encoding 3: replicas that are added, removed and moved; modes of nodes;
 //	   settings; preferred owners; promotion by force; snapshots
 //	3  encoding 4: the rate of resyncs
+//	4  encoding 5: a management address of its own for a node
 const (
 	// FeatureLevel is the highest level that this program knows. A node refuses to
 	// run in a cluster of a higher one.
-	FeatureLevel = 3
+	FeatureLevel = 4
 	// levelReplicas is the level of everything in encoding 3.
 	levelReplicas = 2
 	// levelResync is the level of everything in encoding 4.
 	levelResync = 3
+	// levelNetworks is the level of everything in encoding 5.
+	levelNetworks = 4
 )
 
 // encoding is the version in which this state is written: a cluster of a lower
@@ -36,6 +39,8 @@ func (s *State) encoding() byte { return encodingOf(s.Cluster.FeatureLevel) }
 
 func encodingOf(level uint32) byte {
 	switch {
+	case level >= levelNetworks:
+		return 5
 	case level >= levelResync:
 		return 4
 	case level >= levelReplicas:
@@ -46,10 +51,13 @@ func encodingOf(level uint32) byte {
 
 // needsLevel is the level that a command needs.
 func needsLevel(x command) uint32 {
-	if _, raise := x.(*cmdRaiseLevel); raise {
+	switch x.(type) {
+	case *cmdInit, *cmdRaiseLevel: // the first says the level, and the other changes it
 		return 1
 	}
 	switch version := oldestVersion(x); {
+	case version >= 5:
+		return levelNetworks
 	case version >= 4:
 		return levelResync
 	case version >= 3:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -16,7 +15,7 @@ import (
 	"github.com/twinsan/twinsan/replication"
 )
 
-// The protocols of the sync address, chosen by ALPN. Part of the wire format, do
+// The protocols between nodes, chosen by ALPN. Part of the wire format, do
 // not change; a new version of a protocol takes a new name.
 const (
 	protoRaft = "twinsan-raft/1" // the raft library's own messages
@@ -47,13 +46,13 @@ const welcome = 0x77
 
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}
 
-// listener accepts connections on the sync address, authorises them and hands
-// them to their protocol. It keeps the raft and rpc connections, to close them
+// listener accepts connections on the sync address and the management address,
+// authorises them and hands them to their protocol. It keeps the raft and rpc connections, to close them
 // when their peer is removed or the node stops; a data connection belongs to
 // replication.
 type listener struct {
 	c   *Cluster
-	ln  net.Listener
+	lns []net.Listener // sync, and management when that is another one
 	tls *tls.Config
 	wg  sync.WaitGroup
 
@@ -64,8 +63,8 @@ type listener struct {
 	conns  map[net.Conn]replication.NodeID // authorised and in our hands, or in the handshake (0)
 }
 
-func newListener(c *Cluster, ln net.Listener) *listener {
-	l := &listener{c: c, ln: ln, half: make(map[string]int), conns: make(map[net.Conn]replication.NodeID)}
+func newListener(c *Cluster, lns []net.Listener) *listener {
+	l := &listener{c: c, lns: lns, half: make(map[string]int), conns: make(map[net.Conn]replication.NodeID)}
 	l.tls = &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -79,12 +78,15 @@ func newListener(c *Cluster, ln net.Listener) *listener {
 }
 
 func (l *listener) start() {
-	l.wg.Go(l.accept)
+	for i, ln := range l.lns {
+		l.wg.Go(func() { l.accept(ln, i == 0) })
+	}
 }
 
-func (l *listener) accept() {
+// accept takes connections; data ones only where data says so.
+func (l *listener) accept(ln net.Listener, data bool) {
 	for {
-		conn, err := l.ln.Accept()
+		conn, err := ln.Accept()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return
@@ -99,7 +101,7 @@ func (l *listener) accept() {
 			}
 		}
 		if ip, ok := l.admit(conn); ok {
-			l.wg.Go(func() { l.serve(conn, ip) })
+			l.wg.Go(func() { l.serve(conn, ip, data) })
 		} else {
 			conn.Close()
 		}
@@ -153,7 +155,7 @@ func (l *listener) forget(conn net.Conn) {
 }
 
 // serve runs a connection from its handshake to its end.
-func (l *listener) serve(conn net.Conn, ip string) {
+func (l *listener) serve(conn net.Conn, ip string, data bool) {
 	tuneTCP(conn)
 	t := tls.Server(conn, l.tls)
 	peer, proto, err := l.handshake(t)
@@ -180,7 +182,7 @@ func (l *listener) serve(conn net.Conn, ip string) {
 		l.forget(conn)
 		t.Close()
 	case protoData:
-		if l.c.cfg.OnData == nil {
+		if l.c.cfg.OnData == nil || !data {
 			t.Close()
 			return
 		}
@@ -241,7 +243,9 @@ func (l *listener) close() {
 		conns = append(conns, conn)
 	}
 	l.mu.Unlock()
-	l.ln.Close()
+	for _, ln := range l.lns {
+		ln.Close()
+	}
 	for _, conn := range conns {
 		conn.Close()
 	}
@@ -367,38 +371,6 @@ func (c *Cluster) Dial(ctx context.Context, n replication.NodeID) (net.Conn, err
 		return nil, err
 	}
 	return conn, nil
-}
-
-// dial connects to a node at its recorded address, or at fallback while this
-// node's state does not know it.
-func (c *Cluster) dial(ctx context.Context, n replication.NodeID, fallback, proto string) (*tls.Conn, error) {
-	addr := fallback
-	if node := c.State().Node(n); node != nil {
-		addr = node.Sync
-	}
-	if addr == "" {
-		return nil, fmt.Errorf("dial node %d: %w", n, errorf(ErrNotFound, "its address is not known"))
-	}
-	ctx, cancel := context.WithTimeout(ctx, handshakeMax)
-	defer cancel()
-	defer context.AfterFunc(c.ctx, cancel)()
-	t, err := dialTLS(ctx, addr, c.dialTLS(n, proto))
-	if err == nil {
-		var b [1]byte
-		if _, err = io.ReadFull(t, b[:]); err == nil && b[0] != welcome {
-			err = errors.New("unexpected answer")
-		}
-		if err == nil {
-			err = t.SetDeadline(time.Time{})
-		}
-		if err != nil {
-			t.Close()
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("dial node %d at %s: %w", n, addr, err)
-	}
-	return t, nil
 }
 
 // dialTLS connects and shakes hands until ctx ends; the deadline of ctx stays on

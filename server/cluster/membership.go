@@ -119,7 +119,7 @@ func nextStep(nodes []*Node, q *Settings, servers []raft.Server, self replicatio
 	}
 	for _, n := range nodes {
 		i := slices.Index(all, n.ID)
-		if i < 0 || servers[i].Address != raftAddress(n.ID, n.Sync) {
+		if i < 0 || servers[i].Address != raftAddressFor(n) {
 			return step{stepAdd, n.ID}
 		}
 	}
@@ -252,7 +252,7 @@ func (c *Cluster) takeStep(ctx context.Context) bool {
 func (c *Cluster) addressFor(nodes []*Node, id replication.NodeID) raft.ServerAddress {
 	for _, n := range nodes {
 		if n.ID == id {
-			return raftAddress(id, n.Sync)
+			return raftAddressFor(n)
 		}
 	}
 	return ""

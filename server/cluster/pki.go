@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -162,13 +163,31 @@ func (a *authority) signNode(key crypto.PublicKey, id replication.NodeID, role R
 		URIs:        []*url.URL{nodeURI(a.cluster, id)},
 		DNSNames:    []string{ServerName},
 	}
-	for _, s := range []string{addr.Sync, addr.API, addr.Metrics} {
+	t.IPAddresses = addr.ips()
+	return a.sign(t, key, now)
+}
+
+// ips are the addresses that a node's certificate names.
+func (a *Addresses) ips() []net.IP {
+	var ips []net.IP
+	for _, s := range []string{a.Sync, a.Control(), a.API, a.Metrics} {
 		host, _, err := net.SplitHostPort(s)
-		if ip := net.ParseIP(host); err == nil && ip != nil && !ip.IsUnspecified() {
-			t.IPAddresses = append(t.IPAddresses, ip)
+		ip := net.ParseIP(host)
+		if err == nil && ip != nil && !ip.IsUnspecified() && !slices.ContainsFunc(ips, ip.Equal) {
+			ips = append(ips, ip)
 		}
 	}
-	return a.sign(t, key, now)
+	return ips
+}
+
+// names says whether the certificate names all addresses of its node.
+func (c *credentials) names(a Addresses) bool {
+	for _, ip := range a.ips() {
+		if !slices.ContainsFunc(c.leaf.IPAddresses, ip.Equal) {
+			return false
+		}
+	}
+	return true
 }
 
 // signAdmin signs the certificate of a remote administrator, for clients only.

@@ -17,7 +17,7 @@ import (
 )
 
 // A server of the raft configuration has the decimal node id as its id and
-// "<id>@<sync address>" as its address: the id says whose certificate to expect,
+// "<id>@<management address>" as its address: the id says whose certificate to expect,
 // and the address is what connects a restarted node before its state is back.
 func raftID(n replication.NodeID) raft.ServerID { return raft.ServerID(strconv.Itoa(int(n))) }
 
@@ -72,6 +72,7 @@ func newRaftLayer(c *Cluster, addr raft.ServerAddress) *raftLayer {
 type raftConn struct {
 	net.Conn
 	layer  *raftLayer
+	to     replication.NodeID // whom this node has dialled; 0: it was accepted
 	once   sync.Once
 	closed func()
 }
@@ -91,9 +92,10 @@ func (r *raftConn) Close() error {
 	return err
 }
 
-// track returns nil when the layer is cut.
-func (l *raftLayer) track(conn net.Conn, accepted bool, closed func()) *raftConn {
-	r := &raftConn{Conn: conn, layer: l}
+// track takes a connection that was dialled to a node, or accepted (0). It returns nil when the layer is cut.
+func (l *raftLayer) track(conn net.Conn, to replication.NodeID, closed func()) *raftConn {
+	accepted := to == 0
+	r := &raftConn{Conn: conn, layer: l, to: to}
 	r.closed = func() {
 		l.mu.Lock()
 		delete(l.conns, r)
@@ -117,7 +119,7 @@ func (l *raftLayer) track(conn net.Conn, accepted bool, closed func()) *raftConn
 
 // offer gives an accepted connection to raft, which calls closed when it is done with it.
 func (l *raftLayer) offer(conn net.Conn, closed func()) bool {
-	r := l.track(conn, true, closed)
+	r := l.track(conn, 0, closed)
 	if r == nil {
 		return false
 	}
@@ -154,7 +156,7 @@ func (l *raftLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn
 	if err != nil {
 		return nil, err
 	}
-	r := l.track(t, false, func() {})
+	r := l.track(t, n, func() {})
 	if r == nil {
 		return nil, errors.Join(net.ErrClosed, t.Close())
 	}

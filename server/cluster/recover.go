@@ -124,7 +124,7 @@ func Recover(dir string, lost []string, dryRun bool, log *slog.Logger) (_ *Recov
 		}
 	}
 	if addr == "" {
-		addr = raftAddress(id.Node, id.Addresses.Sync)
+		addr = raftAddress(id.Node, id.Addresses.Control())
 	}
 	old, err := readLost(dir)
 	if err != nil {
@@ -203,9 +203,11 @@ func (r *Recovery) judge(id *Identity, servers []raft.Server, lost []string) (id
 		}
 		ids = append(ids, n.ID)
 		r.Lost = append(r.Lost, name)
-		if c, err := net.DialTimeout("tcp", n.Sync, probeMax); err == nil {
-			c.Close()
-			return nil, errorf(ErrRefused, "node %s answers at %s: it is not lost", name, n.Sync)
+		for _, address := range n.between() {
+			if c, err := net.DialTimeout("tcp", address, probeMax); err == nil {
+				c.Close()
+				return nil, errorf(ErrRefused, "node %s answers at %s: it is not lost", name, address)
+			}
 		}
 	}
 	voters, left := 0, 0

@@ -384,6 +384,15 @@ func TestFeatureLevel(t *testing.T) {
 			t.Errorf("rate %d: %+v", wrong, r)
 		}
 	}
+	away := &cmdStart{Node: 2, Addresses: Addresses{Sync: "10.0.0.2:7", Management: "10.1.0.2:7"}, Version: "v"}
+	if r := b.do(away); r.Code != codeRefused || !strings.Contains(r.Text, "upgrade plan") {
+		t.Errorf("a management address on level 3: %+v", r)
+	}
+	b.ok(&cmdRaiseLevel{4, []asked{{1, 1}, {2, 0}}})
+	b.ok(away)
+	if s := must(b.m.state.marshal())(t); s[len(snapshotMagic)] != 5 {
+		t.Errorf("written in version %d", s[len(snapshotMagic)])
+	}
 	b.ok(&cmdSettings{Resync: true})
 	if b.m.state.Settings.ResyncRate != 0 {
 		t.Errorf("settings %+v", b.m.state.Settings)
@@ -393,7 +402,7 @@ func TestFeatureLevel(t *testing.T) {
 // The answers that nodes give each other are read in the form of either version.
 func TestMessageVersions(t *testing.T) {
 	_, id := wide(t)
-	for _, version := range []byte{2, 3, 4} {
+	for _, version := range []byte{2, 3, 4, 5} {
 		want := result{Code: codeConflict, Text: "no", ID: 4, Index: 7, Record: replication.Record{Volume: id, Epoch: 3, Owner: 1, InSync: []replication.NodeID{1}}}
 		var got result
 		if err := decodeMessage(must(encodeVersion(&want, version))(t), &got); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {

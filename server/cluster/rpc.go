@@ -133,6 +133,12 @@ func (c *Cluster) handleRPC(peer replication.NodeID, kind byte, body []byte) (st
 		t := err.Error()
 		return rpcFailed, []byte(t[:min(len(t), maxText)])
 	}
+	if c.over.Load() {
+		if kind == rpcPropose || kind == rpcRead {
+			return rpcNotLeader, nil
+		}
+		return fail(errors.New("its raft store has failed, and it stops")) // it is not fit to lead either
+	}
 	switch kind {
 	case rpcPropose:
 		if len(body) < 4 {

@@ -77,17 +77,36 @@ func (s Severity) String() string {
 
 // Addresses is where a node is reached, each as host:port.
 type Addresses struct {
-	Sync    string   // traffic between nodes
+	Sync    string   // the data path: replication and its leases
 	Portals []string // iSCSI; none on a witness
 	API     string   // admin API over TLS; may be empty
 	Metrics string   // Prometheus; may be empty
+	// Management is for raft and what nodes ask of each other; empty: Sync is.
+	Management string `json:",omitempty"`
 }
 
+// Control is where raft and the questions of other nodes are answered.
+func (a *Addresses) Control() string {
+	if a.Management != "" {
+		return a.Management
+	}
+	return a.Sync
+}
+
+// walk walks what version 1 had. Management stands at the end of what holds the
+// addresses (walkManagement), so that a newer form only adds at its end.
 func (a *Addresses) walk(c *codec) {
 	text(c, &a.Sync)
 	list(c, &a.Portals, text[string])
 	text(c, &a.API)
 	text(c, &a.Metrics)
+}
+
+// walkManagement walks what version 5 added to the addresses.
+func (a *Addresses) walkManagement(c *codec) {
+	if c.version >= 5 {
+		text(c, &a.Management)
+	}
 }
 
 // ClusterInfo describes the cluster as a whole. It does not change after init.
@@ -156,6 +175,7 @@ func (n *Node) walk(c *codec) {
 		u32(c, &n.EvacuateTo)
 		c.time(&n.ModeSince)
 	}
+	n.walkManagement(c)
 }
 
 // Volume is what the cluster knows of a volume. Its size, policies, owner and

@@ -21,16 +21,16 @@ const (
 	keepSnapshots = 2
 )
 
-// raftStore is the durable half of raft: its log and its vote. The first error of
-// a write or a read latches: whether the failed write reached the disk is not
-// known, so nothing may be built on this store in this process again. fatal is
-// told once and is expected to end the process; the next start reads back what
-// is really there.
+// raftStore is the durable half of raft: its log, its vote and its snapshots. The
+// first error of a write or a read latches: whether the failed write reached the disk
+// is not known, so nothing may be built on this store in this process again. fatal is
+// told once, is expected to see to it that raft says no more to the others, and to end
+// the process; the next start reads back what is really there.
 type raftStore struct {
 	wal   *wal.WAL
 	meta  *metadb.BoltMetaDB // the wal's; it opens it and leaves it open
 	fatal func(error)
-	fault func(what string) error // tests; nil: none
+	fault func(what string) error // tests; nil: none. It runs before each operation.
 
 	mu     sync.Mutex
 	failed error
@@ -49,7 +49,51 @@ func openRaftStore(dir string, log hclog.Logger, fatal func(error)) (*raftStore,
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("open raft snapshots: %w", err), w.Close(), meta.Close())
 	}
-	return &raftStore{wal: w, meta: meta, fatal: fatal}, snaps, nil
+	s := &raftStore{wal: w, meta: meta, fatal: fatal}
+	if injectedFault != nil {
+		s.fault = injectedFault(dir)
+	}
+	return s, &snapshotStore{snaps, s}, nil
+}
+
+// injectedFault makes the fault of each store that is opened, in binaries for tests.
+var injectedFault func(dir string) func(what string) error
+
+// snapshotStore is raft's snapshots under the latch of its store.
+type snapshotStore struct {
+	raft.SnapshotStore
+	store *raftStore
+}
+
+// Create implements raft.SnapshotStore.
+func (s *snapshotStore) Create(version raft.SnapshotVersion, index, term uint64, conf raft.Configuration, confIndex uint64, trans raft.Transport) (sink raft.SnapshotSink, err error) {
+	err = s.store.do("write snapshot", func() (err error) {
+		sink, err = s.SnapshotStore.Create(version, index, term, conf, confIndex, trans)
+		return
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &snapshotSink{sink, s.store}, nil
+}
+
+// snapshotSink is a snapshot that is being written; Close makes it durable.
+type snapshotSink struct {
+	raft.SnapshotSink
+	store *raftStore
+}
+
+func (s *snapshotSink) Write(p []byte) (n int, err error) {
+	err = s.store.do("write snapshot", func() (err error) { n, err = s.SnapshotSink.Write(p); return })
+	return n, err
+}
+
+func (s *snapshotSink) Close() error {
+	err := s.store.do("write snapshot", s.SnapshotSink.Close)
+	if err != nil {
+		_ = s.SnapshotSink.Cancel() // what there is of it goes, if it can
+	}
+	return err
 }
 
 // do runs one operation of the store unless an earlier one failed.
@@ -118,8 +162,15 @@ func (s *raftStore) Get(key []byte) (val []byte, err error) {
 	return val, err
 }
 
+// SetUint64 never fails for the current term, on which raft would panic: when fatal
+// has been told, no connection of raft is left by which a term that was not stored
+// could be used, and entries of it are not stored either.
 func (s *raftStore) SetUint64(key []byte, val uint64) error {
-	return s.do("write term", func() error { return s.wal.SetUint64(key, val) })
+	err := s.do("write term", func() error { return s.wal.SetUint64(key, val) })
+	if err != nil && string(key) == "CurrentTerm" {
+		return nil
+	}
+	return err
 }
 
 func (s *raftStore) GetUint64(key []byte) (val uint64, err error) {

@@ -517,13 +517,18 @@ func (c *connection) shut(gracefully bool) {
 	for c.active > 0 || len(c.managements) > 0 || c.writing {
 		c.changed.Wait()
 	}
+	c.dropOutputLocked()
+	c.held, c.heldBytes = nil, 0
+	c.mu.Unlock()
+	c.writers.Wait()
+}
+
+// dropOutputLocked forgets what nobody will send any more.
+func (c *connection) dropOutputLocked() {
 	for _, i := range c.out.inserts {
 		c.target.buffers.release(i.lease)
 	}
 	c.out.empty()
-	c.held, c.heldBytes = nil, 0
-	c.mu.Unlock()
-	c.writers.Wait()
 }
 
 // endParkedLocked ends the parked tasks that match, without a response. The

@@ -76,6 +76,7 @@ func (c *connection) end(tb testing.TB, d *memoryDevice) {
 	c.closed = true
 	c.endParkedLocked(func(*task) bool { return true })
 	tasks, active := c.tasks, c.active
+	c.dropOutputLocked() // long reads wait in it, in buffers of their own
 	c.mu.Unlock()
 	if tasks != 0 || active != 0 || len(c.managements) != 0 || len(d.state) != 0 || c.target.buffers.inUse() != 0 || c.solicited != 0 {
 		tb.Fatalf("left: %d tasks, %d active, %d functions, %d with the device server, %d bytes, %d R2Ts",

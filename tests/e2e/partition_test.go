@@ -4,9 +4,11 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +77,7 @@ type fault struct {
 	goesOn bool          // writes are acknowledged while it lasts
 	limit  time.Duration // of the pause at the initiator, if it goes on
 	takes  bool          // the other node becomes the owner; false: it must not
+	says   string        // code of a problem that the status of the first node shows while it lasts
 }
 
 // cut and mend take both directions of each pair.
@@ -236,7 +239,13 @@ func (r *netRig) wait(d time.Duration) {
 func TestPartitions(t *testing.T) {
 	scenario(t)
 	r := upNetwork(t, lab.NetworkOptions{DeviceSize: "4G", Nodes: []string{"a", "b"}, Volumes: []string{"demo:512M"}})
-	for _, f := range partitions {
+	r.suffer(partitions)
+}
+
+// suffer goes through faults, one after the other.
+func (r *netRig) suffer(faults []fault) {
+	r.Helper()
+	for _, f := range faults {
 		if f.long && *rounds <= 3 {
 			continue
 		}
@@ -248,6 +257,15 @@ func TestPartitions(t *testing.T) {
 		start := time.Now()
 		f.hurt(r, owner, other)
 		held := ""
+		if f.says != "" {
+			r.must(lab.Until(r.ctx, 20*time.Second, func() error {
+				s, err := r.c.Status(r.ctx)
+				if err == nil && !slices.ContainsFunc(s.Problems, func(p lab.Problem) bool { return p.Code == f.says }) {
+					err = fmt.Errorf("the problems are %+v", s.Problems)
+				}
+				return err
+			}), "%s: status says %s", f.name, f.says)
+		}
 		if f.goesOn {
 			load.progress(500, 30*time.Second)
 		} else {

@@ -21,17 +21,37 @@ import (
 // needs root. A further namespace, the hub, holds the bridge and the initiators.
 type Network struct {
 	*Cluster
-	hub     string
-	members map[string]*netMember
-	group   sync.WaitGroup // running members
+	hub      string
+	twoWires bool
+	members  map[string]*netMember
+	group    sync.WaitGroup // running members
 }
 
 type netMember struct {
-	name, ns, ip string
-	config       string
-	witness      bool
-	cmd          *exec.Cmd
+	name, ns string
+	ips      [2]string // by Wire; "" where it has none
+	config   string
+	witness  bool
+	cmd      *exec.Cmd
 }
+
+// Wire is one of the networks.
+type Wire int
+
+const (
+	// Data is the wire of replication and of the initiators.
+	Data Wire = iota
+	// Management is the wire of raft, where there is one of its own.
+	Management
+)
+
+func (w Wire) device() string          { return fmt.Sprintf("eth%d", w) }
+func (w Wire) bridge() string          { return fmt.Sprintf("br%d", w) }
+func (w Wire) address(host int) string { return fmt.Sprintf("10.%d.0.%d", 77+w, host) }
+
+// nowhere has a hardware address that nobody has: what goes there is lost
+// without an error, unlike what a blackhole route takes.
+func (w Wire) nowhere() string { return w.address(253) }
 
 // NetworkOptions say how large a network is.
 type NetworkOptions struct {
@@ -40,14 +60,21 @@ type NetworkOptions struct {
 	DeviceSize string
 	Nodes      []string // data nodes; a witness "w" comes on top
 	Volumes    []string // "demo:512M"
+	// TwoWires: data nodes have a management network besides that of data and of the
+	// initiators; the witness has that one alone.
+	TwoWires bool
 }
 
-const (
-	hubAddress = "10.77.0.254"
-	// nowhere has a hardware address that nobody has: what goes there is lost
-	// without an error, unlike what a blackhole route takes.
-	nowhere = "10.77.0.253"
-)
+// wires are those of a member.
+func (n *Network) wires(witness bool) []Wire {
+	switch {
+	case !n.twoWires:
+		return []Wire{Data}
+	case witness:
+		return []Wire{Management}
+	}
+	return []Wire{Data, Management}
+}
 
 // CanNetwork says why networks cannot be made here, nil if they can.
 func CanNetwork(ctx context.Context) error {
@@ -68,7 +95,7 @@ func CanNetwork(ctx context.Context) error {
 func UpNetwork(ctx context.Context, o NetworkOptions) (_ *Network, err error) {
 	n := &Network{
 		Cluster: &Cluster{Options: Options{Binary: o.Binary, Dir: o.Dir, DeviceSize: o.DeviceSize, Volumes: o.Volumes}},
-		hub:     fmt.Sprintf("tw%d-hub", os.Getpid()), members: map[string]*netMember{},
+		hub:     fmt.Sprintf("tw%d-hub", os.Getpid()), members: map[string]*netMember{}, twoWires: o.TwoWires,
 	}
 	defer func() {
 		if err != nil {
@@ -78,13 +105,14 @@ func UpNetwork(ctx context.Context, o NetworkOptions) (_ *Network, err error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	for _, args := range [][]string{
-		{"netns", "add", n.hub},
-		{"-n", n.hub, "link", "set", "lo", "up"},
-		{"-n", n.hub, "link", "add", "br0", "type", "bridge"},
-		{"-n", n.hub, "addr", "add", hubAddress + "/24", "dev", "br0"},
-		{"-n", n.hub, "link", "set", "br0", "up"},
-	} {
+	commands := [][]string{{"netns", "add", n.hub}, {"-n", n.hub, "link", "set", "lo", "up"}}
+	for _, w := range n.wires(false) {
+		commands = append(commands,
+			[]string{"-n", n.hub, "link", "add", w.bridge(), "type", "bridge"},
+			[]string{"-n", n.hub, "addr", "add", w.address(254) + "/24", "dev", w.bridge()},
+			[]string{"-n", n.hub, "link", "set", w.bridge(), "up"})
+	}
+	for _, args := range commands {
 		if _, err := Run(ctx, "ip", args...); err != nil {
 			return nil, err
 		}
@@ -115,33 +143,37 @@ func UpNetwork(ctx context.Context, o NetworkOptions) (_ *Network, err error) {
 
 // add makes a member and starts it.
 func (n *Network) add(ctx context.Context, i int, name string, witness bool) error {
-	m := &netMember{name: name, ns: fmt.Sprintf("tw%d-%s", os.Getpid(), name), ip: fmt.Sprintf("10.77.0.%d", i+1), witness: witness}
+	m := &netMember{name: name, ns: fmt.Sprintf("tw%d-%s", os.Getpid(), name), witness: witness}
 	dir := filepath.Join(n.Dir, name)
 	m.config = filepath.Join(dir, "twinsan.toml")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	n.members[name] = m
-	port := "p-" + name
-	for _, args := range [][]string{
-		{"netns", "add", m.ns},
-		{"-n", n.hub, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", m.ns},
-		{"-n", n.hub, "link", "set", port, "master", "br0", "up"},
-		{"-n", m.ns, "addr", "add", m.ip + "/24", "dev", "eth0"},
-		{"-n", m.ns, "link", "set", "eth0", "up"},
-		{"-n", m.ns, "neigh", "add", nowhere, "lladdr", "02:00:00:00:00:fd", "dev", "eth0", "nud", "permanent"},
-		{"-n", m.ns, "link", "set", "lo", "up"},
-	} {
+	commands := [][]string{{"netns", "add", m.ns}, {"-n", m.ns, "link", "set", "lo", "up"}}
+	for _, w := range n.wires(witness) {
+		m.ips[w] = w.address(i + 1)
+		commands = append(commands,
+			[]string{"-n", n.hub, "link", "add", m.port(w), "type", "veth", "peer", "name", w.device(), "netns", m.ns},
+			[]string{"-n", n.hub, "link", "set", m.port(w), "master", w.bridge(), "up"},
+			[]string{"-n", m.ns, "addr", "add", m.ips[w] + "/24", "dev", w.device()},
+			[]string{"-n", m.ns, "link", "set", w.device(), "up"},
+			[]string{"-n", m.ns, "neigh", "add", w.nowhere(), "lladdr", "02:00:00:00:00:fd", "dev", w.device(), "nud", "permanent"})
+	}
+	for _, args := range commands {
 		if _, err := Run(ctx, "ip", args...); err != nil {
 			return err
 		}
 	}
 	socket := filepath.Join(dir, "api.sock")
-	args := []string{"--config", m.config, "--name", name, "--data-dir", filepath.Join(dir, "data"), "--sync", m.ip, "--socket", socket}
-	file := FileNode{Name: name, Portal: m.ip + ":3260", API: "unix://" + socket, Dir: dir}
+	args := []string{"--config", m.config, "--name", name, "--data-dir", filepath.Join(dir, "data"), "--socket", socket}
+	for _, w := range n.wires(witness) {
+		args = append(args, []string{"--sync", "--management"}[w], m.ips[w])
+	}
+	file := FileNode{Name: name, Portal: m.ips[Data] + ":3260", API: "unix://" + socket, Dir: dir}
 	if !witness {
 		file.Devices = []string{filepath.Join(dir, "disk")}
-		args = append(args, "--devices", file.Devices[0], "--device-size", n.DeviceSize, "--iscsi", m.ip)
+		args = append(args, "--devices", file.Devices[0], "--device-size", n.DeviceSize, "--iscsi", m.ips[Data])
 	}
 	if i == 0 {
 		args = append([]string{"init", "lab"}, args...)
@@ -160,7 +192,8 @@ func (n *Network) add(ctx context.Context, i int, name string, witness bool) err
 		if err := json.Unmarshal(out, &token); err != nil {
 			return err
 		}
-		args = append([]string{"join", n.members[n.Nodes[0].Name].ip, "--token", token.Token}, args...)
+		wires := n.wires(false)
+		args = append([]string{"join", n.members[n.Nodes[0].Name].ips[wires[len(wires)-1]], "--token", token.Token}, args...)
 		if witness {
 			args = append(args, "--witness")
 		}
@@ -212,6 +245,15 @@ func (n *Network) pid(name string, pid int) {
 	}
 }
 
+// On runs a command of twinsan on a member's machine, with its file.
+func (n *Network) On(ctx context.Context, name string, args ...string) ([]byte, error) {
+	m := n.members[name]
+	return Run(ctx, "ip", append([]string{"netns", "exec", m.ns, n.Binary, "--config", m.config}, args...)...)
+}
+
+// Address is where a member is on a wire, "" if it is not.
+func (n *Network) Address(name string, w Wire) string { return n.members[name].ips[w] }
+
 // Signal sends a signal to a member's process.
 func (n *Network) Signal(name string, s syscall.Signal) error {
 	return n.members[name].cmd.Process.Signal(s)
@@ -232,46 +274,84 @@ func (n *Network) Kill(ctx context.Context, name string) error {
 	})
 }
 
+// port is the end of a member's cable at the switch.
+func (m *netMember) port(w Wire) string { return fmt.Sprintf("p%d-%s", w, m.name) }
+
 // Cut stops everything that from sends to another member, silently. The other
 // direction stays.
 func (n *Network) Cut(ctx context.Context, from, to string) error {
-	_, err := Run(ctx, "ip", "-n", n.members[from].ns, "route", "replace", n.members[to].ip+"/32", "via", nowhere)
-	return err
+	return n.every(func(w Wire) error { return n.CutWire(ctx, w, from, to) })
 }
 
 // Mend undoes Cut.
 func (n *Network) Mend(ctx context.Context, from, to string) error {
-	_, err := Run(ctx, "ip", "-n", n.members[from].ns, "route", "del", n.members[to].ip+"/32", "via", nowhere)
+	return n.every(func(w Wire) error { return n.MendWire(ctx, w, from, to) })
+}
+
+func (n *Network) every(do func(Wire) error) error {
+	var failed []error
+	for _, w := range n.wires(false) {
+		failed = append(failed, do(w))
+	}
+	return errors.Join(failed...)
+}
+
+// CutWire is Cut on one wire. It does nothing for a member that is not on it.
+func (n *Network) CutWire(ctx context.Context, w Wire, from, to string) error {
+	return n.route(ctx, "replace", w, from, to)
+}
+
+// MendWire undoes CutWire.
+func (n *Network) MendWire(ctx context.Context, w Wire, from, to string) error {
+	return n.route(ctx, "del", w, from, to)
+}
+
+func (n *Network) route(ctx context.Context, what string, w Wire, from, to string) error {
+	f, t := n.members[from], n.members[to]
+	if f.ips[w] == "" || t.ips[w] == "" {
+		return nil
+	}
+	_, err := Run(ctx, "ip", "-n", f.ns, "route", what, t.ips[w]+"/32", "via", w.nowhere())
 	return err
 }
 
 // Vanish pulls all of a member's cables at the switch: nobody is told, initiators
 // neither. Return plugs them in again.
-func (n *Network) Vanish(ctx context.Context, name string) error { return n.port(ctx, name, "down") }
+func (n *Network) Vanish(ctx context.Context, name string) error { return n.plug(ctx, name, "down") }
 
 // Return undoes Vanish.
-func (n *Network) Return(ctx context.Context, name string) error { return n.port(ctx, name, "up") }
+func (n *Network) Return(ctx context.Context, name string) error { return n.plug(ctx, name, "up") }
 
-func (n *Network) port(ctx context.Context, name, state string) error {
-	// Down takes the bridge out of the way only; the member's own end keeps its
-	// routes, so its packets leave and arrive nowhere.
-	args := []string{"-n", n.hub, "link", "set", "p-" + name, "nomaster"}
-	if state == "up" {
-		args = []string{"-n", n.hub, "link", "set", "p-" + name, "master", "br0"}
+func (n *Network) plug(ctx context.Context, name, state string) error {
+	m := n.members[name]
+	for _, w := range n.wires(m.witness) {
+		// Down takes the bridge out of the way only; the member's own end keeps its
+		// routes, so its packets leave and arrive nowhere.
+		args := []string{"-n", n.hub, "link", "set", m.port(w), "nomaster"}
+		if state == "up" {
+			args = []string{"-n", n.hub, "link", "set", m.port(w), "master", w.bridge()}
+		}
+		if _, err := Run(ctx, "ip", args...); err != nil {
+			return err
+		}
 	}
-	_, err := Run(ctx, "ip", args...)
-	return err
+	return nil
 }
 
-// Slow bounds what a member may send, in bytes a second; 0 lifts the bound.
+// Slow bounds what a member may send on each wire, in bytes a second; 0 lifts the bound.
 func (n *Network) Slow(ctx context.Context, name string, rate int) error {
-	args := []string{"netns", "exec", n.members[name].ns, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf",
-		"rate", fmt.Sprintf("%dbit", 8*rate), "burst", "64kb", "latency", "400ms"}
-	if rate == 0 {
-		args = []string{"netns", "exec", n.members[name].ns, "tc", "qdisc", "del", "dev", "eth0", "root"}
+	m := n.members[name]
+	for _, w := range n.wires(m.witness) {
+		args := []string{"netns", "exec", m.ns, "tc", "qdisc", "replace", "dev", w.device(), "root", "tbf",
+			"rate", fmt.Sprintf("%dbit", 8*rate), "burst", "64kb", "latency", "400ms"}
+		if rate == 0 {
+			args = []string{"netns", "exec", m.ns, "tc", "qdisc", "del", "dev", w.device(), "root"}
+		}
+		if _, err := Run(ctx, "ip", args...); err != nil {
+			return err
+		}
 	}
-	_, err := Run(ctx, "ip", args...)
-	return err
+	return nil
 }
 
 // Inside writes a program that runs another one where the initiators are, and

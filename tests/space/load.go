@@ -119,6 +119,19 @@ func (l *load) write(no, n uint64) {
 	l.p.Append(op)
 }
 
+// snapshot takes a snapshot at the place in the stream that comes next, and waits for it.
+func (l *load) snapshot(id lsfs.VolumeID) {
+	done := make(chan error, 1)
+	l.seq++
+	op := &lsfs.Op{Kind: lsfs.OpSnapshot, Volume: 1, ID: lsfs.OpID{Epoch: 1, Seq: l.seq}, Snapshot: id}
+	op.Done = func(_ *lsfs.Op, err error) { done <- err }
+	l.p.Append(op)
+	l.p.Kick()
+	if err := <-done; err != nil {
+		l.failed = fmt.Errorf("snapshot %d: %w", id, err)
+	}
+}
+
 func (l *load) take(op *lsfs.Op) {
 	l.lats = append(l.lats, time.Since(l.sent[op]))
 	err, _ := op.Ctx.(error)

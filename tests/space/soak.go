@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -18,12 +19,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs"
 )
 
 // soak fills a pool and then, again and again, has a process of its own overwrite it at
 // random and kills that process. What was acknowledged is noted in memory that both
-// share, and all of the volume is compared with it after each kill.
+// share, and all of the volume is compared with it after each kill. Meanwhile snapshots
+// come, each second, and go, the oldest first, when the pool is as full as asked for.
 func soak(args []string) error {
 	f := flag.NewFlagSet("soak", flag.ExitOnError)
 	dir := f.String("dir", "bin/space", "directory of the pool")
@@ -33,6 +36,7 @@ func soak(args []string) error {
 	each := f.Duration("kill", time.Minute, "time between kills")
 	_ = f.Parse(args)
 	path := filepath.Join(*dir, "soak")
+	_ = os.Remove(path + ".notes") // of a run that was ended from outside
 	if err := makePool(path, *size<<20, 0); err != nil {
 		return err
 	}
@@ -76,7 +80,7 @@ func soak(args []string) error {
 		if !died {
 			return fmt.Errorf("round %d: the process ended by itself: %w", round, err)
 		}
-		fmt.Printf("round %d: %.0f writes/s, worst %.0f ms, amplification %.2f, %d MiB resident, %d goroutines, %d refused\n", round, l.Ops, l.Worst, l.Amp, l.Resident>>20, l.Goroutines, l.Refused)
+		fmt.Printf("round %d: %.0f writes/s, worst %.0f ms, amplification %.2f, %d MiB resident, %d goroutines, %d refused, %d snapshots taken and %d there\n", round, l.Ops, l.Worst, l.Amp, l.Resident>>20, l.Goroutines, l.Refused, l.Taken, l.Kept)
 		if round == 1 {
 			first = l
 		}
@@ -104,6 +108,8 @@ type life struct {
 	Resident   int64
 	Goroutines int
 	Refused    int
+	Taken      int // snapshots
+	Kept       int
 }
 
 // notes are the versions of each block that were sent and acknowledged, in a file that is
@@ -155,6 +161,9 @@ func soaked(args []string) error {
 		if err != nil {
 			return err
 		}
+		if err := inOrder(p, blocks, *seed); err != nil {
+			return err
+		}
 		r, err := p.Check(context.Background())
 		if err != nil {
 			return err
@@ -190,7 +199,8 @@ func soaked(args []string) error {
 	for used < blocks && n.sent[used] > 0 {
 		used++
 	}
-	for ; p.fill() < float64(*fill)/100; used++ {
+	full := float64(*fill) / 100
+	for ; p.fill() < full-snapshotShare; used++ {
 		write(used)
 	}
 	l.wait()
@@ -198,9 +208,17 @@ func soaked(args []string) error {
 	rng := rand.New(rand.NewPCG(*seed, 4))
 	before, started := p.Stats(), time.Now()
 	l.lats = l.lats[:0]
+	taken := 0
 	for {
 		for range 64 {
 			write(rng.Uint64N(used))
+		}
+		if p.fill() >= full {
+			if all := p.Snapshots(1); len(all) > 0 {
+				if err := p.DeleteSnapshot(context.Background(), all[0].ID()); err != nil {
+					return err
+				}
+			}
 		}
 		if took := time.Since(started); took > time.Second {
 			now := p.Stats()
@@ -208,9 +226,14 @@ func soaked(args []string) error {
 			runtime.ReadMemStats(&m)
 			line, err := json.Marshal(life{Ops: float64(len(l.lats)) / took.Seconds(), Worst: ms(l.percentile(1)),
 				Amp:      float64(now.LogBytes-before.LogBytes) / float64(max(now.StoredBytes-before.StoredBytes, 1)),
-				Resident: resident(), Goroutines: runtime.NumGoroutine(), Refused: l.refused})
+				Resident: resident(), Goroutines: runtime.NumGoroutine(), Refused: l.refused,
+				Taken: taken, Kept: len(p.Snapshots(1))})
 			if err != nil {
 				return err
+			}
+			if l.wait(); l.failed == nil {
+				l.snapshot(lsfs.VolumeID(*seed<<16+uint64(taken)) + 2)
+				taken++
 			}
 			if l.failed != nil {
 				return l.failed
@@ -220,6 +243,41 @@ func soaked(args []string) error {
 			l.lats = l.lats[:0]
 		}
 	}
+}
+
+// snapshotShare is the part of the pool that snapshots have for what is overwritten.
+const snapshotShare = 0.05
+
+// inOrder reads some blocks of all snapshots: none may hold a version that is newer than
+// that in a younger snapshot or in the volume.
+func inOrder(p *pool, blocks, seed uint64) error {
+	ctx := context.Background()
+	rng := rand.New(rand.NewPCG(seed, 5))
+	all := p.Snapshots(1)
+	b, want := make([]byte, dedup.BlockSize), make([]byte, dedup.BlockSize)
+	for range 2000 {
+		no, last := rng.Uint64N(blocks), uint64(0)
+		for i := 0; i <= len(all); i++ {
+			from, read := "the volume", p.volume.Read
+			if i < len(all) {
+				from, read = fmt.Sprintf("snapshot %d", all[i].ID()), all[i].Read
+			}
+			if err := read(ctx, no*dedup.BlockSize, b); err != nil {
+				return fmt.Errorf("%s: %w", from, err)
+			}
+			version := binary.LittleEndian.Uint64(b[8:])
+			if dedup.IsZero(b) {
+				version = 0
+			} else if content(want, no, version); string(want) != string(b) {
+				return fmt.Errorf("block %d of %s holds what was never written there", no, from)
+			}
+			if version < last {
+				return fmt.Errorf("block %d has version %d in an older snapshot and %d in %s", no, last, version, from)
+			}
+			last = version
+		}
+	}
+	return nil
 }
 
 // resident is the memory of this process, in bytes.
