@@ -84,7 +84,7 @@ build() {
 		mkdir -p "$tree/var/log" "$tree/root" "$tree/etc/ssh"
 		head -c 64K /dev/urandom >"$tree/etc/ssh/keys"
 		for i in $(seq 20000); do echo "Nov 21 12:$((i / 60 % 60)):$((i % 60)) $name kernel: [$((i * 7919 % 100003)).$((RANDOM))] eth0: link is up, $((RANDOM)) packets"; done >"$tree/var/log/messages"
-		mke2fs -q -F -t ext4 -d "$tree" -E lazy_itable_init=1,lazy_journal_init=1 "$dir/$name.img" "${size%G}000M"
+		mke2fs -q -F -t ext4 -d "$tree" -E lazy_itable_init=1,lazy_journal_init=1 "$dir/$name.img" "${size%G}000M" >/dev/null
 		echo "$name: $(du -s --apparent-size -BM "$tree" | cut -f1) of files, image of ${size}B, $(du -BM "$dir/$name.img" | cut -f1) allocated"
 		rm -rf "$tree"
 	done
