@@ -107,16 +107,16 @@ measure_btrfs() {
 	mkdir -p "$m"
 	rm -f "$dir/btrfs.img"
 	truncate -s 20G "$dir/btrfs.img"
-	mkfs.btrfs -q -m single "$dir/btrfs.img" || return 0
+	mkfs.btrfs -q -m single "$dir/btrfs.img" >/dev/null || return 0
 	mount -o loop,compress-force=zstd:3 "$dir/btrfs.img" "$m" || return 0
 	trap 'umount "$m"' EXIT
-	used() { sync -f "$m"; btrfs filesystem sync "$m"; btrfs filesystem usage -b "$m" | sed -n 's/^ *Used: *//p' | head -1; }
+	used() { sync -f "$m"; btrfs filesystem sync "$m"; btrfs filesystem usage -b "$m" | awk '$1 == "Used:" && !n++ {print $2}'; }
 	for i in $images; do cp --sparse=always "$dir/$i.img" "$m/"; done
 	echo "compressed $(used)"
-	nice duperemove -q -d -r -b 128k "$m" >"$dir/duperemove.out" 2>&1 || true
-	echo "deduplicated-128k $(used)"
-	nice duperemove -q -d -r -b 4k "$m" >>"$dir/duperemove.out" 2>&1 || true
-	echo "deduplicated-4k $(used)"
+	nice duperemove -q -d -r "$m" >"$dir/duperemove.out" 2>&1 || true
+	echo "duperemove $(used)"
+	nice duperemove -q -d -r -b 4k --dedupe-options=partial "$m" >>"$dir/duperemove.out" 2>&1 || true
+	echo "duperemove-of-4k-blocks $(used)"
 	umount "$m"
 	trap - EXIT
 	rm -f "$dir/btrfs.img"
@@ -181,6 +181,7 @@ case $what in
 fetch) fetch ;;
 build) build ;;
 measure) measure ;;
+btrfs) images=$(images | cut -d' ' -f1) && measure_btrfs ;; # that part of measure alone
 all) fetch && build && measure ;;
 clean) rm -rf "$dir" ;;
 *) echo "no such step: $what" >&2 && exit 2 ;;
