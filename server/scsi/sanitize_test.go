@@ -219,6 +219,35 @@ func TestSanitizeBlockErase(t *testing.T) {
 	r.good(r.none(sanitizeCDB(cdb.ActionSanitizeExit, 0, 0)...)) // nothing failed: nothing to do
 }
 
+// TestSanitizeIsAnsweredAtItsEnd has the server look at the unit all the time, and so at
+// who waits: no look that began before a command may answer it.
+func TestSanitizeIsAnsweredAtItsEnd(t *testing.T) {
+	r := newRig(t, mib, nil)
+	stop := make(chan struct{})
+	var looks sync.WaitGroup
+	for range 4 {
+		looks.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					if err := r.s.SetLU(unitConfig(0, r.lu)); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	list := overwriteList(1, pattern(512, 2))
+	for range 500 {
+		r.good(r.write(sanitizeCDB(cdb.ActionSanitizeOverwrite, 0, len(list)), list))
+	}
+	close(stop)
+	looks.Wait()
+}
+
 func TestSanitizeRefusals(t *testing.T) {
 	r := newRig(t, mib, nil)
 	before := pattern(mib, 1)

@@ -22,9 +22,10 @@ const (
 // are active/optimized does the work; on each node the SANITIZE commands that
 // wait are answered. It does not block.
 func (s *Server) tendSanitize(lu *logicalUnit) {
-	wipe := lu.state.Load().sanitize
 	lu.mu.Lock()
 	defer lu.mu.Unlock()
+	// Not before the lock: a command that begins to wait meanwhile is of a newer state.
+	wipe := lu.state.Load().sanitize
 	if len(lu.waiting) > 0 {
 		var ended, left []sanitizeWait
 		for _, w := range lu.waiting {
