@@ -45,7 +45,7 @@ type checkpointer struct {
 	drops    []uint32
 	root     []byte
 	state    format.Root // what it is made from; its lists of segments are used again
-	pages    uint32 // ids at the cut
+	pages    uint32      // ids at the cut
 	devices  deviceList
 	buf      []byte // aligned staging
 	out      outlet
