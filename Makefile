@@ -27,7 +27,7 @@ MIB       ?= 1024
 # Where the race detector is worth its price: whatever shares memory between goroutines.
 RACE_PACKAGES := ./cache/... ./dedup/... ./lsfs/... ./replication/... ./server/... ./api/... ./cmd/... ./tests/initiator/...
 
-.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance crash rot bench bench-ha bench-space bench-open soak gen clean FORCE
+.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance crash rot bench bench-ha bench-space bench-open bench-budget bench-64t bench-corpus soak gen clean FORCE
 
 ## build: the one binary, bin/twinsan
 build: bin/twinsan
@@ -143,6 +143,22 @@ bench-open:
 	$(GO) build -o bin/space-open ./tests/space
 	bin/space-open open -keep $(BENCH)
 	bin/space-open open -reuse $(BENCH)
+
+## bench-budget: savings and speed with more and less RAM for metadata (10 GB of disk)
+bench-budget:
+	$(GO) build -o bin/space-budget ./tests/space
+	bin/space-budget budget $(BENCH)
+
+## bench-64t: cost per operation and RAM of a pool of 64 TiB (10 GB of disk)
+bench-64t:
+	$(GO) build -o bin/space-large ./tests/space
+	bin/space-large large -gib 64 -metadata 1024 $(BENCH)
+
+## bench-corpus: reduction of images of Debian systems beside btrfs and zstd (12 GB of disk)
+bench-corpus:
+	tests/install.sh e2e
+	$(MAKE) --no-print-directory bin/twinsan
+	tests/bench/corpus.sh all bin/corpus
 
 ## soak: half an hour at 95 % full, killed each minute, all of it verified each time
 soak:

@@ -82,7 +82,7 @@ type gate struct {
 // readOnly are the methods that change nothing, by their verb.
 func readOnly(method string) bool {
 	verb := method[strings.LastIndexByte(method, '/')+1:]
-	return strings.HasPrefix(verb, "Get") || strings.HasPrefix(verb, "List") || strings.HasPrefix(verb, "Check")
+	return strings.HasPrefix(verb, "Get") || strings.HasPrefix(verb, "List") || strings.HasPrefix(verb, "Check") || strings.HasPrefix(verb, "Explain")
 }
 
 func (g *gate) authorise(ctx context.Context, method string) (caller, error) {

@@ -44,7 +44,8 @@ type checkpointer struct {
 	moved    []moved  // clean pages whose parents changed
 	drops    []uint32
 	root     []byte
-	pages    uint32 // ids at the cut
+	state    format.Root // what it is made from; its lists of segments are used again
+	pages    uint32      // ids at the cut
 	devices  deviceList
 	buf      []byte // aligned staging
 	out      outlet
@@ -180,9 +181,10 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 	r := format.Root{
 		Checkpoint: c.number, Position: pos, Progress: progress,
 		NextBID: uint64(makeBID(uint64(s.nextBID), s.newest)), Stored: uint64(s.stored.Load()), Identities: format.Tree{Top: s.identities.top, Height: s.identities.height},
-		Dormant: dormant, Live: make([]uint32, len(t.all)), Free: make([]byte, (len(t.all)+7)/8),
-		Ages: make([]format.SegmentAge, len(t.all)),
+		Dormant: dormant, Live: sized(c.state.Live, len(t.all)), Free: sized(c.state.Free, (len(t.all)+7)/8),
+		Ages: sized(c.state.Ages, len(t.all)),
 	}
+	clear(r.Free)
 	c.devices = s.deviceList()
 	for i := range t.all {
 		seg := &t.all[i]
@@ -202,7 +204,7 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 	for _, n := range s.snapshots {
 		r.Snapshots = append(r.Snapshots, n.stored())
 	}
-	c.root = format.AppendRoot(c.root[:0], &r)
+	c.state = r
 	s.mu.Unlock()
 	c.start <- struct{}{}
 }
@@ -317,6 +319,7 @@ func (s *Store) writeCheckpoint() error {
 	if err := s.writeDirs(dirs); err != nil {
 		return err
 	}
+	c.root = format.AppendRoot(c.root[:0], &c.state)
 	c.root = format.AppendDirectory(c.root, c.pages, c.dirAt[:dirs])
 	extents, err := s.writeRoot()
 	if err != nil {
@@ -344,7 +347,6 @@ func (s *Store) writeCheckpoint() error {
 	}
 
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, x := range c.rootAt {
 		s.segs.addRoot(x, -1)
 	}
@@ -352,6 +354,7 @@ func (s *Store) writeCheckpoint() error {
 	for _, seg := range c.released {
 		s.segs.addPages(seg, -format.PageSize)
 	}
+	s.mu.Unlock()
 	s.releaseQuarantine()
 	return nil
 }
@@ -361,12 +364,22 @@ func (s *Store) writeCheckpoint() error {
 // LIVE: neither this checkpoint nor the one before names them, replay of either
 // begins behind them, and no reader is inside.
 func (s *Store) releaseQuarantine() {
+	for first, more := 0, true; more; first += segmentsHeld {
+		s.mu.Lock()
+		more = s.releaseSegments(first, first+segmentsHeld)
+		s.mu.Unlock()
+	}
+}
+
+// releaseSegments does that for segments [first, end) and says whether there are more. The
+// caller holds Store.mu.
+func (s *Store) releaseSegments(first, end int) (more bool) {
 	c := &s.ckpt
 	if s.scrub.halted.Load() {
-		return // a reference count was too low: nothing is reused until all are proved
+		return false // a reference count was too low: nothing is reused until all are proved
 	}
 	given := 0
-	for i := range s.segs.all {
+	for i := first; i < min(end, len(s.segs.all)); i++ {
 		seg := &s.segs.all[i]
 		if seg.state != segmentQuarantine || c.number <= seg.cut || seg.readers.Load() != 0 {
 			continue
@@ -383,6 +396,15 @@ func (s *Store) releaseQuarantine() {
 		}
 	}
 	s.gave(given)
+	return end < len(s.segs.all)
+}
+
+// sized is a list of n elements, in the memory of an earlier one if that has room.
+func sized[T any](list []T, n int) []T {
+	if n <= cap(list) {
+		return list[:n]
+	}
+	return make([]T, n)
 }
 
 // setDir gives a page a new place and releases the old one when the checkpoint

@@ -51,6 +51,11 @@ type Config struct {
 	L2Rate int64
 	// OpenL2 opens it. Default: device.Open with direct I/O.
 	OpenL2 func(path string) (device.Device, error)
+	// MetadataRAM is one budget for all RAM that metadata takes: MetadataBytes, IndexBytes,
+	// and what the page directory and the segment table of the pool need. What of the first
+	// two is set is taken from it as it is. At least 16 MiB. Default 0: none, and the two
+	// have their own defaults. A pool that outgrows it is served, slower (event "metadata-ram-low").
+	MetadataRAM int64
 	// MetadataBytes bounds the RAM frames for pages of maps and identities.
 	// Default 256 MiB, at least 8 MiB. It is passed only while replay needs more.
 	MetadataBytes int64
@@ -64,6 +69,8 @@ type Config struct {
 	// MergeInterval is how often the background looks for duplicates, if anything was stored. Default
 	// one hour; negative: only StartMerge does.
 	MergeInterval time.Duration
+
+	divided bool // MetadataBytes is what MetadataRAM leaves
 
 	// CheckpointBytes of log start a checkpoint: they bound replay. Default the
 	// smaller of 1 GiB and a sixteenth of the pool, at least two segments.
@@ -164,6 +171,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Persist == nil {
 		c.Persist = func(uint64, []DeviceInfo) error { return nil }
+	}
+	if err := c.share(); err != nil {
+		return c, err
 	}
 	for _, err := range []error{
 		set(&c.L1Bytes, 256<<20, 1<<20, "L1Bytes"),

@@ -26,7 +26,7 @@
 //	clone.go annex.go            leaves that maps share; blocks behind a volume's end
 //	own.go snapshot.go           trees that share pages: copy on write, snapshots, rollback
 //	shed.go changed.go           what is left of them; what differs between them
-//	page.go                      pages in RAM
+//	page.go budget.go            pages in RAM, and how much of it metadata takes
 //	checkpoint.go replay.go      how the state gets to a device and back
 //	cleaner.go trim.go stream.go how space is given back, and what is kept apart
 //	recompress.go                cold blocks are compressed once more on the way
@@ -40,6 +40,7 @@
 //	read.go volume.go extents.go what callers see
 //	fetch.go flight.go           from identities to bytes; one read for many who want a block
 //	readahead.go l2.go           streams; the cache on flash
+//	explain.go explainwalk.go    what a pool's bytes are there for
 //	check.go dump.go             the walk that proves the counters, offline; what people look at
 //	scrub.go scrubread.go ...    the same while operations go on, and the repair of what is damaged
 //	refcheck.go parity.go        references counted beside operations; metadata made again

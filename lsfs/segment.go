@@ -29,6 +29,7 @@ const (
 	segmentSealed
 	segmentQuarantine
 	segmentGone
+	segmentStates = iota
 )
 
 // segment is one unit of allocation and cleaning. Guarded by Store.mu, except

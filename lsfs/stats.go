@@ -93,7 +93,8 @@ type Stats struct {
 	Snapshots     int
 	PagesResident int64
 	PagesDirty    int64
-	MetadataBytes int64 // RAM of frames
+	MetadataBytes int64 // RAM of frames, bytes
+	FixedBytes    int64 // RAM of the page directory and the segment table, bytes
 	L1            cache.Stats
 	L2            L2Stats
 	Ring          bool // reads go through io_uring
@@ -131,7 +132,39 @@ func (s *Store) Room() Room {
 	return r
 }
 
-// Stats returns the counters. It takes the store's lock for a short time.
+// Taken is the number of blocks that volumes map, and the stored bytes of blocks that
+// are referenced: what Stats says of them, at the cost of a look at each volume.
+func (s *Store) Taken() (mappedBlocks uint64, uniqueBytes int64) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, v := range s.volumes {
+		mappedBlocks += v.mapped + v.annex
+	}
+	return mappedBlocks, s.segs.data.Load()
+}
+
+// Checkpoints is how many checkpoints were written since Open. It is free.
+func (s *Store) Checkpoints() int64 { return s.stats.checkpoints.Load() }
+
+// segmentsHeld is how many segments are looked at before the lock is free for a moment:
+// a pool of 64 TiB has four million.
+const segmentsHeld = 64 << 10
+
+// eachSegments calls f for all segments, part by part, each under the read lock.
+func (s *Store) eachSegments(f func(part []segment)) {
+	for first, more := 0, true; more; first += segmentsHeld {
+		s.mu.RLock()
+		if all := s.segs.all; first < len(all) {
+			f(all[first:min(first+segmentsHeld, len(all))])
+		} else {
+			more = false
+		}
+		s.mu.RUnlock()
+	}
+}
+
+// Stats returns the counters. It takes the store's lock for short times, and as long as
+// it takes to look at each segment.
 func (s *Store) Stats() Stats {
 	c := &s.stats
 	st := Stats{
@@ -151,15 +184,21 @@ func (s *Store) Stats() Stats {
 	}
 	st.L1.Hits -= min(st.L1.Hits, uint64(c.tryHits.Load()))
 	st.L1.Misses -= min(st.L1.Misses, uint64(c.tryMisses.Load()))
-	names := [...]string{"free", "next", "open", "sealed", "quarantine", "gone"}
+	var states [segmentStates]int
+	s.eachSegments(func(part []segment) {
+		for i := range part {
+			states[part[i].state]++
+		}
+	})
+	for i, name := range [segmentStates]string{"free", "next", "open", "sealed", "quarantine", "gone"} {
+		if states[i] > 0 {
+			st.Segments[name] = states[i]
+		}
+	}
+	st.MappedBlocks, st.UniqueBytes = s.Taken()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for i := range s.segs.all {
-		st.Segments[names[s.segs.all[i].state]]++
-		st.UniqueBytes += int64(s.segs.all[i].live)
-	}
 	for _, v := range s.volumes {
-		st.MappedBlocks += v.mapped + v.annex
 		if v.deleting {
 			st.ReclaimBlocks += v.mapped + v.annex
 		}
@@ -168,6 +207,6 @@ func (s *Store) Stats() Stats {
 	st.Snapshots = len(s.snapshots)
 	st.SharedPages, st.IdentityPages = s.pg.shared.Load(), s.pg.nEntries.Load()
 	st.PagesResident, st.PagesDirty = s.pg.nUsed.Load(), s.pg.nDirty.Load()
-	st.MetadataBytes = int64(len(s.pg.slabs)) * slabFrames * 4096
+	st.MetadataBytes, st.FixedBytes = int64(len(s.pg.slabs))*slabFrames*4096, s.fixedBytes()
 	return st
 }

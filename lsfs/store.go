@@ -56,6 +56,9 @@ type Store struct {
 	merger   merger
 	stats    counters
 
+	explaining chan struct{} // who is explaining
+	outgrown   error         // why the budget for metadata is too small, see keepBudget
+
 	commitMax            int64        // bytes of the largest commit
 	usable               atomic.Int64 // changes with the devices in use
 	slack                int64
@@ -103,6 +106,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		s.free()
 		return nil, fmt.Errorf("open pool %x: %w", s.id, err)
+	}
+	if s.outgrown != nil {
+		s.cfg.Event(Event{Code: "metadata-ram-low", Text: s.outgrown.Error()})
 	}
 	if healed > 0 {
 		s.logger.Info("superblocks written anew", "copies", healed)
@@ -153,7 +159,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{}), committed: make(chan struct{})}
+	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{}), committed: make(chan struct{}), explaining: make(chan struct{}, 1)}
 	made := s
 	defer func() {
 		if err != nil {
@@ -170,8 +176,9 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	s.visited = make([]bool, s.segs.count())
 	size := s.segs.size() * int64(sb.SegmentBytes)
 	s.commitMax = min(int64(sb.SegmentBytes), OpBytesMax+(1<<20))
-	s.pg = newPager(c.MetadataBytes)
-	s.dirtySoft, s.dirtyHard = int64(s.pg.max)/4, int64(s.pg.max)*5/8
+	reserved := s.cfg.reserve(size, s.segs.count())
+	s.pg = newPager(s.cfg.MetadataBytes)
+	s.bounds()
 	s.usable.Store(s.usableOf(size))
 	s.slack = max(size/128, int64(sb.SegmentBytes)/2)
 	s.refsMax, s.parentsMax, s.parentsLast = refsMax, parentsMax, parentsLast
@@ -218,6 +225,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err = s.recover(); err != nil {
 		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, s.explainLost(err))
 	}
+	s.keepBudget(reserved)
 	if err = s.markLost(); err != nil {
 		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, s.explainLost(err))
 	}

@@ -53,9 +53,12 @@ type StoreConfig struct {
 	// L2Size is the size of the file that is made when there is nothing at L2, 16 MiB
 	// to 64 TiB. 0: it must exist.
 	L2Size Size `toml:"l2-size"`
-	// Metadata is the RAM for map pages, 16 MiB to 4 TiB.
+	// MetadataRAM is the RAM for all metadata, 16 MiB to 4 TiB: Metadata, Index, and what
+	// the page directory of the pool needs. 0: none, which is 1 GiB unless both are set.
+	MetadataRAM Size `toml:"metadata-ram"`
+	// Metadata is the RAM for map pages, 16 MiB to 4 TiB. 0: what MetadataRAM leaves.
 	Metadata Size `toml:"metadata"`
-	// Index is the RAM for the index of fingerprints, 4 MiB to 1 TiB.
+	// Index is the RAM for the index of fingerprints, 4 MiB to 1 TiB. 0: a quarter of MetadataRAM.
 	Index Size `toml:"index"`
 	// MergeMinutes is how often duplicates that the index forgot are looked for in the
 	// background, if anything was stored, 1 to 10080; 0: never.
@@ -131,7 +134,7 @@ const (
 func DefaultConfig() *Config {
 	return &Config{
 		DataDir: DefaultDataDir,
-		Store:   StoreConfig{Cache: 1 << 30, Metadata: 1 << 30, Index: 256 << 20, MergeMinutes: 60, ScrubDays: 14},
+		Store:   StoreConfig{Cache: 1 << 30, MergeMinutes: 60, ScrubDays: 14},
 		API:     APIConfig{Socket: DefaultSocket},
 		Log:     LogConfig{Level: "info"},
 	}
@@ -266,13 +269,28 @@ func (c *Config) complete(path string, text []byte) error {
 	if c.Store.L2Size != 0 {
 		between("store.l2-size", c.Store.L2Size, 16<<20, 64<<40)
 	}
-	between("store.metadata", c.Store.Metadata, 16<<20, 4<<40)
-	between("store.index", c.Store.Index, 4<<20, 1<<40)
 	if c.Store.FlushMilliseconds < 0 || 10_000 < c.Store.FlushMilliseconds {
 		wrong("store.flush-milliseconds", "%d, want 0 to 10000", c.Store.FlushMilliseconds)
 	}
 	if c.Store.MergeMinutes < 0 || 10080 < c.Store.MergeMinutes {
 		wrong("store.merge-minutes", "%d, want 0 to 10080", c.Store.MergeMinutes)
+	}
+	if c.Store.Metadata != 0 {
+		between("store.metadata", c.Store.Metadata, 16<<20, 4<<40)
+	}
+	if c.Store.Index != 0 {
+		between("store.index", c.Store.Index, 4<<20, 1<<40)
+	}
+	parts := c.Store.Metadata + c.Store.Index
+	switch both := c.Store.Metadata != 0 && c.Store.Index != 0; {
+	case c.Store.MetadataRAM == 0 && !both:
+		c.Store.MetadataRAM = 1<<30 + parts
+	case c.Store.MetadataRAM == 0:
+	default:
+		between("store.metadata-ram", c.Store.MetadataRAM, 16<<20, 4<<40)
+		if least := parts + 12<<20; both && c.Store.MetadataRAM < parts || !both && parts > 0 && c.Store.MetadataRAM < least {
+			wrong("store.metadata-ram", "%s, of which metadata and index take %s: raise it, or leave them out and they are divided from it", c.Store.MetadataRAM, parts)
+		}
 	}
 	if c.Store.ScrubDays < 0 || 365 < c.Store.ScrubDays {
 		wrong("store.scrub-days", "%d, want 0 to 365", c.Store.ScrubDays)

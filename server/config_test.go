@@ -26,7 +26,7 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	want := &Config{
 		Name: "a", DataDir: "/var/lib/twinsan",
-		Store:   StoreConfig{Devices: []string{"/dev/sdb"}, Cache: 1 << 30, Metadata: 1 << 30, Index: 256 << 20, MergeMinutes: 60, ScrubDays: 14},
+		Store:   StoreConfig{Devices: []string{"/dev/sdb"}, Cache: 1 << 30, MetadataRAM: 1 << 30, MergeMinutes: 60, ScrubDays: 14},
 		Sync:    SyncConfig{Address: "10.0.1.11:7400"},
 		ISCSI:   ISCSIConfig{Portals: []string{"10.0.2.11:3260", "[fd00::1]:3261"}},
 		API:     APIConfig{Socket: "/run/twinsan/api.sock", Address: "10.0.1.11:7443"},
@@ -73,6 +73,9 @@ func TestConfigErrorsNameTheLine(t *testing.T) {
 		{"flash of the pool", "name = \"a\"\n[sync]\naddress = \"h\"\n[store]\ndevices = [\"/d\"]\nl2 = \"/x/../d\"\n", `f:6: store.l2: "/x/../d" is a device of the pool`},
 		{"relative flash", "name = \"a\"\n[sync]\naddress = \"h\"\n[store]\nl2 = \"d\"\n", `f:5: store.l2: "d" is not an absolute path`},
 		{"small flash", "name = \"a\"\n[sync]\naddress = \"h\"\n[store]\nl2-size = \"1M\"\n", `f:5: store.l2-size: 1 MiB, want 16 MiB to 64 TiB`},
+		{"small budget", "name = \"a\"\n[sync]\naddress = \"h\"\n[store]\nmetadata-ram = \"8M\"\n", `f:5: store.metadata-ram: 8 MiB, want 16 MiB to 4 TiB`},
+		{"budget of two parts", "name = \"a\"\n[sync]\naddress = \"h\"\n[store]\nmetadata-ram = \"1G\"\nmetadata = \"1G\"\nindex = \"256M\"\n", `f:5: store.metadata-ram: 1 GiB, of which metadata and index take 1.3 GiB: raise it`},
+		{"budget of one part", "name = \"a\"\n[sync]\naddress = \"h\"\n[store]\nmetadata-ram = \"64M\"\nindex = \"60M\"\n", `f:5: store.metadata-ram: 64 MiB, of which metadata and index take 60 MiB: raise it`},
 		{"portal everywhere", "name = \"a\"\n[sync]\naddress = \"h\"\n[iscsi]\nportals = [\"0.0.0.0\"]\n", `f:5: iscsi.portals: "0.0.0.0" is no address`},
 		{"portal name", "name = \"a\"\n[sync]\naddress = \"h\"\n[iscsi]\nportals = [\"san.local\"]\n", `f:5: iscsi.portals: "san.local": "san.local" is not an IP address`},
 		{"port", "name = \"a\"\n[sync]\naddress = \"h:0\"\n", `f:3: sync.address: "h:0": port "0" is not between`},

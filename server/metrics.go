@@ -150,6 +150,8 @@ var (
 	descPaced      = description("space_paced_seconds_total", "Time that operations were held back so that cleaning and checkpoints keep up.")
 	descSegments   = description("segments", "Segments of the pool.", "state")
 	descMetadata   = description("metadata_bytes", "RAM of map pages.")
+	descFixed      = description("metadata_directory_bytes", "RAM of the page directory and the segment table.")
+	descIndexBytes = description("dedup_index_bytes", "RAM of the index of fingerprints.")
 	descDevErrors  = description("device_errors_total", "Operations of a device that failed.", "device", "op")
 	descDevOps     = description("device_operations_total", "Operations of a device.", "device", "op")
 	descDevLatency = description("device_latency_seconds", "Mean latency of the last few dozen operations of a device.", "device", "op")
@@ -443,6 +445,8 @@ func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 		m.gauge(descSegments, float64(n), state)
 	}
 	m.gauge(descMetadata, float64(s.MetadataBytes))
+	m.gauge(descFixed, float64(s.FixedBytes))
+	m.gauge(descIndexBytes, float64(s.Index.Bytes))
 	m.count(descChecksum, float64(s.ChecksumErrors))
 	m.count(descRepaired, float64(s.Repairs))
 	m.count(descRebuilt, float64(s.PagesRebuilt))

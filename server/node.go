@@ -40,6 +40,8 @@ type Peers interface {
 	ClearReservations(ctx context.Context, node replication.NodeID, address, volume string) error
 	// ScrubNode shows, starts or stops the scrub of the asked node, which is called name.
 	ScrubNode(ctx context.Context, node replication.NodeID, address, name string, action ScrubAction, fullSpeed bool) (*Scrub, error)
+	// ExplainPool says what the pool of the asked node, which is called name, is taken by.
+	ExplainPool(ctx context.Context, node replication.NodeID, address, name string, exact bool, progress func(done float64) error) (*PoolExplained, error)
 	// SnapshotStep does one step of a snapshot on the asked node.
 	SnapshotStep(ctx context.Context, node replication.NodeID, address string, step SnapshotStep) (bool, error)
 	// Changes passes on what the asked node sends.
@@ -62,6 +64,8 @@ type Node struct {
 	watch   *worker // of the pool's fill; nil on a witness
 	drainer *worker // nil on a witness
 	saver   *worker // of the scrub's place; nil on a witness
+	notes   *worker // of the pool's fill over time; nil on a witness
+	history atomic.Pointer[spaceHistory]
 	keeper  *worker // of snapshots; nil on a witness
 	steward *worker // nil on a witness
 	moves   *hostMoves
@@ -309,6 +313,7 @@ func (n *Node) Close() {
 	n.keeper.close()
 	n.watch.close()
 	n.saver.close()
+	n.notes.close()
 	if s := n.serving.Load(); s != nil {
 		n.moves.cancel() // commands that wait for one get their answer
 		s.target.Close()

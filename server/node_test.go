@@ -69,6 +69,13 @@ func (p labPeers) ClearReservations(ctx context.Context, node replication.NodeID
 	return errors.New("connection refused")
 }
 
+func (p labPeers) ExplainPool(ctx context.Context, node replication.NodeID, _, name string, exact bool, progress func(float64) error) (*PoolExplained, error) {
+	if n := p.nodes[node]; n != nil {
+		return n.ExplainPool(ctx, name, exact, true, progress)
+	}
+	return nil, ErrNotReady
+}
+
 func (p labPeers) ScrubNode(ctx context.Context, node replication.NodeID, _, name string, action ScrubAction, fullSpeed bool) (*Scrub, error) {
 	if n := p.nodes[node]; n != nil {
 		return n.ScrubNode(ctx, name, action, fullSpeed, true)

@@ -156,7 +156,7 @@ func (c *Config) store() (lsfs.Config, error) {
 		Catalogue: catalogue, MergeInterval: time.Duration(c.Store.MergeMinutes) * time.Minute,
 		Devices: paths, Key: key, Pool: record.Pool, Generation: record.Generation, Persist: k.persist, Forget: forget,
 		Search:  func() []string { return searchDevices(record.Pool, paths) },
-		L1Bytes: int64(c.Store.Cache), L2: c.Store.L2, L2Bytes: int64(c.Store.L2Size), MetadataBytes: int64(c.Store.Metadata), IndexBytes: int64(c.Store.Index),
+		L1Bytes: int64(c.Store.Cache), L2: c.Store.L2, L2Bytes: int64(c.Store.L2Size), MetadataRAM: int64(c.Store.MetadataRAM), MetadataBytes: int64(c.Store.Metadata), IndexBytes: int64(c.Store.Index),
 	}, nil
 }
 

@@ -69,8 +69,9 @@ func (n *Node) look(w *spaceWatch) {
 	if parts == nil {
 		return
 	}
-	room, stats := n.store.Room(), n.store.Stats()
-	now := levels{live: bytesOf(room.Live), usable: bytesOf(room.Usable), mapped: stats.MappedBlocks * 4096, stored: bytesOf(stats.UniqueBytes)}
+	room := n.store.Room()
+	mapped, stored := n.store.Taken()
+	now := levels{live: bytesOf(room.Live), usable: bytesOf(room.Usable), mapped: mapped * 4096, stored: bytesOf(stored)}
 	n.levels.Store(&now)
 	if now.usable > 0 {
 		percent := int(now.live * 100 / now.usable)
@@ -140,6 +141,8 @@ func (n *Node) startWorkers() {
 	n.drainer = newWorker(time.Second, func(ctx context.Context) { n.drain(ctx, d) })
 	saved := n.store.Scrub().ScrubState
 	n.saver = newWorker(scrubSaveEvery, func(context.Context) { n.saveScrub(&saved) })
+	n.history.Store(readHistory(n.config.DataDir))
+	n.notes = newWorker(historyEvery, func(context.Context) { n.note(time.Now()) })
 	st := &stewardState{}
 	n.steward = newWorker(stewardEvery, func(ctx context.Context) { n.stewardship(ctx, st) })
 }

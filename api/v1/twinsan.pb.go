@@ -2231,6 +2231,601 @@ func (x *Scrub) GetLost() []string {
 	return nil
 }
 
+type ExplainPoolRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Look at every block of a pool of more than 64 GiB of them too, however long it takes.
+	Exact bool `protobuf:"varint,2,opt,name=exact,proto3" json:"exact,omitempty"`
+	// Do not ask another node: the one that is called must be it.
+	Here          bool `protobuf:"varint,3,opt,name=here,proto3" json:"here,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPoolRequest) Reset() {
+	*x = ExplainPoolRequest{}
+	mi := &file_twinsan_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPoolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPoolRequest) ProtoMessage() {}
+
+func (x *ExplainPoolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPoolRequest.ProtoReflect.Descriptor instead.
+func (*ExplainPoolRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ExplainPoolRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExplainPoolRequest) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *ExplainPoolRequest) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
+}
+
+type ExplainPoolResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far it is, 0 to 1.
+	Done float64 `protobuf:"fixed64,1,opt,name=done,proto3" json:"done,omitempty"`
+	// In the last message only.
+	Pool          *PoolExplained `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPoolResponse) Reset() {
+	*x = ExplainPoolResponse{}
+	mi := &file_twinsan_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPoolResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPoolResponse) ProtoMessage() {}
+
+func (x *ExplainPoolResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPoolResponse.ProtoReflect.Descriptor instead.
+func (*ExplainPoolResponse) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ExplainPoolResponse) GetDone() float64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *ExplainPoolResponse) GetPool() *PoolExplained {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+// PoolExplained is what a pool is taken by, in bytes.
+type PoolExplained struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The sum of the nine that follow.
+	SizeBytes uint64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Blocks that some volume maps, each once, as they are stored.
+	VolumesBytes uint64 `protobuf:"varint,3,opt,name=volumes_bytes,json=volumesBytes,proto3" json:"volumes_bytes,omitempty"`
+	// Blocks that only snapshots map.
+	SnapshotsBytes uint64 `protobuf:"varint,4,opt,name=snapshots_bytes,json=snapshotsBytes,proto3" json:"snapshots_bytes,omitempty"`
+	// Blocks of deleted volumes and snapshots, on their way back to free space.
+	LeavingBytes uint64 `protobuf:"varint,5,opt,name=leaving_bytes,json=leavingBytes,proto3" json:"leaving_bytes,omitempty"`
+	// Blocks that no map names: they came or went while the others were counted.
+	UnsettledBytes uint64 `protobuf:"varint,6,opt,name=unsettled_bytes,json=unsettledBytes,proto3" json:"unsettled_bytes,omitempty"`
+	MetadataBytes  uint64 `protobuf:"varint,7,opt,name=metadata_bytes,json=metadataBytes,proto3" json:"metadata_bytes,omitempty"`
+	// In used segments, named by nothing; the cleaner gives it back.
+	GarbageBytes uint64 `protobuf:"varint,8,opt,name=garbage_bytes,json=garbageBytes,proto3" json:"garbage_bytes,omitempty"`
+	// Was garbage, is free two checkpoints from now.
+	ReturningBytes uint64 `protobuf:"varint,9,opt,name=returning_bytes,json=returningBytes,proto3" json:"returning_bytes,omitempty"`
+	// Free, and kept for cleaning, checkpoints and the bound of garbage.
+	ReservedBytes uint64 `protobuf:"varint,10,opt,name=reserved_bytes,json=reservedBytes,proto3" json:"reserved_bytes,omitempty"`
+	// Free, for new data.
+	AvailableBytes uint64 `protobuf:"varint,11,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	// What live data and metadata may grow to, and what they count as.
+	UsableBytes uint64 `protobuf:"varint,12,opt,name=usable_bytes,json=usableBytes,proto3" json:"usable_bytes,omitempty"`
+	LiveBytes   uint64 `protobuf:"varint,13,opt,name=live_bytes,json=liveBytes,proto3" json:"live_bytes,omitempty"`
+	// What volumes map: deduplicated + compressed + volumes.
+	MappedBytes       uint64 `protobuf:"varint,14,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
+	DeduplicatedBytes uint64 `protobuf:"varint,15,opt,name=deduplicated_bytes,json=deduplicatedBytes,proto3" json:"deduplicated_bytes,omitempty"`
+	CompressedBytes   uint64 `protobuf:"varint,16,opt,name=compressed_bytes,json=compressedBytes,proto3" json:"compressed_bytes,omitempty"`
+	// Zeros that were written since the node started; they take no room.
+	ZerosBytes uint64 `protobuf:"varint,17,opt,name=zeros_bytes,json=zerosBytes,proto3" json:"zeros_bytes,omitempty"`
+	// One block of so many was looked at; more than 1: blocks are estimated.
+	Sample        uint64         `protobuf:"varint,18,opt,name=sample,proto3" json:"sample,omitempty"`
+	Volumes       []*VolumeShare `protobuf:"bytes,19,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Forecast      *Forecast      `protobuf:"bytes,20,opt,name=forecast,proto3" json:"forecast,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolExplained) Reset() {
+	*x = PoolExplained{}
+	mi := &file_twinsan_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolExplained) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolExplained) ProtoMessage() {}
+
+func (x *PoolExplained) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolExplained.ProtoReflect.Descriptor instead.
+func (*PoolExplained) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PoolExplained) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PoolExplained) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetVolumesBytes() uint64 {
+	if x != nil {
+		return x.VolumesBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetSnapshotsBytes() uint64 {
+	if x != nil {
+		return x.SnapshotsBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetLeavingBytes() uint64 {
+	if x != nil {
+		return x.LeavingBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetUnsettledBytes() uint64 {
+	if x != nil {
+		return x.UnsettledBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetMetadataBytes() uint64 {
+	if x != nil {
+		return x.MetadataBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetGarbageBytes() uint64 {
+	if x != nil {
+		return x.GarbageBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetReturningBytes() uint64 {
+	if x != nil {
+		return x.ReturningBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetReservedBytes() uint64 {
+	if x != nil {
+		return x.ReservedBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetUsableBytes() uint64 {
+	if x != nil {
+		return x.UsableBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetLiveBytes() uint64 {
+	if x != nil {
+		return x.LiveBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetMappedBytes() uint64 {
+	if x != nil {
+		return x.MappedBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetDeduplicatedBytes() uint64 {
+	if x != nil {
+		return x.DeduplicatedBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetCompressedBytes() uint64 {
+	if x != nil {
+		return x.CompressedBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetZerosBytes() uint64 {
+	if x != nil {
+		return x.ZerosBytes
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetSample() uint64 {
+	if x != nil {
+		return x.Sample
+	}
+	return 0
+}
+
+func (x *PoolExplained) GetVolumes() []*VolumeShare {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *PoolExplained) GetForecast() *Forecast {
+	if x != nil {
+		return x.Forecast
+	}
+	return nil
+}
+
+// VolumeShare is what a volume and its snapshots take of a pool, in bytes.
+type VolumeShare struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Empty when the cluster does not know it any more.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Only its snapshots are left.
+	Deleted     bool   `protobuf:"varint,3,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	SizeBytes   uint64 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	MappedBytes uint64 `protobuf:"varint,5,opt,name=mapped_bytes,json=mappedBytes,proto3" json:"mapped_bytes,omitempty"`
+	// The same as it is stored: each block as often as it is mapped, and each once.
+	ReducedBytes uint64 `protobuf:"varint,6,opt,name=reduced_bytes,json=reducedBytes,proto3" json:"reduced_bytes,omitempty"`
+	StoredBytes  uint64 `protobuf:"varint,7,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	Snapshots    uint64 `protobuf:"varint,8,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// What is given back in blocks if its content goes and its snapshots stay, if they
+	// go and it stays, and if all of it is deleted; and in metadata when it is.
+	OwnBytes           uint64 `protobuf:"varint,9,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`
+	SnapshotsOnlyBytes uint64 `protobuf:"varint,10,opt,name=snapshots_only_bytes,json=snapshotsOnlyBytes,proto3" json:"snapshots_only_bytes,omitempty"`
+	FreesBytes         uint64 `protobuf:"varint,11,opt,name=frees_bytes,json=freesBytes,proto3" json:"frees_bytes,omitempty"`
+	FreesMetadataBytes uint64 `protobuf:"varint,12,opt,name=frees_metadata_bytes,json=freesMetadataBytes,proto3" json:"frees_metadata_bytes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *VolumeShare) Reset() {
+	*x = VolumeShare{}
+	mi := &file_twinsan_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeShare) ProtoMessage() {}
+
+func (x *VolumeShare) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeShare.ProtoReflect.Descriptor instead.
+func (*VolumeShare) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *VolumeShare) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VolumeShare) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *VolumeShare) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetMappedBytes() uint64 {
+	if x != nil {
+		return x.MappedBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetReducedBytes() uint64 {
+	if x != nil {
+		return x.ReducedBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetStoredBytes() uint64 {
+	if x != nil {
+		return x.StoredBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetSnapshots() uint64 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetOwnBytes() uint64 {
+	if x != nil {
+		return x.OwnBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetSnapshotsOnlyBytes() uint64 {
+	if x != nil {
+		return x.SnapshotsOnlyBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetFreesBytes() uint64 {
+	if x != nil {
+		return x.FreesBytes
+	}
+	return 0
+}
+
+func (x *VolumeShare) GetFreesMetadataBytes() uint64 {
+	if x != nil {
+		return x.FreesMetadataBytes
+	}
+	return 0
+}
+
+// Forecast says when a pool will be full if it goes on as it did.
+type Forecast struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far back its history goes, and how far it has to for a forecast.
+	HistorySeconds    int64            `protobuf:"varint,1,opt,name=history_seconds,json=historySeconds,proto3" json:"history_seconds,omitempty"`
+	NeededSeconds     int64            `protobuf:"varint,2,opt,name=needed_seconds,json=neededSeconds,proto3" json:"needed_seconds,omitempty"`
+	Known             bool             `protobuf:"varint,3,opt,name=known,proto3" json:"known,omitempty"`
+	GrowthBytesPerDay float64          `protobuf:"fixed64,4,opt,name=growth_bytes_per_day,json=growthBytesPerDay,proto3" json:"growth_bytes_per_day,omitempty"`
+	Levels            []*ForecastLevel `protobuf:"bytes,5,rep,name=levels,proto3" json:"levels,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Forecast) Reset() {
+	*x = Forecast{}
+	mi := &file_twinsan_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forecast) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forecast) ProtoMessage() {}
+
+func (x *Forecast) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
+func (*Forecast) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Forecast) GetHistorySeconds() int64 {
+	if x != nil {
+		return x.HistorySeconds
+	}
+	return 0
+}
+
+func (x *Forecast) GetNeededSeconds() int64 {
+	if x != nil {
+		return x.NeededSeconds
+	}
+	return 0
+}
+
+func (x *Forecast) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *Forecast) GetGrowthBytesPerDay() float64 {
+	if x != nil {
+		return x.GrowthBytesPerDay
+	}
+	return 0
+}
+
+func (x *Forecast) GetLevels() []*ForecastLevel {
+	if x != nil {
+		return x.Levels
+	}
+	return nil
+}
+
+type ForecastLevel struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Percent uint32                 `protobuf:"varint,1,opt,name=percent,proto3" json:"percent,omitempty"`
+	// From now: 0 when it is reached, negative when it is not at this pace.
+	Days          float64 `protobuf:"fixed64,2,opt,name=days,proto3" json:"days,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForecastLevel) Reset() {
+	*x = ForecastLevel{}
+	mi := &file_twinsan_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForecastLevel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForecastLevel) ProtoMessage() {}
+
+func (x *ForecastLevel) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForecastLevel.ProtoReflect.Descriptor instead.
+func (*ForecastLevel) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ForecastLevel) GetPercent() uint32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+func (x *ForecastLevel) GetDays() float64 {
+	if x != nil {
+		return x.Days
+	}
+	return 0
+}
+
 type ScrubResult struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Started  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=started,proto3" json:"started,omitempty"`
@@ -2249,7 +2844,7 @@ type ScrubResult struct {
 
 func (x *ScrubResult) Reset() {
 	*x = ScrubResult{}
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2856,7 @@ func (x *ScrubResult) String() string {
 func (*ScrubResult) ProtoMessage() {}
 
 func (x *ScrubResult) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2869,7 @@ func (x *ScrubResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubResult.ProtoReflect.Descriptor instead.
 func (*ScrubResult) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{21}
+	return file_twinsan_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ScrubResult) GetStarted() *timestamppb.Timestamp {
@@ -2383,7 +2978,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2990,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +3003,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{22}
+	return file_twinsan_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Node) GetId() uint32 {
@@ -2621,7 +3216,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +3228,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +3241,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{23}
+	return file_twinsan_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Pool) GetSizeBytes() uint64 {
@@ -2752,7 +3347,7 @@ type Reduction struct {
 
 func (x *Reduction) Reset() {
 	*x = Reduction{}
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2764,7 +3359,7 @@ func (x *Reduction) String() string {
 func (*Reduction) ProtoMessage() {}
 
 func (x *Reduction) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +3372,7 @@ func (x *Reduction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reduction.ProtoReflect.Descriptor instead.
 func (*Reduction) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{24}
+	return file_twinsan_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Reduction) GetMerge() bool {
@@ -2873,7 +3468,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2885,7 +3480,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2898,7 +3493,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{25}
+	return file_twinsan_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Cache) GetTier() string {
@@ -2977,7 +3572,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3584,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3597,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{26}
+	return file_twinsan_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Traffic) GetReadOps() uint64 {
@@ -3052,7 +3647,7 @@ type AddDeviceRequest struct {
 
 func (x *AddDeviceRequest) Reset() {
 	*x = AddDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3659,7 @@ func (x *AddDeviceRequest) String() string {
 func (*AddDeviceRequest) ProtoMessage() {}
 
 func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3672,7 @@ func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDeviceRequest.ProtoReflect.Descriptor instead.
 func (*AddDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{27}
+	return file_twinsan_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AddDeviceRequest) GetNode() string {
@@ -3136,7 +3731,7 @@ type DrainDeviceRequest struct {
 
 func (x *DrainDeviceRequest) Reset() {
 	*x = DrainDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3148,7 +3743,7 @@ func (x *DrainDeviceRequest) String() string {
 func (*DrainDeviceRequest) ProtoMessage() {}
 
 func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3161,7 +3756,7 @@ func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*DrainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{28}
+	return file_twinsan_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DrainDeviceRequest) GetNode() string {
@@ -3203,7 +3798,7 @@ type RemoveDeviceRequest struct {
 
 func (x *RemoveDeviceRequest) Reset() {
 	*x = RemoveDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3810,7 @@ func (x *RemoveDeviceRequest) String() string {
 func (*RemoveDeviceRequest) ProtoMessage() {}
 
 func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3823,7 @@ func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{29}
+	return file_twinsan_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveDeviceRequest) GetNode() string {
@@ -3264,7 +3859,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3871,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3884,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{30}
+	return file_twinsan_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReplaceDeviceRequest) GetDevice() string {
@@ -3316,7 +3911,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3923,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3936,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{31}
+	return file_twinsan_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListDevicesRequest) GetNode() string {
@@ -3362,7 +3957,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3969,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +3982,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{32}
+	return file_twinsan_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -3414,7 +4009,7 @@ type Unreachable struct {
 
 func (x *Unreachable) Reset() {
 	*x = Unreachable{}
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3426,7 +4021,7 @@ func (x *Unreachable) String() string {
 func (*Unreachable) ProtoMessage() {}
 
 func (x *Unreachable) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3439,7 +4034,7 @@ func (x *Unreachable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unreachable.ProtoReflect.Descriptor instead.
 func (*Unreachable) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{33}
+	return file_twinsan_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Unreachable) GetNode() string {
@@ -3480,7 +4075,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3492,7 +4087,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3505,7 +4100,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{34}
+	return file_twinsan_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Device) GetNode() string {
@@ -3633,7 +4228,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3645,7 +4240,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3658,7 +4253,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{35}
+	return file_twinsan_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Replica) GetNode() string {
@@ -3775,7 +4370,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3787,7 +4382,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3800,7 +4395,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{36}
+	return file_twinsan_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Volume) GetId() uint64 {
@@ -4062,7 +4657,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4074,7 +4669,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4087,7 +4682,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{37}
+	return file_twinsan_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Path) GetNode() string {
@@ -4136,7 +4731,7 @@ type ClassCount struct {
 
 func (x *ClassCount) Reset() {
 	*x = ClassCount{}
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4148,7 +4743,7 @@ func (x *ClassCount) String() string {
 func (*ClassCount) ProtoMessage() {}
 
 func (x *ClassCount) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4161,7 +4756,7 @@ func (x *ClassCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassCount.ProtoReflect.Descriptor instead.
 func (*ClassCount) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{38}
+	return file_twinsan_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ClassCount) GetClass() string {
@@ -4226,7 +4821,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4238,7 +4833,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4251,7 +4846,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{39}
+	return file_twinsan_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -4324,7 +4919,7 @@ type Offload struct {
 
 func (x *Offload) Reset() {
 	*x = Offload{}
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4336,7 +4931,7 @@ func (x *Offload) String() string {
 func (*Offload) ProtoMessage() {}
 
 func (x *Offload) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4349,7 +4944,7 @@ func (x *Offload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offload.ProtoReflect.Descriptor instead.
 func (*Offload) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{40}
+	return file_twinsan_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Offload) GetName() string {
@@ -4389,7 +4984,7 @@ type Reservations struct {
 
 func (x *Reservations) Reset() {
 	*x = Reservations{}
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4401,7 +4996,7 @@ func (x *Reservations) String() string {
 func (*Reservations) ProtoMessage() {}
 
 func (x *Reservations) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4414,7 +5009,7 @@ func (x *Reservations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservations.ProtoReflect.Descriptor instead.
 func (*Reservations) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{41}
+	return file_twinsan_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Reservations) GetGeneration() uint32 {
@@ -4467,7 +5062,7 @@ type Registration struct {
 
 func (x *Registration) Reset() {
 	*x = Registration{}
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4479,7 +5074,7 @@ func (x *Registration) String() string {
 func (*Registration) ProtoMessage() {}
 
 func (x *Registration) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4492,7 +5087,7 @@ func (x *Registration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Registration.ProtoReflect.Descriptor instead.
 func (*Registration) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{42}
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Registration) GetHost() string {
@@ -4545,7 +5140,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +5152,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +5165,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{43}
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
 }
 
 type ListVolumesResponse struct {
@@ -4582,7 +5177,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4594,7 +5189,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4607,7 +5202,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{44}
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -4626,7 +5221,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4638,7 +5233,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4651,7 +5246,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{45}
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -4687,7 +5282,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4699,7 +5294,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4712,7 +5307,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{46}
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -4807,7 +5402,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4819,7 +5414,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4832,7 +5427,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{47}
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -4874,7 +5469,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4886,7 +5481,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4899,7 +5494,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{48}
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -4927,7 +5522,7 @@ type SetVolumeRequest struct {
 
 func (x *SetVolumeRequest) Reset() {
 	*x = SetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4939,7 +5534,7 @@ func (x *SetVolumeRequest) String() string {
 func (*SetVolumeRequest) ProtoMessage() {}
 
 func (x *SetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4952,7 +5547,7 @@ func (x *SetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{49}
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SetVolumeRequest) GetName() string {
@@ -4979,7 +5574,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4991,7 +5586,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5004,7 +5599,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{50}
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -5034,7 +5629,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5046,7 +5641,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5059,7 +5654,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{51}
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *MoveVolumeRequest) GetName() string {
@@ -5096,7 +5691,7 @@ type ClearReservationsRequest struct {
 
 func (x *ClearReservationsRequest) Reset() {
 	*x = ClearReservationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5108,7 +5703,7 @@ func (x *ClearReservationsRequest) String() string {
 func (*ClearReservationsRequest) ProtoMessage() {}
 
 func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5121,7 +5716,7 @@ func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsRequest.ProtoReflect.Descriptor instead.
 func (*ClearReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{52}
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ClearReservationsRequest) GetName() string {
@@ -5156,7 +5751,7 @@ type ClearReservationsResponse struct {
 
 func (x *ClearReservationsResponse) Reset() {
 	*x = ClearReservationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5168,7 +5763,7 @@ func (x *ClearReservationsResponse) String() string {
 func (*ClearReservationsResponse) ProtoMessage() {}
 
 func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5181,7 +5776,7 @@ func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsResponse.ProtoReflect.Descriptor instead.
 func (*ClearReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{53}
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ClearReservationsResponse) GetVolume() *Volume {
@@ -5209,7 +5804,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5221,7 +5816,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5234,7 +5829,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{54}
+	return file_twinsan_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -5261,7 +5856,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5273,7 +5868,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5286,7 +5881,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{55}
+	return file_twinsan_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CheckVolumeResponse) GetDigests() []*ReplicaDigest {
@@ -5320,7 +5915,7 @@ type ReplicaDigest struct {
 
 func (x *ReplicaDigest) Reset() {
 	*x = ReplicaDigest{}
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5332,7 +5927,7 @@ func (x *ReplicaDigest) String() string {
 func (*ReplicaDigest) ProtoMessage() {}
 
 func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5345,7 +5940,7 @@ func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaDigest.ProtoReflect.Descriptor instead.
 func (*ReplicaDigest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{56}
+	return file_twinsan_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ReplicaDigest) GetNode() string {
@@ -5407,7 +6002,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5419,7 +6014,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5432,7 +6027,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{57}
+	return file_twinsan_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Snapshot) GetId() uint64 {
@@ -5515,7 +6110,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5527,7 +6122,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5540,7 +6135,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{58}
+	return file_twinsan_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -5559,7 +6154,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5571,7 +6166,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5584,7 +6179,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{59}
+	return file_twinsan_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5604,7 +6199,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5616,7 +6211,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5629,7 +6224,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{60}
+	return file_twinsan_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -5658,7 +6253,7 @@ type CreateSnapshotsRequest struct {
 
 func (x *CreateSnapshotsRequest) Reset() {
 	*x = CreateSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5670,7 +6265,7 @@ func (x *CreateSnapshotsRequest) String() string {
 func (*CreateSnapshotsRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5683,7 +6278,7 @@ func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{61}
+	return file_twinsan_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *CreateSnapshotsRequest) GetName() string {
@@ -5716,7 +6311,7 @@ type CreateSnapshotsResponse struct {
 
 func (x *CreateSnapshotsResponse) Reset() {
 	*x = CreateSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5728,7 +6323,7 @@ func (x *CreateSnapshotsResponse) String() string {
 func (*CreateSnapshotsResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5741,7 +6336,7 @@ func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{62}
+	return file_twinsan_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CreateSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5763,7 +6358,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5775,7 +6370,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5788,7 +6383,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{63}
+	return file_twinsan_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *DeleteSnapshotRequest) GetVolume() string {
@@ -5821,7 +6416,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5833,7 +6428,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5846,7 +6441,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{64}
+	return file_twinsan_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DeleteSnapshotResponse) GetSnapshot() *Snapshot {
@@ -5872,7 +6467,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5884,7 +6479,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5897,7 +6492,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{65}
+	return file_twinsan_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListChangesRequest) GetVolume() string {
@@ -5948,7 +6543,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5960,7 +6555,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5973,7 +6568,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{66}
+	return file_twinsan_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Changes) GetRanges() []*ChangedRange {
@@ -6002,7 +6597,7 @@ type ChangedRange struct {
 
 func (x *ChangedRange) Reset() {
 	*x = ChangedRange{}
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6014,7 +6609,7 @@ func (x *ChangedRange) String() string {
 func (*ChangedRange) ProtoMessage() {}
 
 func (x *ChangedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6027,7 +6622,7 @@ func (x *ChangedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedRange.ProtoReflect.Descriptor instead.
 func (*ChangedRange) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{67}
+	return file_twinsan_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ChangedRange) GetOffset() uint64 {
@@ -6068,7 +6663,7 @@ type CloneSnapshotRequest struct {
 
 func (x *CloneSnapshotRequest) Reset() {
 	*x = CloneSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6080,7 +6675,7 @@ func (x *CloneSnapshotRequest) String() string {
 func (*CloneSnapshotRequest) ProtoMessage() {}
 
 func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6093,7 +6688,7 @@ func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CloneSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{68}
+	return file_twinsan_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *CloneSnapshotRequest) GetVolume() string {
@@ -6158,7 +6753,7 @@ type RollBackVolumeRequest struct {
 
 func (x *RollBackVolumeRequest) Reset() {
 	*x = RollBackVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6170,7 +6765,7 @@ func (x *RollBackVolumeRequest) String() string {
 func (*RollBackVolumeRequest) ProtoMessage() {}
 
 func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6183,7 +6778,7 @@ func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{69}
+	return file_twinsan_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RollBackVolumeRequest) GetVolume() string {
@@ -6226,7 +6821,7 @@ type RollBackVolumeResponse struct {
 
 func (x *RollBackVolumeResponse) Reset() {
 	*x = RollBackVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6238,7 +6833,7 @@ func (x *RollBackVolumeResponse) String() string {
 func (*RollBackVolumeResponse) ProtoMessage() {}
 
 func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6251,7 +6846,7 @@ func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{70}
+	return file_twinsan_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RollBackVolumeResponse) GetVolume() *Volume {
@@ -6293,7 +6888,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6305,7 +6900,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6318,7 +6913,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{71}
+	return file_twinsan_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Schedule) GetVolume() string {
@@ -6378,7 +6973,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6390,7 +6985,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6403,7 +6998,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{72}
+	return file_twinsan_proto_rawDescGZIP(), []int{78}
 }
 
 type ListSchedulesResponse struct {
@@ -6415,7 +7010,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6427,7 +7022,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6440,7 +7035,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{73}
+	return file_twinsan_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -6462,7 +7057,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6474,7 +7069,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6487,7 +7082,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{74}
+	return file_twinsan_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SetScheduleRequest) GetVolume() string {
@@ -6527,7 +7122,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6539,7 +7134,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6552,7 +7147,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{75}
+	return file_twinsan_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RemoveScheduleRequest) GetVolume() string {
@@ -6570,7 +7165,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6582,7 +7177,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6595,7 +7190,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{76}
+	return file_twinsan_proto_rawDescGZIP(), []int{82}
 }
 
 type Host struct {
@@ -6614,7 +7209,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6626,7 +7221,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6639,7 +7234,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{77}
+	return file_twinsan_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Host) GetName() string {
@@ -6692,7 +7287,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6704,7 +7299,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6717,7 +7312,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{78}
+	return file_twinsan_proto_rawDescGZIP(), []int{84}
 }
 
 type ListHostsResponse struct {
@@ -6729,7 +7324,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6741,7 +7336,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6754,7 +7349,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{79}
+	return file_twinsan_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -6778,7 +7373,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6790,7 +7385,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6803,7 +7398,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{80}
+	return file_twinsan_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -6860,7 +7455,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6872,7 +7467,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6885,7 +7480,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{81}
+	return file_twinsan_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -6918,7 +7513,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6930,7 +7525,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6943,7 +7538,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{82}
+	return file_twinsan_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -6964,7 +7559,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6976,7 +7571,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6989,7 +7584,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{83}
+	return file_twinsan_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -7025,7 +7620,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7037,7 +7632,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7050,7 +7645,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{84}
+	return file_twinsan_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *MapVolumeRequest) GetVolume() string {
@@ -7084,7 +7679,7 @@ type UnmapVolumeRequest struct {
 
 func (x *UnmapVolumeRequest) Reset() {
 	*x = UnmapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7096,7 +7691,7 @@ func (x *UnmapVolumeRequest) String() string {
 func (*UnmapVolumeRequest) ProtoMessage() {}
 
 func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7109,7 +7704,7 @@ func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{85}
+	return file_twinsan_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *UnmapVolumeRequest) GetVolume() string {
@@ -7134,7 +7729,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7146,7 +7741,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7159,7 +7754,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{86}
+	return file_twinsan_proto_rawDescGZIP(), []int{92}
 }
 
 type ListSessionsResponse struct {
@@ -7172,7 +7767,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7184,7 +7779,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7197,7 +7792,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{87}
+	return file_twinsan_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -7236,7 +7831,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7248,7 +7843,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7261,7 +7856,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{88}
+	return file_twinsan_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Session) GetNode() string {
@@ -7375,7 +7970,7 @@ type SnapshotStepRequest struct {
 
 func (x *SnapshotStepRequest) Reset() {
 	*x = SnapshotStepRequest{}
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7387,7 +7982,7 @@ func (x *SnapshotStepRequest) String() string {
 func (*SnapshotStepRequest) ProtoMessage() {}
 
 func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7400,7 +7995,7 @@ func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotStepRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{89}
+	return file_twinsan_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *SnapshotStepRequest) GetStep() string {
@@ -7441,7 +8036,7 @@ type SnapshotStepResponse struct {
 
 func (x *SnapshotStepResponse) Reset() {
 	*x = SnapshotStepResponse{}
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7453,7 +8048,7 @@ func (x *SnapshotStepResponse) String() string {
 func (*SnapshotStepResponse) ProtoMessage() {}
 
 func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7466,7 +8061,7 @@ func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotStepResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{90}
+	return file_twinsan_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SnapshotStepResponse) GetFound() bool {
@@ -7484,7 +8079,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7496,7 +8091,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7509,7 +8104,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{91}
+	return file_twinsan_proto_rawDescGZIP(), []int{97}
 }
 
 type NodeReport struct {
@@ -7529,7 +8124,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7541,7 +8136,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7554,7 +8149,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{92}
+	return file_twinsan_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -7641,7 +8236,7 @@ type VolumeReport struct {
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7653,7 +8248,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7666,7 +8261,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{93}
+	return file_twinsan_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -7765,7 +8360,7 @@ type Standing struct {
 
 func (x *Standing) Reset() {
 	*x = Standing{}
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7777,7 +8372,7 @@ func (x *Standing) String() string {
 func (*Standing) ProtoMessage() {}
 
 func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7790,7 +8385,7 @@ func (x *Standing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Standing.ProtoReflect.Descriptor instead.
 func (*Standing) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{94}
+	return file_twinsan_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *Standing) GetEpoch() uint64 {
@@ -7824,7 +8419,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7836,7 +8431,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7849,7 +8444,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{95}
+	return file_twinsan_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *AddReplicaRequest) GetVolume() string {
@@ -7877,7 +8472,7 @@ type MoveReplicaRequest struct {
 
 func (x *MoveReplicaRequest) Reset() {
 	*x = MoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7889,7 +8484,7 @@ func (x *MoveReplicaRequest) String() string {
 func (*MoveReplicaRequest) ProtoMessage() {}
 
 func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7902,7 +8497,7 @@ func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*MoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{96}
+	return file_twinsan_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *MoveReplicaRequest) GetVolume() string {
@@ -7939,7 +8534,7 @@ type RemoveReplicaRequest struct {
 
 func (x *RemoveReplicaRequest) Reset() {
 	*x = RemoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7951,7 +8546,7 @@ func (x *RemoveReplicaRequest) String() string {
 func (*RemoveReplicaRequest) ProtoMessage() {}
 
 func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7964,7 +8559,7 @@ func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{97}
+	return file_twinsan_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RemoveReplicaRequest) GetVolume() string {
@@ -8010,7 +8605,7 @@ type PromoteVolumeRequest struct {
 
 func (x *PromoteVolumeRequest) Reset() {
 	*x = PromoteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8022,7 +8617,7 @@ func (x *PromoteVolumeRequest) String() string {
 func (*PromoteVolumeRequest) ProtoMessage() {}
 
 func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8035,7 +8630,7 @@ func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{98}
+	return file_twinsan_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *PromoteVolumeRequest) GetVolume() string {
@@ -8087,7 +8682,7 @@ type PromoteVolumeResponse struct {
 
 func (x *PromoteVolumeResponse) Reset() {
 	*x = PromoteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8099,7 +8694,7 @@ func (x *PromoteVolumeResponse) String() string {
 func (*PromoteVolumeResponse) ProtoMessage() {}
 
 func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8112,7 +8707,7 @@ func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{99}
+	return file_twinsan_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *PromoteVolumeResponse) GetVolume() *Volume {
@@ -8165,7 +8760,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8177,7 +8772,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8190,7 +8785,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{100}
+	return file_twinsan_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -8285,7 +8880,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8297,7 +8892,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8310,7 +8905,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{101}
+	return file_twinsan_proto_rawDescGZIP(), []int{107}
 }
 
 type ListOperationsResponse struct {
@@ -8322,7 +8917,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8334,7 +8929,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8347,7 +8942,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{102}
+	return file_twinsan_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -8366,7 +8961,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8378,7 +8973,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8391,7 +8986,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{103}
+	return file_twinsan_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -8410,7 +9005,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8422,7 +9017,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8435,7 +9030,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{104}
+	return file_twinsan_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -8457,7 +9052,7 @@ type SetMaintenanceRequest struct {
 
 func (x *SetMaintenanceRequest) Reset() {
 	*x = SetMaintenanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8469,7 +9064,7 @@ func (x *SetMaintenanceRequest) String() string {
 func (*SetMaintenanceRequest) ProtoMessage() {}
 
 func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8482,7 +9077,7 @@ func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceRequest.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{105}
+	return file_twinsan_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *SetMaintenanceRequest) GetNode() string {
@@ -8524,7 +9119,7 @@ type SetMaintenanceResponse struct {
 
 func (x *SetMaintenanceResponse) Reset() {
 	*x = SetMaintenanceResponse{}
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8536,7 +9131,7 @@ func (x *SetMaintenanceResponse) String() string {
 func (*SetMaintenanceResponse) ProtoMessage() {}
 
 func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8549,7 +9144,7 @@ func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceResponse.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{106}
+	return file_twinsan_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *SetMaintenanceResponse) GetNode() *Node {
@@ -8579,7 +9174,7 @@ type EvacuateNodeRequest struct {
 
 func (x *EvacuateNodeRequest) Reset() {
 	*x = EvacuateNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8591,7 +9186,7 @@ func (x *EvacuateNodeRequest) String() string {
 func (*EvacuateNodeRequest) ProtoMessage() {}
 
 func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8604,7 +9199,7 @@ func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{107}
+	return file_twinsan_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *EvacuateNodeRequest) GetNode() string {
@@ -8640,7 +9235,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8652,7 +9247,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8665,7 +9260,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{108}
+	return file_twinsan_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -8699,7 +9294,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8711,7 +9306,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8724,7 +9319,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{109}
+	return file_twinsan_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *RemoveNodeResponse) GetEffects() []string {
@@ -8744,7 +9339,7 @@ type SetResyncRateRequest struct {
 
 func (x *SetResyncRateRequest) Reset() {
 	*x = SetResyncRateRequest{}
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8756,7 +9351,7 @@ func (x *SetResyncRateRequest) String() string {
 func (*SetResyncRateRequest) ProtoMessage() {}
 
 func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8769,7 +9364,7 @@ func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetResyncRateRequest.ProtoReflect.Descriptor instead.
 func (*SetResyncRateRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{110}
+	return file_twinsan_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *SetResyncRateRequest) GetMibPerSecond() uint32 {
@@ -8790,7 +9385,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8802,7 +9397,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8815,7 +9410,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{111}
+	return file_twinsan_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *SetBalanceRequest) GetOn() bool {
@@ -8842,7 +9437,7 @@ type SetQuorumRequest struct {
 
 func (x *SetQuorumRequest) Reset() {
 	*x = SetQuorumRequest{}
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8854,7 +9449,7 @@ func (x *SetQuorumRequest) String() string {
 func (*SetQuorumRequest) ProtoMessage() {}
 
 func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8867,7 +9462,7 @@ func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumRequest.ProtoReflect.Descriptor instead.
 func (*SetQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{112}
+	return file_twinsan_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *SetQuorumRequest) GetMode() QuorumMode {
@@ -8892,7 +9487,7 @@ type GetUpgradePlanRequest struct {
 
 func (x *GetUpgradePlanRequest) Reset() {
 	*x = GetUpgradePlanRequest{}
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8904,7 +9499,7 @@ func (x *GetUpgradePlanRequest) String() string {
 func (*GetUpgradePlanRequest) ProtoMessage() {}
 
 func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8917,7 +9512,7 @@ func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpgradePlanRequest.ProtoReflect.Descriptor instead.
 func (*GetUpgradePlanRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{113}
+	return file_twinsan_proto_rawDescGZIP(), []int{119}
 }
 
 type RaiseLevelRequest struct {
@@ -8929,7 +9524,7 @@ type RaiseLevelRequest struct {
 
 func (x *RaiseLevelRequest) Reset() {
 	*x = RaiseLevelRequest{}
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8941,7 +9536,7 @@ func (x *RaiseLevelRequest) String() string {
 func (*RaiseLevelRequest) ProtoMessage() {}
 
 func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8954,7 +9549,7 @@ func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseLevelRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{114}
+	return file_twinsan_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *RaiseLevelRequest) GetLevel() uint32 {
@@ -8981,7 +9576,7 @@ type UpgradePlan struct {
 
 func (x *UpgradePlan) Reset() {
 	*x = UpgradePlan{}
-	mi := &file_twinsan_proto_msgTypes[115]
+	mi := &file_twinsan_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8993,7 +9588,7 @@ func (x *UpgradePlan) String() string {
 func (*UpgradePlan) ProtoMessage() {}
 
 func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[115]
+	mi := &file_twinsan_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9006,7 +9601,7 @@ func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradePlan.ProtoReflect.Descriptor instead.
 func (*UpgradePlan) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{115}
+	return file_twinsan_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *UpgradePlan) GetLevel() uint32 {
@@ -9064,7 +9659,7 @@ type UpgradeNode struct {
 
 func (x *UpgradeNode) Reset() {
 	*x = UpgradeNode{}
-	mi := &file_twinsan_proto_msgTypes[116]
+	mi := &file_twinsan_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9076,7 +9671,7 @@ func (x *UpgradeNode) String() string {
 func (*UpgradeNode) ProtoMessage() {}
 
 func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[116]
+	mi := &file_twinsan_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9089,7 +9684,7 @@ func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeNode.ProtoReflect.Descriptor instead.
 func (*UpgradeNode) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{116}
+	return file_twinsan_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *UpgradeNode) GetName() string {
@@ -9246,7 +9841,64 @@ const file_twinsan_proto_rawDesc = "" +
 	"\acurrent\x18\n" +
 	" \x01(\v2\x17.twinsan.v1.ScrubResultR\acurrent\x12+\n" +
 	"\x04last\x18\v \x01(\v2\x17.twinsan.v1.ScrubResultR\x04last\x12\x12\n" +
-	"\x04lost\x18\f \x03(\tR\x04lost\"\xa5\x02\n" +
+	"\x04lost\x18\f \x03(\tR\x04lost\"R\n" +
+	"\x12ExplainPoolRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05exact\x18\x02 \x01(\bR\x05exact\x12\x12\n" +
+	"\x04here\x18\x03 \x01(\bR\x04here\"X\n" +
+	"\x13ExplainPoolResponse\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\x01R\x04done\x12-\n" +
+	"\x04pool\x18\x02 \x01(\v2\x19.twinsan.v1.PoolExplainedR\x04pool\"\x80\x06\n" +
+	"\rPoolExplained\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12#\n" +
+	"\rvolumes_bytes\x18\x03 \x01(\x04R\fvolumesBytes\x12'\n" +
+	"\x0fsnapshots_bytes\x18\x04 \x01(\x04R\x0esnapshotsBytes\x12#\n" +
+	"\rleaving_bytes\x18\x05 \x01(\x04R\fleavingBytes\x12'\n" +
+	"\x0funsettled_bytes\x18\x06 \x01(\x04R\x0eunsettledBytes\x12%\n" +
+	"\x0emetadata_bytes\x18\a \x01(\x04R\rmetadataBytes\x12#\n" +
+	"\rgarbage_bytes\x18\b \x01(\x04R\fgarbageBytes\x12'\n" +
+	"\x0freturning_bytes\x18\t \x01(\x04R\x0ereturningBytes\x12%\n" +
+	"\x0ereserved_bytes\x18\n" +
+	" \x01(\x04R\rreservedBytes\x12'\n" +
+	"\x0favailable_bytes\x18\v \x01(\x04R\x0eavailableBytes\x12!\n" +
+	"\fusable_bytes\x18\f \x01(\x04R\vusableBytes\x12\x1d\n" +
+	"\n" +
+	"live_bytes\x18\r \x01(\x04R\tliveBytes\x12!\n" +
+	"\fmapped_bytes\x18\x0e \x01(\x04R\vmappedBytes\x12-\n" +
+	"\x12deduplicated_bytes\x18\x0f \x01(\x04R\x11deduplicatedBytes\x12)\n" +
+	"\x10compressed_bytes\x18\x10 \x01(\x04R\x0fcompressedBytes\x12\x1f\n" +
+	"\vzeros_bytes\x18\x11 \x01(\x04R\n" +
+	"zerosBytes\x12\x16\n" +
+	"\x06sample\x18\x12 \x01(\x04R\x06sample\x121\n" +
+	"\avolumes\x18\x13 \x03(\v2\x17.twinsan.v1.VolumeShareR\avolumes\x120\n" +
+	"\bforecast\x18\x14 \x01(\v2\x14.twinsan.v1.ForecastR\bforecast\"\x95\x03\n" +
+	"\vVolumeShare\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\adeleted\x18\x03 \x01(\bR\adeleted\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x04 \x01(\x04R\tsizeBytes\x12!\n" +
+	"\fmapped_bytes\x18\x05 \x01(\x04R\vmappedBytes\x12#\n" +
+	"\rreduced_bytes\x18\x06 \x01(\x04R\freducedBytes\x12!\n" +
+	"\fstored_bytes\x18\a \x01(\x04R\vstoredBytes\x12\x1c\n" +
+	"\tsnapshots\x18\b \x01(\x04R\tsnapshots\x12\x1b\n" +
+	"\town_bytes\x18\t \x01(\x04R\bownBytes\x120\n" +
+	"\x14snapshots_only_bytes\x18\n" +
+	" \x01(\x04R\x12snapshotsOnlyBytes\x12\x1f\n" +
+	"\vfrees_bytes\x18\v \x01(\x04R\n" +
+	"freesBytes\x120\n" +
+	"\x14frees_metadata_bytes\x18\f \x01(\x04R\x12freesMetadataBytes\"\xd4\x01\n" +
+	"\bForecast\x12'\n" +
+	"\x0fhistory_seconds\x18\x01 \x01(\x03R\x0ehistorySeconds\x12%\n" +
+	"\x0eneeded_seconds\x18\x02 \x01(\x03R\rneededSeconds\x12\x14\n" +
+	"\x05known\x18\x03 \x01(\bR\x05known\x12/\n" +
+	"\x14growth_bytes_per_day\x18\x04 \x01(\x01R\x11growthBytesPerDay\x121\n" +
+	"\x06levels\x18\x05 \x03(\v2\x19.twinsan.v1.ForecastLevelR\x06levels\"=\n" +
+	"\rForecastLevel\x12\x18\n" +
+	"\apercent\x18\x01 \x01(\rR\apercent\x12\x12\n" +
+	"\x04days\x18\x02 \x01(\x01R\x04days\"\xa5\x02\n" +
 	"\vScrubResult\x124\n" +
 	"\astarted\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x126\n" +
 	"\bfinished\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bfinished\x12\x16\n" +
@@ -9889,12 +10541,13 @@ const file_twinsan_proto_rawDesc = "" +
 	"\fSetDiscovery\x12\x1f.twinsan.v1.SetDiscoveryRequest\x1a\x17.twinsan.v1.ClusterInfo\x12P\n" +
 	"\x10IssueCertificate\x12#.twinsan.v1.IssueCertificateRequest\x1a\x17.twinsan.v1.Certificate\x12@\n" +
 	"\n" +
-	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\x85\x02\n" +
+	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\xd7\x02\n" +
 	"\x05Nodes\x12H\n" +
 	"\tListNodes\x12\x1c.twinsan.v1.ListNodesRequest\x1a\x1d.twinsan.v1.ListNodesResponse\x127\n" +
 	"\aGetNode\x12\x1a.twinsan.v1.GetNodeRequest\x1a\x10.twinsan.v1.Node\x12;\n" +
 	"\tDrainNode\x12\x1c.twinsan.v1.DrainNodeRequest\x1a\x10.twinsan.v1.Node\x12<\n" +
-	"\tScrubNode\x12\x1c.twinsan.v1.ScrubNodeRequest\x1a\x11.twinsan.v1.Scrub2\xe7\x02\n" +
+	"\tScrubNode\x12\x1c.twinsan.v1.ScrubNodeRequest\x1a\x11.twinsan.v1.Scrub\x12P\n" +
+	"\vExplainPool\x12\x1e.twinsan.v1.ExplainPoolRequest\x1a\x1f.twinsan.v1.ExplainPoolResponse0\x012\xe7\x02\n" +
 	"\aDevices\x12N\n" +
 	"\vListDevices\x12\x1e.twinsan.v1.ListDevicesRequest\x1a\x1f.twinsan.v1.ListDevicesResponse\x12=\n" +
 	"\tAddDevice\x12\x1c.twinsan.v1.AddDeviceRequest\x1a\x12.twinsan.v1.Device\x12A\n" +
@@ -9973,7 +10626,7 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 }
 
 var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 123)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
 	(QuorumMode)(0),                   // 1: twinsan.v1.QuorumMode
@@ -10009,330 +10662,342 @@ var file_twinsan_proto_goTypes = []any{
 	(*DrainNodeRequest)(nil),          // 31: twinsan.v1.DrainNodeRequest
 	(*ScrubNodeRequest)(nil),          // 32: twinsan.v1.ScrubNodeRequest
 	(*Scrub)(nil),                     // 33: twinsan.v1.Scrub
-	(*ScrubResult)(nil),               // 34: twinsan.v1.ScrubResult
-	(*Node)(nil),                      // 35: twinsan.v1.Node
-	(*Pool)(nil),                      // 36: twinsan.v1.Pool
-	(*Reduction)(nil),                 // 37: twinsan.v1.Reduction
-	(*Cache)(nil),                     // 38: twinsan.v1.Cache
-	(*Traffic)(nil),                   // 39: twinsan.v1.Traffic
-	(*AddDeviceRequest)(nil),          // 40: twinsan.v1.AddDeviceRequest
-	(*DrainDeviceRequest)(nil),        // 41: twinsan.v1.DrainDeviceRequest
-	(*RemoveDeviceRequest)(nil),       // 42: twinsan.v1.RemoveDeviceRequest
-	(*ReplaceDeviceRequest)(nil),      // 43: twinsan.v1.ReplaceDeviceRequest
-	(*ListDevicesRequest)(nil),        // 44: twinsan.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 45: twinsan.v1.ListDevicesResponse
-	(*Unreachable)(nil),               // 46: twinsan.v1.Unreachable
-	(*Device)(nil),                    // 47: twinsan.v1.Device
-	(*Replica)(nil),                   // 48: twinsan.v1.Replica
-	(*Volume)(nil),                    // 49: twinsan.v1.Volume
-	(*Path)(nil),                      // 50: twinsan.v1.Path
-	(*ClassCount)(nil),                // 51: twinsan.v1.ClassCount
-	(*Refusal)(nil),                   // 52: twinsan.v1.Refusal
-	(*Offload)(nil),                   // 53: twinsan.v1.Offload
-	(*Reservations)(nil),              // 54: twinsan.v1.Reservations
-	(*Registration)(nil),              // 55: twinsan.v1.Registration
-	(*ListVolumesRequest)(nil),        // 56: twinsan.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 57: twinsan.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 58: twinsan.v1.GetVolumeRequest
-	(*CreateVolumeRequest)(nil),       // 59: twinsan.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 60: twinsan.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 61: twinsan.v1.DeleteVolumeResponse
-	(*SetVolumeRequest)(nil),          // 62: twinsan.v1.SetVolumeRequest
-	(*ResizeVolumeRequest)(nil),       // 63: twinsan.v1.ResizeVolumeRequest
-	(*MoveVolumeRequest)(nil),         // 64: twinsan.v1.MoveVolumeRequest
-	(*ClearReservationsRequest)(nil),  // 65: twinsan.v1.ClearReservationsRequest
-	(*ClearReservationsResponse)(nil), // 66: twinsan.v1.ClearReservationsResponse
-	(*CheckVolumeRequest)(nil),        // 67: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),       // 68: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),             // 69: twinsan.v1.ReplicaDigest
-	(*Snapshot)(nil),                  // 70: twinsan.v1.Snapshot
-	(*ListSnapshotsRequest)(nil),      // 71: twinsan.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 72: twinsan.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 73: twinsan.v1.GetSnapshotRequest
-	(*CreateSnapshotsRequest)(nil),    // 74: twinsan.v1.CreateSnapshotsRequest
-	(*CreateSnapshotsResponse)(nil),   // 75: twinsan.v1.CreateSnapshotsResponse
-	(*DeleteSnapshotRequest)(nil),     // 76: twinsan.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 77: twinsan.v1.DeleteSnapshotResponse
-	(*ListChangesRequest)(nil),        // 78: twinsan.v1.ListChangesRequest
-	(*Changes)(nil),                   // 79: twinsan.v1.Changes
-	(*ChangedRange)(nil),              // 80: twinsan.v1.ChangedRange
-	(*CloneSnapshotRequest)(nil),      // 81: twinsan.v1.CloneSnapshotRequest
-	(*RollBackVolumeRequest)(nil),     // 82: twinsan.v1.RollBackVolumeRequest
-	(*RollBackVolumeResponse)(nil),    // 83: twinsan.v1.RollBackVolumeResponse
-	(*Schedule)(nil),                  // 84: twinsan.v1.Schedule
-	(*ListSchedulesRequest)(nil),      // 85: twinsan.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),     // 86: twinsan.v1.ListSchedulesResponse
-	(*SetScheduleRequest)(nil),        // 87: twinsan.v1.SetScheduleRequest
-	(*RemoveScheduleRequest)(nil),     // 88: twinsan.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),    // 89: twinsan.v1.RemoveScheduleResponse
-	(*Host)(nil),                      // 90: twinsan.v1.Host
-	(*ListHostsRequest)(nil),          // 91: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 92: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),            // 93: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),         // 94: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 95: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),     // 96: twinsan.v1.SetVolumeHostsRequest
-	(*MapVolumeRequest)(nil),          // 97: twinsan.v1.MapVolumeRequest
-	(*UnmapVolumeRequest)(nil),        // 98: twinsan.v1.UnmapVolumeRequest
-	(*ListSessionsRequest)(nil),       // 99: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 100: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                   // 101: twinsan.v1.Session
-	(*SnapshotStepRequest)(nil),       // 102: twinsan.v1.SnapshotStepRequest
-	(*SnapshotStepResponse)(nil),      // 103: twinsan.v1.SnapshotStepResponse
-	(*ReportRequest)(nil),             // 104: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),                // 105: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),              // 106: twinsan.v1.VolumeReport
-	(*Standing)(nil),                  // 107: twinsan.v1.Standing
-	(*AddReplicaRequest)(nil),         // 108: twinsan.v1.AddReplicaRequest
-	(*MoveReplicaRequest)(nil),        // 109: twinsan.v1.MoveReplicaRequest
-	(*RemoveReplicaRequest)(nil),      // 110: twinsan.v1.RemoveReplicaRequest
-	(*PromoteVolumeRequest)(nil),      // 111: twinsan.v1.PromoteVolumeRequest
-	(*PromoteVolumeResponse)(nil),     // 112: twinsan.v1.PromoteVolumeResponse
-	(*Operation)(nil),                 // 113: twinsan.v1.Operation
-	(*ListOperationsRequest)(nil),     // 114: twinsan.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 115: twinsan.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),       // 116: twinsan.v1.GetOperationRequest
-	(*CancelOperationRequest)(nil),    // 117: twinsan.v1.CancelOperationRequest
-	(*SetMaintenanceRequest)(nil),     // 118: twinsan.v1.SetMaintenanceRequest
-	(*SetMaintenanceResponse)(nil),    // 119: twinsan.v1.SetMaintenanceResponse
-	(*EvacuateNodeRequest)(nil),       // 120: twinsan.v1.EvacuateNodeRequest
-	(*RemoveNodeRequest)(nil),         // 121: twinsan.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 122: twinsan.v1.RemoveNodeResponse
-	(*SetResyncRateRequest)(nil),      // 123: twinsan.v1.SetResyncRateRequest
-	(*SetBalanceRequest)(nil),         // 124: twinsan.v1.SetBalanceRequest
-	(*SetQuorumRequest)(nil),          // 125: twinsan.v1.SetQuorumRequest
-	(*GetUpgradePlanRequest)(nil),     // 126: twinsan.v1.GetUpgradePlanRequest
-	(*RaiseLevelRequest)(nil),         // 127: twinsan.v1.RaiseLevelRequest
-	(*UpgradePlan)(nil),               // 128: twinsan.v1.UpgradePlan
-	(*UpgradeNode)(nil),               // 129: twinsan.v1.UpgradeNode
-	(*timestamppb.Timestamp)(nil),     // 130: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 131: google.protobuf.Duration
+	(*ExplainPoolRequest)(nil),        // 34: twinsan.v1.ExplainPoolRequest
+	(*ExplainPoolResponse)(nil),       // 35: twinsan.v1.ExplainPoolResponse
+	(*PoolExplained)(nil),             // 36: twinsan.v1.PoolExplained
+	(*VolumeShare)(nil),               // 37: twinsan.v1.VolumeShare
+	(*Forecast)(nil),                  // 38: twinsan.v1.Forecast
+	(*ForecastLevel)(nil),             // 39: twinsan.v1.ForecastLevel
+	(*ScrubResult)(nil),               // 40: twinsan.v1.ScrubResult
+	(*Node)(nil),                      // 41: twinsan.v1.Node
+	(*Pool)(nil),                      // 42: twinsan.v1.Pool
+	(*Reduction)(nil),                 // 43: twinsan.v1.Reduction
+	(*Cache)(nil),                     // 44: twinsan.v1.Cache
+	(*Traffic)(nil),                   // 45: twinsan.v1.Traffic
+	(*AddDeviceRequest)(nil),          // 46: twinsan.v1.AddDeviceRequest
+	(*DrainDeviceRequest)(nil),        // 47: twinsan.v1.DrainDeviceRequest
+	(*RemoveDeviceRequest)(nil),       // 48: twinsan.v1.RemoveDeviceRequest
+	(*ReplaceDeviceRequest)(nil),      // 49: twinsan.v1.ReplaceDeviceRequest
+	(*ListDevicesRequest)(nil),        // 50: twinsan.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 51: twinsan.v1.ListDevicesResponse
+	(*Unreachable)(nil),               // 52: twinsan.v1.Unreachable
+	(*Device)(nil),                    // 53: twinsan.v1.Device
+	(*Replica)(nil),                   // 54: twinsan.v1.Replica
+	(*Volume)(nil),                    // 55: twinsan.v1.Volume
+	(*Path)(nil),                      // 56: twinsan.v1.Path
+	(*ClassCount)(nil),                // 57: twinsan.v1.ClassCount
+	(*Refusal)(nil),                   // 58: twinsan.v1.Refusal
+	(*Offload)(nil),                   // 59: twinsan.v1.Offload
+	(*Reservations)(nil),              // 60: twinsan.v1.Reservations
+	(*Registration)(nil),              // 61: twinsan.v1.Registration
+	(*ListVolumesRequest)(nil),        // 62: twinsan.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 63: twinsan.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 64: twinsan.v1.GetVolumeRequest
+	(*CreateVolumeRequest)(nil),       // 65: twinsan.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 66: twinsan.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 67: twinsan.v1.DeleteVolumeResponse
+	(*SetVolumeRequest)(nil),          // 68: twinsan.v1.SetVolumeRequest
+	(*ResizeVolumeRequest)(nil),       // 69: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 70: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 71: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 72: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 73: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 74: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 75: twinsan.v1.ReplicaDigest
+	(*Snapshot)(nil),                  // 76: twinsan.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),      // 77: twinsan.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 78: twinsan.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 79: twinsan.v1.GetSnapshotRequest
+	(*CreateSnapshotsRequest)(nil),    // 80: twinsan.v1.CreateSnapshotsRequest
+	(*CreateSnapshotsResponse)(nil),   // 81: twinsan.v1.CreateSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),     // 82: twinsan.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 83: twinsan.v1.DeleteSnapshotResponse
+	(*ListChangesRequest)(nil),        // 84: twinsan.v1.ListChangesRequest
+	(*Changes)(nil),                   // 85: twinsan.v1.Changes
+	(*ChangedRange)(nil),              // 86: twinsan.v1.ChangedRange
+	(*CloneSnapshotRequest)(nil),      // 87: twinsan.v1.CloneSnapshotRequest
+	(*RollBackVolumeRequest)(nil),     // 88: twinsan.v1.RollBackVolumeRequest
+	(*RollBackVolumeResponse)(nil),    // 89: twinsan.v1.RollBackVolumeResponse
+	(*Schedule)(nil),                  // 90: twinsan.v1.Schedule
+	(*ListSchedulesRequest)(nil),      // 91: twinsan.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),     // 92: twinsan.v1.ListSchedulesResponse
+	(*SetScheduleRequest)(nil),        // 93: twinsan.v1.SetScheduleRequest
+	(*RemoveScheduleRequest)(nil),     // 94: twinsan.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),    // 95: twinsan.v1.RemoveScheduleResponse
+	(*Host)(nil),                      // 96: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 97: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 98: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 99: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 100: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 101: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 102: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 103: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 104: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 105: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 106: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 107: twinsan.v1.Session
+	(*SnapshotStepRequest)(nil),       // 108: twinsan.v1.SnapshotStepRequest
+	(*SnapshotStepResponse)(nil),      // 109: twinsan.v1.SnapshotStepResponse
+	(*ReportRequest)(nil),             // 110: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 111: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 112: twinsan.v1.VolumeReport
+	(*Standing)(nil),                  // 113: twinsan.v1.Standing
+	(*AddReplicaRequest)(nil),         // 114: twinsan.v1.AddReplicaRequest
+	(*MoveReplicaRequest)(nil),        // 115: twinsan.v1.MoveReplicaRequest
+	(*RemoveReplicaRequest)(nil),      // 116: twinsan.v1.RemoveReplicaRequest
+	(*PromoteVolumeRequest)(nil),      // 117: twinsan.v1.PromoteVolumeRequest
+	(*PromoteVolumeResponse)(nil),     // 118: twinsan.v1.PromoteVolumeResponse
+	(*Operation)(nil),                 // 119: twinsan.v1.Operation
+	(*ListOperationsRequest)(nil),     // 120: twinsan.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 121: twinsan.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),       // 122: twinsan.v1.GetOperationRequest
+	(*CancelOperationRequest)(nil),    // 123: twinsan.v1.CancelOperationRequest
+	(*SetMaintenanceRequest)(nil),     // 124: twinsan.v1.SetMaintenanceRequest
+	(*SetMaintenanceResponse)(nil),    // 125: twinsan.v1.SetMaintenanceResponse
+	(*EvacuateNodeRequest)(nil),       // 126: twinsan.v1.EvacuateNodeRequest
+	(*RemoveNodeRequest)(nil),         // 127: twinsan.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 128: twinsan.v1.RemoveNodeResponse
+	(*SetResyncRateRequest)(nil),      // 129: twinsan.v1.SetResyncRateRequest
+	(*SetBalanceRequest)(nil),         // 130: twinsan.v1.SetBalanceRequest
+	(*SetQuorumRequest)(nil),          // 131: twinsan.v1.SetQuorumRequest
+	(*GetUpgradePlanRequest)(nil),     // 132: twinsan.v1.GetUpgradePlanRequest
+	(*RaiseLevelRequest)(nil),         // 133: twinsan.v1.RaiseLevelRequest
+	(*UpgradePlan)(nil),               // 134: twinsan.v1.UpgradePlan
+	(*UpgradeNode)(nil),               // 135: twinsan.v1.UpgradeNode
+	(*timestamppb.Timestamp)(nil),     // 136: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 137: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
 	17,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
-	35,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
-	49,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
-	113, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
+	41,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
+	55,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
+	119, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
 	15,  // 5: twinsan.v1.Status.risk:type_name -> twinsan.v1.Risk
 	16,  // 6: twinsan.v1.Risk.stops:type_name -> twinsan.v1.Stop
 	0,   // 7: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	130, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	136, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
 	21,  // 9: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
 	2,   // 10: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
 	1,   // 11: twinsan.v1.ClusterInfo.quorum_mode:type_name -> twinsan.v1.QuorumMode
-	131, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
+	137, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
 	2,   // 13: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
 	3,   // 14: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	131, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	137, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	3,   // 16: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	130, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	130, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	130, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	136, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	136, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	136, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,   // 20: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
-	35,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	130, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
-	34,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
-	34,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
-	130, // 25: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
-	130, // 26: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
-	3,   // 27: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
-	5,   // 28: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	130, // 29: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
-	36,  // 30: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
-	39,  // 31: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
-	6,   // 32: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
-	130, // 33: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
-	33,  // 34: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
-	38,  // 35: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
-	37,  // 36: twinsan.v1.Pool.reduction:type_name -> twinsan.v1.Reduction
-	130, // 37: twinsan.v1.Reduction.merge_finished:type_name -> google.protobuf.Timestamp
-	40,  // 38: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
-	47,  // 39: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
-	46,  // 40: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	8,   // 41: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	131, // 42: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
-	130, // 43: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
-	130, // 44: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	7,   // 45: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
-	48,  // 46: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
-	39,  // 47: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
-	50,  // 48: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
-	51,  // 49: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
-	53,  // 50: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
-	54,  // 51: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
-	9,   // 52: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
-	52,  // 53: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
-	55,  // 54: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
-	55,  // 55: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
-	49,  // 56: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
-	49,  // 57: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	101, // 58: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	49,  // 59: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
-	54,  // 60: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
-	69,  // 61: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
-	10,  // 62: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
-	130, // 63: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	70,  // 64: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	70,  // 65: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	70,  // 66: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	80,  // 67: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
-	49,  // 68: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	70,  // 69: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	101, // 70: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	131, // 71: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
-	130, // 72: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
-	130, // 73: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
-	84,  // 74: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
-	131, // 75: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
-	90,  // 76: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	90,  // 77: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	101, // 78: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
-	46,  // 79: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	130, // 80: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	130, // 81: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
-	36,  // 82: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
-	47,  // 83: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	101, // 84: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	106, // 85: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
-	33,  // 86: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
-	39,  // 87: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
-	48,  // 88: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
-	51,  // 89: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
-	54,  // 90: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
-	107, // 91: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
-	49,  // 92: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	12,  // 93: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
-	11,  // 94: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
-	130, // 95: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	130, // 96: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	131, // 97: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
-	113, // 98: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
-	35,  // 99: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
-	131, // 100: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
-	1,   // 101: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
-	129, // 102: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
-	13,  // 103: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
-	18,  // 104: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
-	22,  // 105: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
-	20,  // 106: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
-	24,  // 107: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
-	26,  // 108: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
-	28,  // 109: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
-	30,  // 110: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
-	31,  // 111: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
-	32,  // 112: twinsan.v1.Nodes.ScrubNode:input_type -> twinsan.v1.ScrubNodeRequest
-	44,  // 113: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
-	40,  // 114: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
-	41,  // 115: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
-	42,  // 116: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
-	43,  // 117: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
-	56,  // 118: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
-	58,  // 119: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
-	59,  // 120: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
-	60,  // 121: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	63,  // 122: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	62,  // 123: twinsan.v1.Volumes.SetVolume:input_type -> twinsan.v1.SetVolumeRequest
-	67,  // 124: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	64,  // 125: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
-	65,  // 126: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
-	71,  // 127: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
-	73,  // 128: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
-	74,  // 129: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
-	76,  // 130: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
-	78,  // 131: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
-	81,  // 132: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
-	82,  // 133: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
-	85,  // 134: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
-	87,  // 135: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
-	88,  // 136: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
-	91,  // 137: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	93,  // 138: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	94,  // 139: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	96,  // 140: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	97,  // 141: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
-	98,  // 142: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
-	99,  // 143: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	104, // 144: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	102, // 145: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
-	108, // 146: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
-	109, // 147: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
-	110, // 148: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
-	111, // 149: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
-	114, // 150: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
-	116, // 151: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
-	117, // 152: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
-	118, // 153: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
-	120, // 154: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
-	121, // 155: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
-	124, // 156: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
-	123, // 157: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
-	125, // 158: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
-	126, // 159: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
-	127, // 160: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
-	14,  // 161: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	19,  // 162: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	23,  // 163: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	19,  // 164: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	25,  // 165: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	27,  // 166: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	29,  // 167: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	35,  // 168: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	35,  // 169: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	33,  // 170: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
-	45,  // 171: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	47,  // 172: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
-	47,  // 173: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
-	47,  // 174: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
-	47,  // 175: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
-	57,  // 176: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	49,  // 177: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	49,  // 178: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	61,  // 179: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	49,  // 180: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	49,  // 181: twinsan.v1.Volumes.SetVolume:output_type -> twinsan.v1.Volume
-	68,  // 182: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	49,  // 183: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	66,  // 184: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	72,  // 185: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
-	70,  // 186: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
-	75,  // 187: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
-	77,  // 188: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
-	79,  // 189: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
-	49,  // 190: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
-	83,  // 191: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
-	86,  // 192: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
-	84,  // 193: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
-	89,  // 194: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
-	92,  // 195: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	90,  // 196: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	95,  // 197: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	49,  // 198: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	49,  // 199: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	49,  // 200: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	100, // 201: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	105, // 202: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	103, // 203: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
-	113, // 204: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
-	113, // 205: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
-	49,  // 206: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
-	112, // 207: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
-	115, // 208: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
-	113, // 209: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
-	113, // 210: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
-	119, // 211: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
-	35,  // 212: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
-	122, // 213: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
-	19,  // 214: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
-	19,  // 215: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
-	19,  // 216: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
-	128, // 217: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
-	128, // 218: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
-	161, // [161:219] is the sub-list for method output_type
-	103, // [103:161] is the sub-list for method input_type
-	103, // [103:103] is the sub-list for extension type_name
-	103, // [103:103] is the sub-list for extension extendee
-	0,   // [0:103] is the sub-list for field type_name
+	41,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
+	136, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
+	40,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
+	40,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
+	36,  // 25: twinsan.v1.ExplainPoolResponse.pool:type_name -> twinsan.v1.PoolExplained
+	37,  // 26: twinsan.v1.PoolExplained.volumes:type_name -> twinsan.v1.VolumeShare
+	38,  // 27: twinsan.v1.PoolExplained.forecast:type_name -> twinsan.v1.Forecast
+	39,  // 28: twinsan.v1.Forecast.levels:type_name -> twinsan.v1.ForecastLevel
+	136, // 29: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
+	136, // 30: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
+	3,   // 31: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
+	5,   // 32: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
+	136, // 33: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	42,  // 34: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
+	45,  // 35: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
+	6,   // 36: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
+	136, // 37: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
+	33,  // 38: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
+	44,  // 39: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
+	43,  // 40: twinsan.v1.Pool.reduction:type_name -> twinsan.v1.Reduction
+	136, // 41: twinsan.v1.Reduction.merge_finished:type_name -> google.protobuf.Timestamp
+	46,  // 42: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
+	53,  // 43: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
+	52,  // 44: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	8,   // 45: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
+	137, // 46: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
+	136, // 47: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
+	136, // 48: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	7,   // 49: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
+	54,  // 50: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
+	45,  // 51: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
+	56,  // 52: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
+	57,  // 53: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
+	59,  // 54: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
+	60,  // 55: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
+	9,   // 56: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
+	58,  // 57: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
+	61,  // 58: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
+	61,  // 59: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
+	55,  // 60: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
+	55,  // 61: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	107, // 62: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	55,  // 63: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
+	60,  // 64: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
+	75,  // 65: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	10,  // 66: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
+	136, // 67: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	76,  // 68: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	76,  // 69: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	76,  // 70: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	86,  // 71: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
+	55,  // 72: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	76,  // 73: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	107, // 74: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	137, // 75: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	136, // 76: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	136, // 77: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	90,  // 78: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
+	137, // 79: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	96,  // 80: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	96,  // 81: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	107, // 82: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	52,  // 83: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	136, // 84: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	136, // 85: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	42,  // 86: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
+	53,  // 87: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
+	107, // 88: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	112, // 89: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	33,  // 90: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
+	45,  // 91: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
+	54,  // 92: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
+	57,  // 93: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
+	60,  // 94: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
+	113, // 95: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
+	55,  // 96: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	12,  // 97: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
+	11,  // 98: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
+	136, // 99: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	136, // 100: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	137, // 101: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
+	119, // 102: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
+	41,  // 103: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
+	137, // 104: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
+	1,   // 105: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
+	135, // 106: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
+	13,  // 107: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
+	18,  // 108: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
+	22,  // 109: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
+	20,  // 110: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
+	24,  // 111: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
+	26,  // 112: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
+	28,  // 113: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
+	30,  // 114: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
+	31,  // 115: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
+	32,  // 116: twinsan.v1.Nodes.ScrubNode:input_type -> twinsan.v1.ScrubNodeRequest
+	34,  // 117: twinsan.v1.Nodes.ExplainPool:input_type -> twinsan.v1.ExplainPoolRequest
+	50,  // 118: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
+	46,  // 119: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
+	47,  // 120: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
+	48,  // 121: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
+	49,  // 122: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
+	62,  // 123: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
+	64,  // 124: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
+	65,  // 125: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
+	66,  // 126: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
+	69,  // 127: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	68,  // 128: twinsan.v1.Volumes.SetVolume:input_type -> twinsan.v1.SetVolumeRequest
+	73,  // 129: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	70,  // 130: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	71,  // 131: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	77,  // 132: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
+	79,  // 133: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
+	80,  // 134: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
+	82,  // 135: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
+	84,  // 136: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
+	87,  // 137: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
+	88,  // 138: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
+	91,  // 139: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
+	93,  // 140: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
+	94,  // 141: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
+	97,  // 142: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	99,  // 143: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	100, // 144: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	102, // 145: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	103, // 146: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	104, // 147: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	105, // 148: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	110, // 149: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	108, // 150: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
+	114, // 151: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
+	115, // 152: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
+	116, // 153: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
+	117, // 154: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
+	120, // 155: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
+	122, // 156: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
+	123, // 157: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
+	124, // 158: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
+	126, // 159: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
+	127, // 160: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
+	130, // 161: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
+	129, // 162: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
+	131, // 163: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
+	132, // 164: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
+	133, // 165: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
+	14,  // 166: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	19,  // 167: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	23,  // 168: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	19,  // 169: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	25,  // 170: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	27,  // 171: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	29,  // 172: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	41,  // 173: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	41,  // 174: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	33,  // 175: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
+	35,  // 176: twinsan.v1.Nodes.ExplainPool:output_type -> twinsan.v1.ExplainPoolResponse
+	51,  // 177: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	53,  // 178: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
+	53,  // 179: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
+	53,  // 180: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
+	53,  // 181: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
+	63,  // 182: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	55,  // 183: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	55,  // 184: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	67,  // 185: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	55,  // 186: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	55,  // 187: twinsan.v1.Volumes.SetVolume:output_type -> twinsan.v1.Volume
+	74,  // 188: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	55,  // 189: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	72,  // 190: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	78,  // 191: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	76,  // 192: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	81,  // 193: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	83,  // 194: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	85,  // 195: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	55,  // 196: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	89,  // 197: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	92,  // 198: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	90,  // 199: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	95,  // 200: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	98,  // 201: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	96,  // 202: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	101, // 203: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	55,  // 204: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	55,  // 205: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	55,  // 206: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	106, // 207: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	111, // 208: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	109, // 209: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	119, // 210: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
+	119, // 211: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
+	55,  // 212: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
+	118, // 213: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
+	121, // 214: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
+	119, // 215: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
+	119, // 216: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
+	125, // 217: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
+	41,  // 218: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
+	128, // 219: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
+	19,  // 220: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
+	19,  // 221: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
+	19,  // 222: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
+	134, // 223: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
+	134, // 224: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
+	166, // [166:225] is the sub-list for method output_type
+	107, // [107:166] is the sub-list for method input_type
+	107, // [107:107] is the sub-list for extension type_name
+	107, // [107:107] is the sub-list for extension extendee
+	0,   // [0:107] is the sub-list for field type_name
 }
 
 func init() { file_twinsan_proto_init() }
@@ -10346,7 +11011,7 @@ func file_twinsan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   117,
+			NumMessages:   123,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -345,10 +345,11 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Nodes_ListNodes_FullMethodName = "/twinsan.v1.Nodes/ListNodes"
-	Nodes_GetNode_FullMethodName   = "/twinsan.v1.Nodes/GetNode"
-	Nodes_DrainNode_FullMethodName = "/twinsan.v1.Nodes/DrainNode"
-	Nodes_ScrubNode_FullMethodName = "/twinsan.v1.Nodes/ScrubNode"
+	Nodes_ListNodes_FullMethodName   = "/twinsan.v1.Nodes/ListNodes"
+	Nodes_GetNode_FullMethodName     = "/twinsan.v1.Nodes/GetNode"
+	Nodes_DrainNode_FullMethodName   = "/twinsan.v1.Nodes/DrainNode"
+	Nodes_ScrubNode_FullMethodName   = "/twinsan.v1.Nodes/ScrubNode"
+	Nodes_ExplainPool_FullMethodName = "/twinsan.v1.Nodes/ExplainPool"
 )
 
 // NodesClient is the client API for Nodes service.
@@ -364,6 +365,9 @@ type NodesClient interface {
 	// ScrubNode shows, starts or stops the scrub of a data node's pool: reading, proving
 	// and repairing all that is in use. It does not wait for it.
 	ScrubNode(ctx context.Context, in *ScrubNodeRequest, opts ...grpc.CallOption) (*Scrub, error)
+	// ExplainPool walks the maps of a data node's pool and says what its bytes are there
+	// for. It sends progress and at last the result; ending the call ends the walk.
+	ExplainPool(ctx context.Context, in *ExplainPoolRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExplainPoolResponse], error)
 }
 
 type nodesClient struct {
@@ -414,6 +418,25 @@ func (c *nodesClient) ScrubNode(ctx context.Context, in *ScrubNodeRequest, opts 
 	return out, nil
 }
 
+func (c *nodesClient) ExplainPool(ctx context.Context, in *ExplainPoolRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExplainPoolResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Nodes_ServiceDesc.Streams[0], Nodes_ExplainPool_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExplainPoolRequest, ExplainPoolResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Nodes_ExplainPoolClient = grpc.ServerStreamingClient[ExplainPoolResponse]
+
 // NodesServer is the server API for Nodes service.
 // All implementations must embed UnimplementedNodesServer
 // for forward compatibility.
@@ -427,6 +450,9 @@ type NodesServer interface {
 	// ScrubNode shows, starts or stops the scrub of a data node's pool: reading, proving
 	// and repairing all that is in use. It does not wait for it.
 	ScrubNode(context.Context, *ScrubNodeRequest) (*Scrub, error)
+	// ExplainPool walks the maps of a data node's pool and says what its bytes are there
+	// for. It sends progress and at last the result; ending the call ends the walk.
+	ExplainPool(*ExplainPoolRequest, grpc.ServerStreamingServer[ExplainPoolResponse]) error
 	mustEmbedUnimplementedNodesServer()
 }
 
@@ -448,6 +474,9 @@ func (UnimplementedNodesServer) DrainNode(context.Context, *DrainNodeRequest) (*
 }
 func (UnimplementedNodesServer) ScrubNode(context.Context, *ScrubNodeRequest) (*Scrub, error) {
 	return nil, status.Error(codes.Unimplemented, "method ScrubNode not implemented")
+}
+func (UnimplementedNodesServer) ExplainPool(*ExplainPoolRequest, grpc.ServerStreamingServer[ExplainPoolResponse]) error {
+	return status.Error(codes.Unimplemented, "method ExplainPool not implemented")
 }
 func (UnimplementedNodesServer) mustEmbedUnimplementedNodesServer() {}
 func (UnimplementedNodesServer) testEmbeddedByValue()               {}
@@ -542,6 +571,17 @@ func _Nodes_ScrubNode_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Nodes_ExplainPool_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ExplainPoolRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodesServer).ExplainPool(m, &grpc.GenericServerStream[ExplainPoolRequest, ExplainPoolResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Nodes_ExplainPoolServer = grpc.ServerStreamingServer[ExplainPoolResponse]
+
 // Nodes_ServiceDesc is the grpc.ServiceDesc for Nodes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -566,7 +606,13 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Nodes_ScrubNode_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ExplainPool",
+			Handler:       _Nodes_ExplainPool_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "twinsan.proto",
 }
 

@@ -159,7 +159,7 @@ The first five minutes:
 	root.AddCommand(
 		a.statusCommand(), a.eventsCommand(),
 		a.initCommand(), a.joinCommand(), a.serveCommand(), a.demoCommand(),
-		a.clusterCommand(), a.nodeCommand(), a.deviceCommand(), a.volumeCommand(), a.snapshotCommand(), a.hostCommand(),
+		a.clusterCommand(), a.nodeCommand(), a.poolCommand(), a.deviceCommand(), a.volumeCommand(), a.snapshotCommand(), a.hostCommand(),
 		a.connectCommand(), a.operationCommand(), a.upgradeCommand(), a.sessionCommand(), a.scrubCommand(), a.storeCommand(), a.versionCommand(),
 	)
 	return root
