@@ -81,7 +81,7 @@ type Store struct {
 	waitingReads         atomic.Int32 // at the devices, for somebody who waits
 	stop                 chan struct{}
 	running              sync.WaitGroup
-	committed            chan struct{} // closed when the committer is gone
+	committed            chan struct{}             // closed when the committer is gone
 	openCatalogue        func() (catalogue, error) // nil: none
 
 	// Only while opening.
