@@ -143,7 +143,6 @@ func (m *merger) due(s *Store) bool {
 
 // mergeLoop runs passes when they are due or asked for.
 func (s *Store) mergeLoop() {
-	defer s.running.Done()
 	m := &s.merger
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()

@@ -211,7 +211,6 @@ func (s *Store) cut(pos format.Position, progress uint64) {
 
 // checkpointLoop writes the checkpoints that are cut, and asks for one when the interval is over.
 func (s *Store) checkpointLoop() {
-	defer s.running.Done()
 	c := &s.ckpt
 	tick := time.NewTicker(s.cfg.CheckpointInterval)
 	defer tick.Stop()

@@ -95,7 +95,6 @@ func (c *cleaner) stopped() bool {
 const cleanTick = 200 * time.Millisecond
 
 func (s *Store) cleanLoop() {
-	defer s.running.Done()
 	c := &s.cleaner
 	tick := time.NewTicker(cleanTick)
 	defer tick.Stop()

@@ -201,8 +201,7 @@ func (d *driver) start(c Config, model *site, panicked func(any)) error {
 	if _, err := s.healSuperblocks(); err != nil {
 		return err
 	}
-	s.running.Add(1)
-	go func() {
+	s.running.Go(func() {
 		defer func() {
 			if p := recover(); p != nil {
 				panicked(p)
@@ -210,7 +209,7 @@ func (d *driver) start(c Config, model *site, panicked func(any)) error {
 			}
 		}()
 		s.committer()
-	}()
+	})
 	return s.eachEntryPage(nil, func(first BID, page []byte) {
 		for i := range format.EntriesPerPage {
 			if e := format.EntryAt(page, i); format.EntryAddr(e) != 0 {

@@ -119,7 +119,6 @@ func (s *Store) relax(waiting int64) error {
 
 // flushLoop flushes an interval after something was written that no flush followed.
 func (s *Store) flushLoop() {
-	defer s.running.Done()
 	f := &s.flush
 	timer := time.NewTimer(s.cfg.FlushInterval)
 	defer timer.Stop()

@@ -95,7 +95,6 @@ func (l *l2) free(s *Store) {
 // l2Loop warms the second level up, and then fills it at a bounded rate: what comes
 // faster is lost from the spill.
 func (s *Store) l2Loop() {
-	defer s.running.Done()
 	l := s.l2
 	l.flash.Warm(s.stop)
 	block := device.AlignedBuffer(dedup.BlockSize)

@@ -185,7 +185,6 @@ func (s *Store) runnable() bool {
 
 // committer takes the role whenever there is work that no caller does inline.
 func (s *Store) committer() {
-	defer s.running.Done()
 	defer close(s.committed)
 	q := &s.queue
 	q.mu.Lock()

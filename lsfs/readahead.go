@@ -169,7 +169,6 @@ func (j *aheadJob) gone() bool {
 
 // aheadLoop reads ahead, with a context of its own: nobody who waits is kept from one.
 func (s *Store) aheadLoop() {
-	defer s.running.Done()
 	rc := newContext(s, aheadPart)
 	rc.ahead = true
 	defer rc.free()

@@ -220,7 +220,6 @@ func (k *scrubber) due() time.Time {
 
 // scrubLoop runs passes when they are due or asked for.
 func (s *Store) scrubLoop() {
-	defer s.running.Done()
 	k := &s.scrub
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()

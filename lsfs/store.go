@@ -125,24 +125,16 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		s.free()
 		return nil, fmt.Errorf("open pool %x: record its devices: %w", s.id, err)
 	}
-	s.running.Add(7)
-	go s.committer()
-	go s.flushLoop()
-	go s.checkpointLoop()
-	go s.cleanLoop()
-	go s.trimLoop()
-	go s.fillIndex()
-	go s.scrubLoop()
-	go s.mergeLoop()
+	for _, loop := range []func(){s.committer, s.flushLoop, s.checkpointLoop, s.cleanLoop, s.trimLoop, s.fillIndex, s.scrubLoop, s.mergeLoop} {
+		s.running.Go(loop)
+	}
 	if s.aheadMax > 0 {
-		s.running.Add(aheadReaders)
 		for range aheadReaders {
-			go s.aheadLoop()
+			s.running.Go(s.aheadLoop)
 		}
 	}
 	if s.openL2(); s.l2 != nil && s.l2.flash != nil {
-		s.running.Add(1)
-		go s.l2Loop()
+		s.running.Go(s.l2Loop)
 	}
 	return s, nil
 }

@@ -65,7 +65,6 @@ func (t *trimmer) wait(ctx context.Context, _ VolumeID) error {
 }
 
 func (s *Store) trimLoop() {
-	defer s.running.Done()
 	t := &s.trimmer
 	for {
 		t.mu.Lock()
