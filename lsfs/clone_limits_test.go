@@ -190,16 +190,16 @@ func TestCloneRefuses(t *testing.T) {
 // TestCloneNearlyFull: a pool that is full of references refuses clones that need room
 // for words, and goes on with those that need none.
 func TestCloneNearlyFull(t *testing.T) {
-	r := newRig(t, 1, 12<<20)
+	r := newRig(t, 1, 32<<20)
 	s := r.start()
-	v := mustCreate(t, s, 1, 1<<20)
+	v := mustCreate(t, s, 1, 4<<20)
 	c := newClient(t, s)
 	c.must(c.write(1, 1, 512*1000, small(1)))
 	fillEqual(c, v, ptr(Seq(1)), 0, 2048)
 	seq := v.Meta().Durable.Seq
 	var err error
 	at := BlockNo(4096)
-	for ; at < 900<<10 && err == nil; at += 2048 {
+	for ; at < 3900<<10 && err == nil; at += 2048 {
 		if !v.AdmitClone(at, 1, 1, 2047) {
 			err = ErrNoSpace
 			break
@@ -214,7 +214,7 @@ func TestCloneNearlyFull(t *testing.T) {
 		t.Fatal("the pool never filled")
 	}
 	mustCheck(t, s)
-	for err = nil; err == nil && at < 900<<10; at += 2048 {
+	for err = nil; err == nil && at < 3900<<10; at += 2048 {
 		if err = c.do(&Op{Kind: OpClone, Volume: 1, ID: OpID{1, seq + 1}, Start: at, Count: 2047, Source: 1, SourceStart: 1}); err == nil {
 			seq++
 		}
@@ -222,7 +222,7 @@ func TestCloneNearlyFull(t *testing.T) {
 	if !errors.Is(err, ErrNoSpace) {
 		t.Fatalf("a clone into a full pool: %v", err)
 	}
-	c.must(&Op{Kind: OpUnmap, Volume: 1, ID: OpID{1, seq + 1}, Start: 4096, Count: 300 << 10})
+	c.must(&Op{Kind: OpUnmap, Volume: 1, ID: OpID{1, seq + 1}, Start: 4096, Count: 1200 << 10})
 	seq++
 	if !v.AdmitClone(4096, 1, 1, 2047) {
 		t.Fatal("no room after an unmap")
