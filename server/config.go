@@ -67,7 +67,7 @@ type StoreConfig struct {
 	// one begins, 1 to 365; 0: none begins by itself.
 	ScrubDays int `toml:"scrub-days"`
 	// FlushMilliseconds is how long a write of a volume with the policy mirrored-ram may
-	// wait for its flush, 1 to 10000; 0: 200.
+	// wait for its flush, 1 to 10000.
 	FlushMilliseconds int `toml:"flush-milliseconds"`
 }
 
@@ -134,7 +134,7 @@ const (
 func DefaultConfig() *Config {
 	return &Config{
 		DataDir: DefaultDataDir,
-		Store:   StoreConfig{Cache: 1 << 30, MergeMinutes: 60, ScrubDays: 14},
+		Store:   StoreConfig{Cache: 1 << 30, MergeMinutes: 60, ScrubDays: 14, FlushMilliseconds: 200},
 		API:     APIConfig{Socket: DefaultSocket},
 		Log:     LogConfig{Level: "info"},
 	}
@@ -269,8 +269,8 @@ func (c *Config) complete(path string, text []byte) error {
 	if c.Store.L2Size != 0 {
 		between("store.l2-size", c.Store.L2Size, 16<<20, 64<<40)
 	}
-	if c.Store.FlushMilliseconds < 0 || 10_000 < c.Store.FlushMilliseconds {
-		wrong("store.flush-milliseconds", "%d, want 0 to 10000", c.Store.FlushMilliseconds)
+	if c.Store.FlushMilliseconds < 1 || 10_000 < c.Store.FlushMilliseconds {
+		wrong("store.flush-milliseconds", "%d, want 1 to 10000", c.Store.FlushMilliseconds)
 	}
 	if c.Store.MergeMinutes < 0 || 10080 < c.Store.MergeMinutes {
 		wrong("store.merge-minutes", "%d, want 0 to 10080", c.Store.MergeMinutes)
