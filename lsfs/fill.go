@@ -13,6 +13,7 @@ import (
 // may be stored twice. It reads pages past the frames, which belong to what is in use, and
 // leaves operations half of the time.
 func (s *Store) fillIndex() {
+	defer close(s.filled)
 	buf := device.AlignedBuffer(fillPages * format.PageSize)
 	defer device.FreeAligned(buf)
 	reads := make([]device.Read, fillPages)

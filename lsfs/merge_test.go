@@ -42,6 +42,7 @@ func (mapCatalogue) Close() error                { return nil }
 
 // unindex takes a fingerprint out of the index, as another one might have.
 func unindex(s *Store, fp *dedup.Fingerprint) {
+	<-s.filled // or it is put back
 	var refs [dedup.Ways]uint64
 	for _, ref := range refs[:s.index.Candidates(fp, &refs)] {
 		s.index.Remove(fp, ref)

@@ -57,6 +57,7 @@ type Store struct {
 	stats    counters
 
 	explaining chan struct{} // who is explaining
+	filled     chan struct{} // closed when fillIndex is through
 	outgrown   error         // why the budget for metadata is too small, see keepBudget
 
 	commitMax            int64        // bytes of the largest commit
@@ -151,7 +152,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{}), committed: make(chan struct{}), explaining: make(chan struct{}, 1)}
+	s = &Store{cfg: c, logger: c.Logger, id: sb.Pool, pool: *sb, volumes: make(map[VolumeID]*Volume), snapshots: make(map[VolumeID]*Snapshot), stop: make(chan struct{}), committed: make(chan struct{}), filled: make(chan struct{}), explaining: make(chan struct{}, 1)}
 	made := s
 	defer func() {
 		if err != nil {
