@@ -47,8 +47,8 @@ const (
 
 // Chunks under way in one resync. Each holds its range against writes and waits for the
 // link and for a flush at the replica. While initiators work, few are under way, so
-// that none waits long for a range; while nobody does, enough to hide the waiting:
-// with 4, a resync on a busy machine got half of what 16 get. 16 take 32 MiB at most.
+// that none waits long for a range; while nobody does, enough to hide the waiting. They
+// take 32 MiB at most.
 const (
 	parallelChunks = 4
 	quietChunks    = 16
