@@ -186,7 +186,7 @@ func layOut(plan *demoPlan) (*demoFile, error) {
 		if config.API.Socket, err = demoSocket(plan.dir, name); err != nil {
 			return "", nil, err
 		}
-		config.Store = server.StoreConfig{Cache: 256 << 20, Metadata: 256 << 20, Index: 64 << 20}
+		config.Store.Cache, config.Store.Metadata, config.Store.Index = 256<<20, 256<<20, 64<<20
 		if !witness {
 			config.Store.Devices, config.Store.DeviceSize = []string{filepath.Join(dir, "disk0.img")}, plan.deviceSize
 			config.ISCSI.Portals = []string{local(0)}
