@@ -65,12 +65,12 @@ lint:
 
 ## unit: all tests of packages, with invariants checked
 unit:
-	$(GO) test -tags invariants -timeout 10m $(PACKAGES)
+	$(GO) test -tags invariants -timeout 20m $(PACKAGES)
 
 ## race: the same under the race detector, where goroutines share memory
 race:
 	tests/install.sh race
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $(RACE_PACKAGES)
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 30m $(RACE_PACKAGES)
 
 # Of the simulator: how many seeds, the first one (0: from the clock), virtual time of each.
 SEEDS  ?= 1000
