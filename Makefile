@@ -52,7 +52,6 @@ test:
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory race
-	$(MAKE) --no-print-directory sim-test
 	$(MAKE) --no-print-directory e2e-short
 
 ## lint: gofmt, go vet, staticcheck, allowed imports; warnings are errors

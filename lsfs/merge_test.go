@@ -42,7 +42,6 @@ func (mapCatalogue) Close() error                { return nil }
 
 // unindex takes a fingerprint out of the index, as another one might have.
 func unindex(s *Store, fp *dedup.Fingerprint) {
-	<-s.filled // or it is put back
 	var refs [dedup.Ways]uint64
 	for _, ref := range refs[:s.index.Candidates(fp, &refs)] {
 		s.index.Remove(fp, ref)
@@ -162,6 +161,7 @@ func TestMergeShared(t *testing.T) {
 	mustCreate(t, s, 2, 4096)
 	c := newClient(t, s)
 	seq := putRun(c, 1, 1, 0, 1, 600)
+	<-s.filled
 	for n := uint64(1); n <= 600; n++ {
 		fp := c.red.Fingerprint(small(n))
 		unindex(s, &fp)
@@ -316,6 +316,7 @@ func TestMergeLeavesDamage(t *testing.T) {
 		c := newClient(t, s)
 		seq := putRun(c, 1, 1, 0, 1, 1)
 		fp := c.red.Fingerprint(small(1))
+		<-s.filled // or it is put back
 		unindex(s, &fp)
 		putRun(c, 1, seq, 50, 1, 1)
 		n := 0
