@@ -197,24 +197,28 @@ func (s *Store) adopt(m *member, o NewDevice) error {
 		// Out again: nothing stands on it. If this fails too, the next start drops it.
 		return errors.Join(err, s.expel(m))
 	}
-	err = s.rearrange(func() error {
-		m.state = format.MemberActive
+	var old *member
+	err = s.rearrange(func() (err error) {
 		if o.Replaces != (DeviceID{}) {
-			old, err := s.findDevice(o.Replaces)
-			if err != nil {
+			if old, err = s.findDevice(o.Replaces); err != nil {
 				return err
 			}
-			s.empty(old, format.MemberLeaving)
+			old.state = format.MemberLeaving
 		}
+		m.state = format.MemberActive
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	// Its superblocks say that it is needed, so now it may hold something.
+	// Its superblocks say that it is needed, so now it may hold something. The one that it
+	// replaces is closed at the same moment and not before: it may be the only one.
 	s.enter()
 	s.mu.Lock()
 	m.open = true
+	if old != nil {
+		s.empty(old, old.state)
+	}
 	t.recount()
 	s.usable.Store(s.usableOf(t.size() * int64(t.bytes)))
 	s.mu.Unlock()

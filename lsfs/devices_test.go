@@ -479,6 +479,40 @@ func TestDevicesModel(t *testing.T) {
 	})
 }
 
+// TestReplaceTheOnlyDevice has checkpoints and writes go on while the only device is replaced.
+func TestReplaceTheOnlyDevice(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t, 1, 20<<20)
+	r.persist()
+	s := r.start()
+	mustCreate(t, s, 1, 500)
+	c := newClient(t, s)
+	stop := make(chan struct{})
+	var checkpoints sync.WaitGroup
+	for round := range 12 {
+		checkpoints.Go(func() {
+			for s.checkpoint() == nil {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+		c.must(c.write(1, Seq(round+1), BlockNo(round), noise(uint64(round))))
+		old := s.Devices()[0]
+		if _, err := s.AddDevice(ctx, r.addDisk(uint64(round), 20<<20), NewDevice{Replaces: old.ID}); err != nil {
+			t.Fatal(err)
+		}
+		waitGone(t, s, old.ID)
+		close(stop)
+		checkpoints.Wait()
+		stop = make(chan struct{})
+	}
+	mustCheck(t, s)
+	mustClose(t, s)
+}
+
 // TestManyDevices runs a pool of 48 devices, opened in another order, and one more
 // than a pool takes.
 func TestManyDevices(t *testing.T) {
