@@ -79,7 +79,7 @@ func TestPack(t *testing.T) {
 			t.Fatal("undecodable")
 		}
 	})
-	if n > 0 {
+	if n > 0 && !raceEnabled { // the detector empties pools at random
 		t.Errorf("%v allocations", n)
 	}
 }

@@ -1,6 +1,7 @@
 package lsfs
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -61,6 +62,12 @@ func TestBudgetIsKept(t *testing.T) {
 	if s.outgrown != nil || len(events) > 0 {
 		t.Error(s.outgrown, events)
 	}
+	mustClose(t, s)
+	s, err := open(context.Background(), r.cfg) // without goroutines
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.free()
 	frames := s.pg.max
 	s.keepBudget(s.fixedBytes() - 4<<20)
 	if s.outgrown != nil || s.pg.max != frames-4<<20/format.PageSize || s.dirtyHard != int64(s.pg.max)*5/8 {
@@ -70,5 +77,4 @@ func TestBudgetIsKept(t *testing.T) {
 	if s.outgrown == nil || s.pg.max != framesMin/format.PageSize || !strings.Contains(s.outgrown.Error(), "of the 32 MiB for metadata") {
 		t.Errorf("%d frames, %v", s.pg.max, s.outgrown)
 	}
-	mustClose(t, s)
 }
