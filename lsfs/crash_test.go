@@ -20,11 +20,14 @@ import (
 var seedFlag = flag.Uint64("lsfs.seed", 0, "run the random tests with this seed only")
 
 // eachSeed runs f for a few seeds and those that found something once, or for the
-// one of the flag.
+// one of the flag. Short runs take half of the few.
 func eachSeed(t *testing.T, n uint64, f func(t *testing.T, seed uint64), found ...uint64) {
 	if *seedFlag != 0 {
 		f(t, *seedFlag)
 		return
+	}
+	if testing.Short() {
+		n = (n + 1) / 2
 	}
 	seeds := found
 	for seed := uint64(1); seed <= n; seed++ {
