@@ -2,11 +2,9 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/twinsan/twinsan/lsfs"
-	"github.com/twinsan/twinsan/server/cluster"
 )
 
 // PoolExplained says what the pool of a node is taken by, and when it will be full.
@@ -22,18 +20,12 @@ type PoolExplained struct {
 // error ends the walk. A node that is not the one called name asks that, unless here.
 func (n *Node) ExplainPool(ctx context.Context, name string, exact, here bool, progress func(done float64) error) (*PoolExplained, error) {
 	state := n.known()
-	node := state.NodeNamed(name)
+	node, peers, err := n.poolOf(state, name, here)
 	switch {
-	case node == nil:
-		return nil, fmt.Errorf("node %q: %w", name, ErrNotFound)
-	case node.Role != cluster.RoleData:
-		return nil, fmt.Errorf("%w: node %s is a witness and stores nothing", ErrInvalid, name)
-	case node.ID != n.cluster.Self():
-		peers := n.peers.Load()
-		if here || peers == nil || node.API == "" {
-			return nil, fmt.Errorf("node %s is not in reach: %w", name, ErrNotReady)
-		}
-		return (*peers).ExplainPool(ctx, node.ID, node.API, name, exact, progress)
+	case err != nil:
+		return nil, err
+	case peers != nil:
+		return peers.ExplainPool(ctx, node.ID, n.api(node), name, exact, progress)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
-
-	"github.com/twinsan/twinsan/replication"
 )
 
 // TestHistoryIsBounded notes the fill for three years, with a restart each week: the file
@@ -109,33 +107,11 @@ func TestExplainPool(t *testing.T) {
 	l := newLab(t)
 	ctx := t.Context()
 	ca, cb := l.config("a", false), l.config("b", false)
-	tokens, err := Init(ctx, ca, InitOptions{Cluster: "lab"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := l.open(ca)
-	if err := Join(ctx, cb, JoinOptions{Address: ca.Sync.Address, Token: tokens.Data}); err != nil {
-		t.Fatal(err)
-	}
-	b := l.open(cb)
-	if _, err := a.CreateVolume(ctx, VolumeSpec{Name: "vm", Size: 64 << 20, AnyHost: true, Dedup: true, Compress: true}); err != nil {
-		t.Fatal(err)
-	}
-	v := l.awaitVolume(a, "vm", VolumeOnline, "a", "b")
-	owner := a
-	if v.Owner == "b" {
-		owner = b
-	}
 	data := make([]byte, 64*4096)
 	_, _ = rand.Read(data[:32*4096])
 	copy(data[32*4096:], data[:32*4096])
-	done := make(chan error, 1)
-	parts := owner.serving.Load()
-	parts.replication.Volume(v.ID).Submit(&replication.Request{Op: replication.OpWrite, Len: uint64(len(data)), Data: data, Done: func(r *replication.Request) { done <- r.Err }})
-	parts.replication.Kick()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	a, b := l.join(ca, cb)
+	l.fill(a, b, data)
 	told := 0.0
 	x, err := a.ExplainPool(ctx, "b", true, false, func(d float64) error { told = d; return nil })
 	if err != nil {

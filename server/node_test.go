@@ -486,7 +486,12 @@ func TestOpenSaysWhatIsMissing(t *testing.T) {
 // pair is a cluster of two data nodes, a and b, without a witness.
 func (l *lab) pair() (a, b *Node) {
 	l.t.Helper()
-	ca, cb := l.config("a", false), l.config("b", false)
+	return l.join(l.config("a", false), l.config("b", false))
+}
+
+// join starts a cluster of two nodes.
+func (l *lab) join(ca, cb *Config) (a, b *Node) {
+	l.t.Helper()
 	tokens, err := Init(l.t.Context(), ca, InitOptions{Cluster: "lab"})
 	if err != nil {
 		l.t.Fatal(err)
@@ -496,6 +501,26 @@ func (l *lab) pair() (a, b *Node) {
 		l.t.Fatal(err)
 	}
 	return a, l.open(cb)
+}
+
+// fill makes volume vm on nodes a and b, which begins with data.
+func (l *lab) fill(a, b *Node, data []byte) {
+	l.t.Helper()
+	if _, err := a.CreateVolume(l.t.Context(), VolumeSpec{Name: "vm", Size: 64 << 20, AnyHost: true, Dedup: true, Compress: true}); err != nil {
+		l.t.Fatal(err)
+	}
+	v := l.awaitVolume(a, "vm", VolumeOnline, "a", "b")
+	owner := a
+	if v.Owner == "b" {
+		owner = b
+	}
+	done := make(chan error, 1)
+	parts := owner.serving.Load()
+	parts.replication.Volume(v.ID).Submit(&replication.Request{Op: replication.OpWrite, Len: uint64(len(data)), Data: data, Done: func(r *replication.Request) { done <- r.Err }})
+	parts.replication.Kick()
+	if err := <-done; err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 // Block profiles, read-only hosts and the policy of discovery reach the parts that act by them.

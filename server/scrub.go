@@ -93,22 +93,35 @@ func (n *Node) saveScrub(last *lsfs.ScrubState) {
 	*last = state
 }
 
+// poolOf finds the node with a pool that is called name. peers is what to ask it with, nil
+// when it is this one; with here no other is asked.
+func (n *Node) poolOf(state *cluster.State, name string, here bool) (node *cluster.Node, peers Peers, err error) {
+	node = state.NodeNamed(name)
+	switch {
+	case node == nil:
+		return nil, nil, fmt.Errorf("node %q: %w", name, ErrNotFound)
+	case node.Role != cluster.RoleData:
+		return nil, nil, fmt.Errorf("%w: node %s is a witness and stores nothing", ErrInvalid, name)
+	case node.ID == n.cluster.Self():
+		return node, nil, nil
+	}
+	p := n.peers.Load()
+	if here || p == nil || node.API == "" {
+		return nil, nil, fmt.Errorf("node %s is not in reach: %w", name, ErrNotReady)
+	}
+	return node, *p, nil
+}
+
 // ScrubNode shows, starts or stops the scrub of a node's pool; it does not wait for it.
 // A node that is not the one called name asks that, unless here.
 func (n *Node) ScrubNode(ctx context.Context, name string, action ScrubAction, fullSpeed, here bool) (*Scrub, error) {
 	state := n.known()
-	node := state.NodeNamed(name)
+	node, peers, err := n.poolOf(state, name, here)
 	switch {
-	case node == nil:
-		return nil, fmt.Errorf("node %q: %w", name, ErrNotFound)
-	case node.Role != cluster.RoleData:
-		return nil, fmt.Errorf("%w: node %s is a witness and stores nothing", ErrInvalid, name)
-	case node.ID != n.cluster.Self():
-		peers := n.peers.Load()
-		if here || peers == nil || node.API == "" {
-			return nil, fmt.Errorf("node %s is not in reach: %w", name, ErrNotReady)
-		}
-		return (*peers).ScrubNode(ctx, node.ID, n.api(node), name, action, fullSpeed)
+	case err != nil:
+		return nil, err
+	case peers != nil:
+		return peers.ScrubNode(ctx, node.ID, n.api(node), name, action, fullSpeed)
 	}
 	switch action {
 	case ScrubStart:

@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/twinsan/twinsan/replication"
 )
 
 // TestScrubRepairsFromTheOtherNode rots blocks on the disk of one node of two. Its scrub,
@@ -19,33 +17,10 @@ func TestScrubRepairsFromTheOtherNode(t *testing.T) {
 	ctx := t.Context()
 	ca, cb := l.config("a", false), l.config("b", false)
 	cb.Store.ScrubDays = 0 // and only when it is asked for
-	tokens, err := Init(ctx, ca, InitOptions{Cluster: "lab"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := l.open(ca)
-	if err := Join(ctx, cb, JoinOptions{Address: ca.Sync.Address, Token: tokens.Data}); err != nil {
-		t.Fatal(err)
-	}
-	b := l.open(cb)
-	if _, err := a.CreateVolume(ctx, VolumeSpec{Name: "vm", Size: 64 << 20, AnyHost: true, Dedup: true, Compress: true}); err != nil {
-		t.Fatal(err)
-	}
-	v := l.awaitVolume(a, "vm", VolumeOnline, "a", "b")
-	owner := a
-	if v.Owner == "b" {
-		owner = b
-	}
 	data := make([]byte, 64*4096)
 	_, _ = rand.Read(data)
-	done := make(chan error, 1)
-	r := &replication.Request{Op: replication.OpWrite, Len: uint64(len(data)), Data: data, Done: func(r *replication.Request) { done <- r.Err }}
-	parts := owner.serving.Load()
-	parts.replication.Volume(v.ID).Submit(r)
-	parts.replication.Kick()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	a, b := l.join(ca, cb)
+	l.fill(a, b, data)
 
 	f, err := os.OpenFile(cb.Store.Devices[0], os.O_RDWR, 0)
 	if err != nil {
