@@ -1,13 +1,9 @@
 package lsfs
 
 import (
-	"compress/gzip"
 	"context"
 	"errors"
-	"github.com/twinsan/twinsan/lsfs/device"
-	"io"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"testing"
 
@@ -132,40 +128,12 @@ func TestDamagedRootFallsBack(t *testing.T) {
 	})
 }
 
-// sample opens a pool that was written by an older version, as a disk in memory.
-func sample(t *testing.T, path string) (start func() *Store) {
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	disk := flatDisk(raw)
-	return func() *Store {
-		s, err := Open(context.Background(), Config{
-			Devices: []string{"flat"}, OpenDevice: func(string) (device.Device, error) { return disk, nil },
-			Key: testKey, L1Bytes: 1 << 20, MetadataBytes: 8 << 20, IndexBytes: 64 << 10,
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
-}
-
 // TestOpenRoot2Overwritten opens a pool as it was written when roots had version 2, with shared
 // leaves, checkpoints and a log behind them: 700 blocks of 200 patterns at 0, cloned to 1024
 // and to the annex (600 of them), 20 unmapped at 10, one block at 1500. It is
 // overwritten until slots of identities are used again, and read once more.
 func TestOpenRoot2Overwritten(t *testing.T) {
-	start := sample(t, "testdata/pool-root2-shared.gz")
+	start := openSample(t, "testdata/pool-root2-shared.gz")
 	want := &plane{seq: 11, main: make([]uint64, 2000), annex: make([]uint64, 600)}
 	for i := range 700 {
 		n := uint64(i%200 + 1)
