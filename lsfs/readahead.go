@@ -99,13 +99,21 @@ func (v *Volume) followLocked(off uint64, n int, begin bool) (passing bool) {
 	defer t.mu.Unlock()
 	first, end := off/dedup.BlockSize, (off+uint64(n)+dedup.BlockSize-1)/dedup.BlockSize
 	t.time++
+	// What is in flight may come before this read or behind it: commands are begun by goroutines that
+	// overtake each other. It counts as read where that matters, with large commands.
+	slack, flight := uint64(streamSlack), uint64(0)
+	deep := t.inFlight.Load() >= aheadDeep
+	if deep {
+		flight = uint64(t.inFlight.Load()) / dedup.BlockSize
+		slack += flight
+	}
 	oldest := &t.all[0]
 	for i := range t.all {
 		st := &t.all[i]
 		if st.used < oldest.used {
 			oldest = st
 		}
-		if st.next == 0 || first > st.next+streamSlack || end+streamSlack < st.next {
+		if st.next == 0 || first > st.next+slack || end+slack < st.next {
 			continue
 		}
 		st.used = t.time
@@ -113,10 +121,10 @@ func (v *Volume) followLocked(off uint64, n int, begin bool) (passing bool) {
 		st.next = max(st.next, end)
 		st.begin = min(st.begin, first)
 		st.got = min(st.got+end-first, st.next-st.begin)
-		if st.next-st.begin > 2*streamSlack {
+		if st.next-st.begin > 2*slack {
 			st.begin, st.got = st.begin+(st.next-st.begin)/2, st.got/2
 		}
-		switch dense := 4*st.got >= 3*(st.next-st.begin); {
+		switch dense := 4*(st.got+flight) >= 3*(st.next-st.begin); {
 		case !dense && st.window > 0:
 			st.window = 0
 			t.live.Add(-1)
@@ -124,8 +132,8 @@ func (v *Volume) followLocked(off uint64, n int, begin bool) (passing bool) {
 		case !dense:
 			st.begin, st.got, st.reads, st.ahead = first, end-first, 1, end
 			st.next = end
-		case st.reads >= 2 && st.got >= aheadAfter && t.inFlight.Load() >= aheadDeep:
-			return true
+		case deep:
+			return st.reads >= 2 && st.got >= aheadAfter
 		case end == st.next && st.reads >= 2 && st.got >= aheadAfter:
 			v.readAhead(i, st)
 		}

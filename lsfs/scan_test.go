@@ -68,3 +68,42 @@ func TestScanPasses(t *testing.T) {
 	mustCheck(t, s)
 	mustClose(t, s)
 }
+
+// TestScanOutOfOrder: commands of a scan that overtake each other are one stream, and those of
+// several scans at once are; large reads at random are none.
+func TestScanOutOfOrder(t *testing.T) {
+	const command, depth, commands = 1 << 20, 16, 1 << 12
+	r := newRig(t, 1, 16<<20)
+	s := r.start()
+	v := mustCreate(t, s, 1, 1<<30/dedup.BlockSize*8) // 8 GiB, all holes
+	v.streams.inFlight.Add(depth * command)
+	rng := testRand(1)
+	passing := func(next func(i uint64) uint64) (n int) {
+		for i := range uint64(commands) {
+			if v.miss(next(i)*command, command) {
+				n++
+			}
+		}
+		return n
+	}
+	order := rng.Perm(depth)
+	one := passing(func(i uint64) uint64 {
+		if i%depth == 0 {
+			order = rng.Perm(depth)
+		}
+		return i - i%depth + uint64(order[i%depth])
+	})
+	if one < commands*95/100 {
+		t.Errorf("%d of %d commands of a scan pass", one, commands)
+	}
+	three := passing(func(i uint64) uint64 { return i%3*2700 + i/3 })
+	if three < commands*95/100 {
+		t.Errorf("%d of %d commands of three scans pass", three, commands)
+	}
+	random := passing(func(uint64) uint64 { return rng.Uint64N(8 << 10) })
+	if random > commands/4 {
+		t.Errorf("%d of %d reads at random pass for a scan", random, commands)
+	}
+	v.streams.inFlight.Add(-depth * command)
+	mustClose(t, s)
+}
