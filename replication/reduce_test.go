@@ -31,7 +31,7 @@ func TestReduce(t *testing.T) {
 				for k := range b {
 					b[k] = byte(rng.Uint32())
 				}
-				}
+			}
 		}
 		w.op.Blocks, w.op.Pinned, w.buf = w.op.Blocks[:0], w.op.Pinned[:0], w.buf[:0]
 		n.reduce(w, 7, data, false, true)
