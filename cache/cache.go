@@ -36,6 +36,7 @@ type Stats struct {
 	Misses    uint64 // Get that did not
 	FirstHits uint64 // of the hits, those of blocks that had been read ahead or written, and not asked for yet
 	Evictions uint64 // blocks that gave way to another
+	Passed    uint64 // blocks of long scans of which the key alone was remembered
 	Bytes     int64  // of blocks held
 	Capacity  int64  // of blocks that fit
 }
@@ -150,6 +151,23 @@ func (c *Cache) Put(key uint64, block []byte) { c.put(key, block, true) }
 // written. Until the first Get it counts as not read.
 func (c *Cache) PutUnread(key uint64, block []byte) { c.put(key, block, false) }
 
+// Pass is Put for a block of a long scan. Only if it was given up or passed a short while ago does
+// it enter the cache; else its key alone is remembered. So what is read once costs neither the copy nor
+// other blocks' frames. A block that is there gets the new content.
+func (c *Cache) Pass(key uint64, block []byte) {
+	h := mix(key)
+	s := c.shard(h)
+	s.mu.Lock()
+	if s.find(key, h) == none && s.ghost(h) == nil {
+		s.addGhost(h)
+		s.passed++
+		s.mu.Unlock()
+		return
+	}
+	s.mu.Unlock()
+	c.Put(key, block)
+}
+
 func (c *Cache) put(key uint64, block []byte, read bool) {
 	if len(block) != BlockSize {
 		panic("cache: Put of a block that is not 4096 bytes")
@@ -189,6 +207,7 @@ func (c *Cache) Stats() Stats {
 		st.Misses += s.misses
 		st.FirstHits += s.firstHits
 		st.Evictions += s.evictions
+		st.Passed += s.passed
 		st.Bytes += int64(s.small.len+s.main.len) * BlockSize
 		st.Capacity += int64(len(s.entries)) * BlockSize
 		s.mu.Unlock()

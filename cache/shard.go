@@ -66,7 +66,7 @@ type shard struct {
 	smallMax  uint32
 	ghostTime uint32
 
-	hits, firstHits, misses, evictions uint64
+	hits, firstHits, misses, evictions, passed uint64
 
 	spill *Spill   // nil: there is no second level
 	seen  []uint16 // tags of keys that were read and left the small queue, by hash
@@ -245,14 +245,23 @@ func (s *shard) addGhost(h uint64) {
 	*old = ghost{tag: tag, when: s.ghostTime}
 }
 
-// takeGhost says whether the key has a ghost, and lays it to rest.
-func (s *shard) takeGhost(h uint64) bool {
+// ghost finds the ghost of a key, if it is remembered.
+func (s *shard) ghost(h uint64) *ghost {
 	set, tag := s.ghostSet(h)
 	for i := range set {
 		if g := &set[i]; g.tag == tag && s.alive(g) {
-			g.when = s.ghostTime - uint32(len(s.ghosts)) - 1
-			return true
+			return g
 		}
 	}
-	return false
+	return nil
+}
+
+// takeGhost says whether the key has a ghost, and lays it to rest.
+func (s *shard) takeGhost(h uint64) bool {
+	g := s.ghost(h)
+	if g == nil {
+		return false
+	}
+	g.when = s.ghostTime - uint32(len(s.ghosts)) - 1
+	return true
 }

@@ -2,6 +2,7 @@ package dedup
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 
@@ -41,6 +42,8 @@ func Sum(stored []byte) uint32 {
 // concurrent use: every goroutine that reduces has its own.
 type Reducer struct {
 	hash *blake3.Hasher
+	key  [8]uint32
+	tree tree4
 }
 
 // NewReducer makes a Reducer for the cluster's key.
@@ -49,7 +52,11 @@ func NewReducer(k Key) *Reducer {
 	if err != nil {
 		panic("dedup: " + err.Error()) // only for a key that is not 32 bytes
 	}
-	return &Reducer{hash: h}
+	r := &Reducer{hash: h}
+	for i := range r.key {
+		r.key[i] = binary.LittleEndian.Uint32(k[4*i:])
+	}
+	return r
 }
 
 // Fingerprint is the keyed BLAKE3-256 of block, BlockSize bytes.
@@ -67,6 +74,46 @@ func (r *Reducer) Fingerprint(block []byte) Fingerprint {
 	r.hash.Write(block) // never fails
 	r.hash.Sum(fp[:0])
 	return fp
+}
+
+// GroupBlocks is how many blocks Fingerprints takes at once.
+const GroupBlocks = lanesBlocks
+
+// Fingerprints fills fps with the fingerprints of the blocks of data, one to GroupBlocks
+// of BlockSize bytes each; blocks of zeros have none, and get the zero value. Where the processor has
+// AVX-512 four blocks cost little more than one: a third of the processor time of four calls
+// of Fingerprint (BenchmarkFingerprints).
+func (r *Reducer) Fingerprints(fps *[GroupBlocks]Fingerprint, data []byte) {
+	if len(data)%BlockSize != 0 || len(data) > GroupBlocks*BlockSize {
+		panic("dedup: fingerprints of a group that is not one to four blocks")
+	}
+	*fps = [GroupBlocks]Fingerprint{}
+	var blocks [lanesBlocks][]byte
+	var place [lanesBlocks]int
+	n := 0
+	for i := range len(data) / BlockSize {
+		block := data[i*BlockSize : (i+1)*BlockSize]
+		if IsZero(block) {
+			continue
+		}
+		if !wide {
+			fps[i] = r.Fingerprint(block)
+			continue
+		}
+		blocks[n], place[n] = block, i
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	if n == 1 {
+		fps[place[0]] = r.Fingerprint(blocks[0])
+		return
+	}
+	r.tree.hash4(&r.key, &blocks, n)
+	for i := range n {
+		fps[place[i]] = r.tree.cvs[i]
+	}
 }
 
 // Encode appends the stored bytes of block (BlockSize bytes) to dst and returns

@@ -146,7 +146,10 @@ func TestNoAllocations(t *testing.T) {
 	dst := make([]byte, 0, EncodeRoom)
 	out := make([]byte, BlockSize)
 	var fp Fingerprint
+	var fps [GroupBlocks]Fingerprint
+	group := append(random(3), halfRandom(4, 1000)...)
 	if n := testing.AllocsPerRun(100, func() {
+		r.Fingerprints(&fps, group)
 		for _, b := range blocks {
 			fp = r.Fingerprint(b)
 			enc, stored := r.Encode(dst, b, true)

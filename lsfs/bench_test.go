@@ -3,11 +3,15 @@ package lsfs
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs/device"
 )
 
 func benchStore(b *testing.B) (*Store, *Volume) {
@@ -99,5 +103,64 @@ func BenchmarkWanted(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		v.Wanted(BlockNo(i*7919%1000), wanted)
+	}
+}
+
+// BenchmarkStream is a reader that goes through a volume in order, with so many commands
+// in flight, with and without reading ahead. What it reads is not in the cache before.
+func BenchmarkStream(b *testing.B) {
+	const blocks = 128 << 10 // 512 MiB
+	path := filepath.Join(b.TempDir(), "disk")
+	ctx := context.Background()
+	if err := Format(ctx, FormatConfig{Key: testKey, Devices: []string{path}, Sizes: []int64{2 << 30}}); err != nil {
+		b.Fatal(err)
+	}
+	open := func(ahead int64) *Store {
+		s, err := Open(ctx, Config{Devices: []string{path}, Key: testKey, ReadAhead: ahead, L1Bytes: 64 << 20})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return s
+	}
+	s := open(-1)
+	mustCreate(b, s, 1, blocks)
+	c := newClient(b, s)
+	var seq Seq
+	fill(c, 1, &seq, blocks, noise)
+	mustClose(b, s)
+	for _, size := range []int{16 << 10, 64 << 10, 128 << 10, 256 << 10} {
+		for _, depth := range []int{1, 2, 4} {
+			for _, ahead := range []int64{-1, 0} {
+				name := fmt.Sprintf("size=%dK/depth=%d/ahead=%v", size>>10, depth, ahead == 0)
+				b.Run(name, func(b *testing.B) {
+					s := open(ahead)
+					v := s.Volume(1)
+					<-s.filled
+					var next, left atomic.Int64
+					left.Store(int64(b.N))
+					b.SetBytes(int64(size))
+					b.ResetTimer()
+					var group sync.WaitGroup
+					for range depth {
+						group.Go(func() {
+							buf := device.AlignedBuffer(size)
+							defer device.FreeAligned(buf)
+							for left.Add(-1) >= 0 {
+								at := uint64(next.Add(int64(size))-int64(size)) % (blocks * dedup.BlockSize)
+								if !v.TryRead(at, buf) {
+									if err := v.Read(ctx, at, buf); err != nil {
+										b.Error(err)
+										return
+									}
+								}
+							}
+						})
+					}
+					group.Wait()
+					b.StopTimer()
+					mustClose(b, s)
+				})
+			}
+		}
 	}
 }

@@ -354,7 +354,7 @@ func (s *Store) cleanSegment(n uint32) {
 	defer c.turn.Unlock()
 	if c.buf == nil {
 		c.buf = device.AlignedBuffer(int(s.segs.bytes))
-		c.stage = device.AlignedBuffer(int(min(commitTarget, s.commitMax)))
+		c.stage = device.AlignedBuffer(int(min(cleanStage, s.commitMax)))
 	}
 	s.mu.RLock()
 	seg := &s.segs.all[n]

@@ -41,6 +41,8 @@ type readContext struct {
 	to     target
 	ahead  bool   // nobody waits for it yet
 	ended  uint64 // flights.ended, before the cache was asked
+	// passing: the read is part of a long scan (see Volume.miss).
+	passing bool
 	// reducer hashes what the second level gives, and encodes what goes to other nodes; it
 	// and its buffer are made at first use.
 	reducer *dedup.Reducer
@@ -59,6 +61,8 @@ type located struct {
 	at     int  // of the stored bytes in the buffer, or
 	direct bool // in the destination
 	claim  claim
+	// passing: of a long scan, and no snapshot, clone or other place leads to the block.
+	passing bool
 }
 
 // readers lends read contexts: the one that came back last first, whose memory is warm.
@@ -176,6 +180,10 @@ func (rc *readContext) deliverPlain(l *located, block []byte) {
 	to, in := rc.to.part(l.index)
 	if &to[0] != &block[0] {
 		copy(to, block[in:])
+	}
+	if l.passing {
+		rc.s.l1.Pass(uint64(l.bid), block)
+		return
 	}
 	rc.s.l1.Put(uint64(l.bid), block)
 }

@@ -88,6 +88,7 @@ func TestOneReadForMany(t *testing.T) {
 	c.must(c.write(1, 1, 7, pattern(7)))
 	mustClose(t, s)
 	s = r.start()
+	<-s.filled // it reads pages
 	v := s.Volume(1)
 	buf := make([]byte, dedup.BlockSize)
 	if err := v.Read(context.Background(), 0, buf); err != nil { // brings the maps in

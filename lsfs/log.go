@@ -14,9 +14,12 @@ import (
 )
 
 const (
-	// commitTarget is the size at which a batch is closed: at 1 MiB a flush is
-	// amortised over some 300 blocks, and larger ones only add latency.
-	commitTarget = 1 << 20
+	// commitTarget is the size at which a batch is closed. Parts of large writes are 256 KiB
+	// and their records: of those 1 MiB takes three, and 2 MiB seven with one flush. Larger ones
+	// only add latency. It is an eighth of a segment at most, so that little of its end is lost.
+	commitTarget = 2 << 20
+	// cleanStage is what the cleaner appends at once, beside the commits of operations.
+	cleanStage = 1 << 20
 	// OpBytesMax bounds the stored bytes of one operation, for an operation never
 	// spans two commits. In pools of small segments half a segment is the bound.
 	OpBytesMax = 8 << 20

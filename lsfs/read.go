@@ -116,7 +116,8 @@ func (v *Volume) Read(ctx context.Context, off uint64, dst []byte) error {
 	all := int64(len(dst))
 	v.streams.inFlight.Add(all)
 	defer v.streams.inFlight.Add(-all)
-	v.miss(off, len(dst))
+	rc.passing = v.miss(off, len(dst))
+	defer func() { rc.passing = false }()
 	for len(dst) > 0 {
 		in := int(off % dedup.BlockSize)
 		n := min(readBlocks*dedup.BlockSize-in, len(dst))
@@ -207,11 +208,15 @@ func (v *Volume) tryResolve(rc *readContext, first uint64, count int, have func(
 		return 0, fmt.Errorf("read volume %d block %d+%d of %d: %w", v.id, first, count, v.size.Load(), err)
 	}
 	var data []byte
+	shared := false
 	for i := range count {
 		no := first + uint64(i)
 		if i == 0 || no%format.WordsPerPage == 0 {
 			if data, _, missing, _ = s.pg.lookup(v.mapTree, wordShift, no); missing != 0 {
 				return missing, nil
+			}
+			if rc.passing {
+				_, _, _, shared = s.pg.leafOf(v.mapTree, no)
 			}
 		}
 		bid := BID(0)
@@ -231,6 +236,7 @@ func (v *Volume) tryResolve(rc *readContext, first uint64, count int, have func(
 		rc.blocks = append(rc.blocks, located{index: i, bid: bid})
 		l := &rc.blocks[len(rc.blocks)-1]
 		format.ParseEntry(at, &l.e)
+		l.passing = rc.passing && !shared && format.EntryRefs(at) == 1
 		if !s.segs.valid(l.e.Addr, uint32(l.e.Len)) {
 			rc.blocks = rc.blocks[:len(rc.blocks)-1]
 			return 0, s.report(&CorruptError{What: "identity", Device: "?", BID: bid, Volume: v.id, Block: BlockNo(no), Err: format.ErrInvalid})

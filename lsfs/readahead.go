@@ -81,28 +81,39 @@ func (v *Volume) hit(off uint64, n int) {
 	}
 }
 
-// miss follows a read that goes to the devices.
-func (v *Volume) miss(off uint64, n int) {
+// miss follows a read that goes to the devices. It says whether the read is part of a
+// stream that needs no cache to be fast: what it reads is likely to be read once.
+func (v *Volume) miss(off uint64, n int) (passing bool) {
 	if v.s.aheadMax > 0 && off < uint64(AnnexStart)*dedup.BlockSize {
 		v.streams.mu.Lock()
-		v.followLocked(off, n, true)
+		return v.followLocked(off, n, true)
 	}
+	return false
 }
 
 // followLocked finds the stream that a read belongs to, or begins one, and has the
-// next blocks read ahead. It gives the lock up.
-func (v *Volume) followLocked(off uint64, n int, begin bool) {
+// next blocks read ahead, or says that it is passing: so much of it is in flight that nothing
+// is gained by the cache. It gives the lock up.
+func (v *Volume) followLocked(off uint64, n int, begin bool) (passing bool) {
 	t := &v.streams
 	defer t.mu.Unlock()
 	first, end := off/dedup.BlockSize, (off+uint64(n)+dedup.BlockSize-1)/dedup.BlockSize
 	t.time++
+	// What is in flight may come before this read or behind it: commands are begun by goroutines that
+	// overtake each other. It counts as read where that matters, with large commands.
+	slack, flight := uint64(streamSlack), uint64(0)
+	deep := t.inFlight.Load() >= aheadDeep
+	if deep {
+		flight = uint64(t.inFlight.Load()) / dedup.BlockSize
+		slack += flight
+	}
 	oldest := &t.all[0]
 	for i := range t.all {
 		st := &t.all[i]
 		if st.used < oldest.used {
 			oldest = st
 		}
-		if st.next == 0 || first > st.next+streamSlack || end+streamSlack < st.next {
+		if st.next == 0 || first > st.next+slack || end+slack < st.next {
 			continue
 		}
 		st.used = t.time
@@ -110,10 +121,10 @@ func (v *Volume) followLocked(off uint64, n int, begin bool) {
 		st.next = max(st.next, end)
 		st.begin = min(st.begin, first)
 		st.got = min(st.got+end-first, st.next-st.begin)
-		if st.next-st.begin > 2*streamSlack {
+		if st.next-st.begin > 2*slack {
 			st.begin, st.got = st.begin+(st.next-st.begin)/2, st.got/2
 		}
-		switch dense := 4*st.got >= 3*(st.next-st.begin); {
+		switch dense := 4*(st.got+flight) >= 3*(st.next-st.begin); {
 		case !dense && st.window > 0:
 			st.window = 0
 			t.live.Add(-1)
@@ -121,18 +132,21 @@ func (v *Volume) followLocked(off uint64, n int, begin bool) {
 		case !dense:
 			st.begin, st.got, st.reads, st.ahead = first, end-first, 1, end
 			st.next = end
-		case end == st.next && st.reads >= 2 && st.got >= aheadAfter && t.inFlight.Load() < aheadDeep:
+		case deep:
+			return st.reads >= 2 && st.got >= aheadAfter
+		case end == st.next && st.reads >= 2 && st.got >= aheadAfter:
 			v.readAhead(i, st)
 		}
-		return
+		return false
 	}
 	if !begin {
-		return
+		return false
 	}
 	if oldest.window > 0 {
 		t.live.Add(-1)
 	}
 	*oldest = stream{next: end, ahead: end, begin: first, got: end - first, reads: 1, used: t.time, life: oldest.life + 1}
+	return false
 }
 
 // readAhead asks for the blocks up to the stream's window, when half of it is used up.

@@ -16,6 +16,9 @@ func Records(conn net.Conn) net.Conn { return &recordConn{Conn: conn} }
 // that the next is there already, and would work in small batches. On a mirror with 32
 // writes under way each commit of the replica held 4 of them.
 //
+// To collect the records that TLS writes one by one was tried as well, in pieces of 256 KiB: the
+// copy cost what 64 calls for a MiB did.
+//
 // One goroutine reads, as with any TLS connection.
 type recordConn struct {
 	net.Conn

@@ -127,27 +127,37 @@ func (n *Node) reduce(w *work, start lsfs.BlockNo, data []byte, dup, compress bo
 	d := n.reducers.get()
 	defer n.reducers.put(d)
 	w.op.Kind, w.op.Start, w.op.Count = lsfs.OpWrite, start, uint32(len(data)/dedup.BlockSize)
-	for ; len(data) > 0; data = data[dedup.BlockSize:] {
-		block := data[:dedup.BlockSize]
-		var b dedup.Block
-		var pinned lsfs.BID
-		if !dedup.IsZero(block) {
-			b.Fingerprint = d.Fingerprint(block)
-			held := false
-			if dup {
-				pinned, held = n.pool.Pin(&b.Fingerprint)
+	var fps [dedup.GroupBlocks]dedup.Fingerprint
+	var trial dedup.Trial
+	for len(data) > 0 {
+		group := data[:min(len(data), dedup.GroupBlocks*dedup.BlockSize)]
+		data = data[len(group):]
+		d.Fingerprints(&fps, group)
+		for i := 0; len(group) > 0; i, group = i+1, group[dedup.BlockSize:] {
+			block := group[:dedup.BlockSize]
+			b := dedup.Block{Fingerprint: fps[i]}
+			var pinned lsfs.BID
+			if b.Fingerprint != (dedup.Fingerprint{}) { // else a block of zeros
+				held := false
+				if dup {
+					pinned, held = n.pool.Pin(&b.Fingerprint)
+				}
+				if held {
+					b.Encoding = dedup.Raw // by reference: the entry of the block identity says how it is stored
+				} else {
+					from := len(w.buf)
+					try := compress && trial.Due()
+					b.Encoding, w.buf = d.Encode(w.buf, block, try)
+					if try {
+						trial.Tried(b.Encoding)
+					}
+					b.Data = w.buf[from:len(w.buf):len(w.buf)]
+					b.Sum = dedup.Sum(b.Data)
+				}
 			}
-			if held {
-				b.Encoding = dedup.Raw // by reference: the entry of the block identity says how it is stored
-			} else {
-				from := len(w.buf)
-				b.Encoding, w.buf = d.Encode(w.buf, block, compress)
-				b.Data = w.buf[from:len(w.buf):len(w.buf)]
-				b.Sum = dedup.Sum(b.Data)
-			}
+			w.op.Blocks = append(w.op.Blocks, b)
+			w.op.Pinned = append(w.op.Pinned, pinned)
 		}
-		w.op.Blocks = append(w.op.Blocks, b)
-		w.op.Pinned = append(w.op.Pinned, pinned)
 	}
 }
 

@@ -129,6 +129,7 @@ var (
 	descCacheCapacity = description("cache_capacity_bytes", "Bytes of blocks that a cache can hold.", "tier")
 	descCacheAhead    = description("cache_ahead_blocks_total", "Blocks of 4 KiB read ahead of sequential streams.")
 	descCacheFirst    = description("cache_first_hits_total", "Hits of blocks that had been read ahead or written and were wanted for the first time.")
+	descCachePassed   = description("cache_passed_blocks_total", "Blocks of 4 KiB of long scans by large reads, which the cache remembered without holding them.")
 	descCacheShared   = description("cache_shared_reads_total", "Blocks that were wanted while they were being read, and were not read again.")
 	descCacheWarm     = description("cache_written_blocks_total", "Blocks of 4 KiB that entered the cache when they were written, because what they replaced had been read there.")
 	descFlashUp       = description("flash_cache_up", "1 while the cache on flash works, 0 when its device has failed.")
@@ -414,6 +415,7 @@ func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 	m.gauge(descCacheCapacity, float64(s.L1.Capacity), "ram")
 	m.count(descCacheAhead, float64(s.AheadBlocks))
 	m.count(descCacheFirst, float64(s.L1.FirstHits))
+	m.count(descCachePassed, float64(s.L1.Passed))
 	m.count(descCacheWarm, float64(s.WarmBlocks))
 	m.count(descCacheShared, float64(s.SharedReads))
 	if l2 := &s.L2; l2.Path != "" {

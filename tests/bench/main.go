@@ -7,6 +7,7 @@
 //	go run ./tests/bench -rows write        rows whose name contains "write"
 //	go run ./tests/bench -rows costs        what COMPARE AND WRITE, digests, reservations cost
 //	go run ./tests/bench -rows mirror       two nodes beside one
+//	go run ./tests/bench -rows large        1 MiB commands by depth, data, nodes and reduction
 //	go run ./tests/bench -rows ha           what resyncs move, and how fast
 //	go run ./tests/bench -rows policy       the write policies beside each other
 //	go run ./tests/bench -profile           CPU profiles of the owner for each row
@@ -25,6 +26,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -117,6 +119,13 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	if !b.noOurs && (b.rows == "" || strings.Contains("mirror", b.rows)) {
 		table, err := b.mirrorTable(ctx)
+		if err != nil {
+			return err
+		}
+		text += table
+	}
+	if !b.noOurs && (b.rows == "" || strings.Contains("large", b.rows)) {
+		table, err := b.largeTable(ctx)
 		if err != nil {
 			return err
 		}
@@ -356,6 +365,14 @@ func (b *bench) measure(ctx context.Context, r row) error {
 		}
 	}
 	for round := range b.rounds {
+		if b.cluster != nil {
+			// A node whose devices are slow gives its volumes away: the numbers are of the owner.
+			var err error
+			if b.volume, err = b.cluster.Volume(ctx, volumeName); err != nil {
+				return err
+			}
+			of = slices.DeleteFunc(b.targets(), func(t target) bool { return !t.takes(r) })
+		}
 		for i := range of {
 			i = (i + round) % len(of) // take turns in going first
 			t := of[i]

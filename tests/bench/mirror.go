@@ -23,14 +23,19 @@ var mirrorRows = []struct {
 	{"4K random read, depth 32", []string{"--rw", "randread", "--iodepth", "32", "--size", "128m"}},
 }
 
-// mirrorTable measures one node beside two. Both copies of the two share the
-// machine, so it shows processor time and the disk twice, not the network.
-func (b *bench) mirrorTable(ctx context.Context) (_ string, err error) {
+// startAlone brings up a cluster of one node with a volume of the same name. The caller cleans it.
+func (b *bench) startAlone(ctx context.Context) (*lab.Cluster, error) {
 	b.say("starting one node alone")
-	alone, err := lab.Up(ctx, lab.Options{
+	return lab.Up(ctx, lab.Options{
 		Binary: b.binary, Dir: filepath.Join(b.dir, "alone"), DeviceSize: fmt.Sprintf("%dM", max(8*b.sizeMiB, 8192)), DataNodes: 1,
 		Volumes: []string{fmt.Sprintf("%s:%dM", volumeName, 2*b.sizeMiB)},
 	})
+}
+
+// mirrorTable measures one node beside two. Both copies of the two share the
+// machine, so it shows processor time and the disk twice, not the network.
+func (b *bench) mirrorTable(ctx context.Context) (_ string, err error) {
+	alone, err := b.startAlone(ctx)
 	if err != nil {
 		return "", err
 	}
