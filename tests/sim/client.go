@@ -45,10 +45,9 @@ func newClient(w *world, id int) *client {
 	c := &client{w: w, id: id, r: newRandom(w.seed, 100+uint64(id)), regs: make([][]*register, w.volumes+1), done: make([]time.Time, w.volumes+1), lockDead: map[uint64]bool{}}
 	c.path = replication.NodeID(1 + c.r.n(w.nodes))
 	for v := 1; v <= w.volumes; v++ {
-		// A run that crosses the border of two chunks, and another one elsewhere.
-		for _, first := range []int{256 - 8 + id*16, 700 + id*16} {
-			for i := range 8 {
-				c.regs[v] = append(c.regs[v], newRegister(lsfs.VolumeID(v), lsfs.BlockNo(first+i), id))
+		for _, first := range hostRuns(id) {
+			for i := range runBlocks {
+				c.regs[v] = append(c.regs[v], newRegister(lsfs.VolumeID(v), first+lsfs.BlockNo(i), id))
 			}
 		}
 	}

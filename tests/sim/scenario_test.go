@@ -18,25 +18,63 @@ import (
 var scenarioFlag = flag.String("sim.scenario", "", "the scenario to play; empty: all")
 
 // scenario is a short story of faults that needs one rule, or a few: without them it
-// ends in a violation. It draws nothing that matters from its seed.
+// ends in a violation. It draws nothing that matters from its seed. Which scenario kills
+// which mutant says testdata/mutants.txt.
 type scenario struct {
-	name  string
-	rules []string // the mutants that it kills
-	nodes int
-	play  func(w *world)
+	name    string
+	nodes   int
+	play    func(w *world)
+	volumes int                       // 0: one
+	timing  func(*replication.Timing) // nil: the default
 }
 
 var scenarios = []scenario{
-	{"the deposed owner writes on", []string{"W2"}, 3, (*world).deposedWrites},
-	{"an older disk", []string{"M3-longest"}, 2, (*world).olderDisk},
-	{"a link that works one way", []string{"L3"}, 2, (*world).oneWay},
-	{"killed when the replica counts again", []string{"M4-joining"}, 2, (*world).killedAfterGrow},
-	{"a clone onto its source without an answer", []string{"C4-overlap"}, 2, func(w *world) { w.lostAnswer(true) }},
-	{"COMPARE AND WRITE without an answer", []string{"C1-busy"}, 2, func(w *world) { w.lostAnswer(false) }},
-	{"read before commit, then take-over", []string{"R2"}, 2, (*world).readUncommitted},
-	{"taken in unseen, reads", []string{"L1-union"}, 2, func(w *world) { w.takenInUnseen(false) }},
-	{"taken in unseen, writes", []string{"W4-union"}, 2, func(w *world) { w.takenInUnseen(true) }},
-	{"a take-over is repeated after its answer was lost", []string{"M7"}, 2, (*world).lateTakeOver},
+	{name: "the deposed owner writes on", nodes: 3, play: (*world).deposedWrites},
+	{name: "an older disk", nodes: 2, play: (*world).olderDisk},
+	{name: "a link that works one way", nodes: 2, play: (*world).oneWay},
+	{name: "killed when the replica counts again", nodes: 2, play: (*world).killedAfterGrow},
+	{name: "a clone onto its source without an answer", nodes: 2, play: func(w *world) { w.lostAnswer(true) }},
+	{name: "COMPARE AND WRITE without an answer", nodes: 2, play: func(w *world) { w.lostAnswer(false) }},
+	{name: "read before commit, then take-over", nodes: 2, play: (*world).readUncommitted},
+	{name: "taken in unseen, reads", nodes: 2, play: func(w *world) { w.takenInUnseen(false) }},
+	{name: "taken in unseen, writes", nodes: 2, play: func(w *world) { w.takenInUnseen(true) }},
+	{name: "a take-over is repeated after its answer was lost", nodes: 2, play: (*world).lateTakeOver},
+
+	{name: "a stray command at a deposed owner", nodes: 2, play: (*world).strayAtDeposed},
+	{name: "a stray command after a pause", nodes: 2, play: (*world).strayAfterPause},
+	{name: "a stray command behind a slow link", nodes: 2, play: (*world).strayBehindSlowLink},
+	{name: "a stray command of an earlier reign", nodes: 3, play: (*world).strayOfEarlierReign},
+	{name: "a stray command that waits for its range", nodes: 2, play: (*world).strayThatWaits},
+	{name: "a stray command that reads through two reigns", nodes: 2, play: (*world).strayThatReads},
+	{name: "COMPARE AND WRITE at a deposed owner", nodes: 2, play: (*world).comparesAtDeposed},
+	{name: "three hosts and one lock", nodes: 2, play: (*world).oneLock},
+	{name: "a fence in a stream of writes", nodes: 2, play: (*world).fenceInStream},
+	{name: "two changes of one ordered state", nodes: 2, play: (*world).twoChanges},
+	{name: "every door knows a change that is acknowledged", nodes: 2, play: (*world).everyDoorKnows},
+
+	{name: "grants that come late", nodes: 2, play: (*world).lateGrants},
+	{name: "an impatient standby", nodes: 2, play: (*world).impatientStandby, timing: impatient},
+	{name: "an impatient standby that has just started", nodes: 2, play: (*world).impatientStart, timing: impatient},
+	{name: "a promise and then a crash", nodes: 3, play: (*world).promiseAndCrash},
+	{name: "a promise and a write of the deposed owner", nodes: 3, play: (*world).promiseAndWrite},
+	{name: "a replica that is behind at a take-over", nodes: 3, play: func(w *world) { w.uneven(false) }},
+	{name: "a replica that is ahead at a take-over", nodes: 3, play: func(w *world) { w.uneven(true) }},
+	{name: "an eviction that is decided late", nodes: 2, play: (*world).lateEviction},
+	{name: "a replica is taken in that was emptied meanwhile", nodes: 2, play: (*world).emptiedBeforeGrow},
+	{name: "the stale node alone", nodes: 2, play: func(w *world) { w.aloneWith(false) }},
+	{name: "the node with a new disk alone", nodes: 2, play: func(w *world) { w.aloneWith(true) }},
+	{name: "amnesia, and then the owner dies", nodes: 2, play: (*world).amnesiaThenDeath},
+	{name: "a lone owner starts again while it fills the other", nodes: 2, play: (*world).loneRestart},
+	{name: "a node believes what it knew before it was killed", nodes: 2, play: (*world).staleStart},
+	{name: "a move while a command takes long", nodes: 2, play: (*world).moveUnderWay},
+
+	{name: "a tail that only the replica has", nodes: 2, play: (*world).replicasTail},
+	{name: "killed while it is filled", nodes: 2, play: (*world).killedWhileFilled},
+	{name: "a write that is being stored when the filling begins", nodes: 2, play: (*world).storedLate},
+	{name: "writes while chunks are copied", nodes: 2, play: (*world).writesWhileFilled},
+	{name: "a clone while its source is filled", nodes: 2, play: (*world).cloneWhileFilled},
+	{name: "a clone from a volume that is filled", nodes: 2, play: (*world).cloneFromFilled, volumes: 2},
+	{name: "clones of what is being written", nodes: 2, play: (*world).cloneOfWritten, volumes: 2},
 }
 
 // cutOff cuts the links from and to a node, of the data network to the nodes named, and
@@ -178,8 +216,8 @@ func (w *world) oneWay() {
 	w.mend(func() { control(); data() })
 }
 
-// killedAfterGrow: the owner dies when the replica, whose disk is slow, has just been
-// taken in.
+// killedAfterGrow: both nodes die when the replica, whose disk is slow, has just been
+// taken in, and only the replica comes back.
 func (w *world) killedAfterGrow() {
 	reg := w.clients[0].regs[1][0]
 	w.clients[0].pinned(1, reg, time.Minute)
@@ -191,18 +229,18 @@ func (w *world) killedAfterGrow() {
 			w.clients[0].pinned(1, reg, 300*time.Millisecond)
 		}
 	})
-	w.mu.Lock()
-	w.slow[2] = 250 * time.Millisecond
-	w.mu.Unlock()
+	w.setSlow(2, 250*time.Millisecond)
 	w.revive(2)
-	w.await("both in sync", func() bool { return len(w.court.record(1).InSync) == 2 })
+	for end := time.Now().Add(time.Minute); len(w.court.record(1).InSync) < 2 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 	w.procs[1].kill(true)
+	w.procs[2].kill(false)
 	over.Store(true)
+	w.setSlow(2, 0)
+	w.revive(2)
 	w.await("node 2 owns", func() bool { return w.serves(2) })
 	w.clients[1].readAt(2, reg, 20*time.Second)
-	w.mu.Lock()
-	w.slow[2] = 0
-	w.mu.Unlock()
 	w.mend(func() { w.revive(1) })
 }
 
@@ -350,12 +388,19 @@ func TestScenarios(t *testing.T) {
 				opt.Verbose = os.Stdout
 			}
 			w = newWorld(opt)
-			w.nodes, w.volumes, w.oneNetwork, w.calm = c.nodes, 1, false, true
+			w.nodes, w.volumes, w.oneNetwork, w.calm = c.nodes, max(c.volumes, 1), false, true
+			w.lockOf = make([]lockState, w.volumes+1)
+			if c.timing != nil {
+				w.impatient = true
+				c.timing(&w.timing)
+			}
 			w.rates = [maxNodes + 1]float64{1, 1, 1, 1}
 			w.net.delay, w.net.rate, w.flush, w.follow = 100*time.Microsecond, 1<<30, 500*time.Microsecond, 2*time.Millisecond
 			w.inspectAcks = 1
 			w.prepare()
-			w.court.records[lsfs.VolumeID(1)].Owner = 1
+			for _, rec := range w.court.records {
+				rec.Owner, rec.InSync = 1, []replication.NodeID{1}
+			}
 			w.launch()
 			w.await("health", w.healthy)
 			c.play(w)

@@ -299,7 +299,7 @@ func (s *store) commit() {
 			case e.task != nil:
 				e.err = e.task(s.disk)
 			default:
-				e.err = s.disk.apply(e.op)
+				e.err = s.apply(e.op)
 				s.w.logf("node %d stored volume %d %v kind %d at %d for %d: %v", s.p.id, e.op.Volume, e.op.ID, e.op.Kind, e.op.Start, e.op.Count, e.err)
 				if e.err != nil && e.op.Kind != lsfs.OpCopy {
 					if v := s.disk.volumes[e.op.Volume]; v != nil {
@@ -338,7 +338,7 @@ func (s *store) crash(r *random) {
 			case e.task != nil:
 				_ = e.task(s.disk)
 			default:
-				_ = s.disk.apply(e.op)
+				_ = s.apply(e.op)
 			}
 		}
 	}

@@ -70,6 +70,8 @@ type world struct {
 	oneNetwork  bool
 	calm        bool // voters elect at once
 	burst       bool
+	impatient   bool          // standbys do not wait for the lease before they propose themselves
+	dropDelay   time.Duration // by which sessions outlive the order to drop them
 	clones      bool
 	locks       bool
 	fences      bool
@@ -92,6 +94,8 @@ type world struct {
 	good    int
 	reads   int
 	err     string
+	named   map[operation]uint64               // what every number that was given stands for (ORDERED)
+	last    [maxNodes + 1][]replication.Record // what a node was told last
 
 	stop      chan struct{} // closed at the end, or at the first failure
 	healing   chan struct{} // closed when all faults heal
@@ -134,7 +138,7 @@ func newWorld(opt Options) *world {
 		seed: seed, opt: opt, began: time.Now(), timing: replication.DefaultTiming, hash: 14695981039346656037,
 		faultRandom: newRandom(seed, 1), netRandom: newRandom(seed, 2), storeRandom: newRandom(seed, 3), courtRandom: newRandom(seed, 4),
 		clientRandom: newRandom(seed, 5), checkRandom: newRandom(seed, 6),
-		stop: make(chan struct{}), healing: make(chan struct{}), enabled: map[string]bool{},
+		stop: make(chan struct{}), healing: make(chan struct{}), enabled: map[string]bool{}, named: map[operation]uint64{},
 	}
 	r := newRandom(seed, 7)
 	binary.LittleEndian.PutUint64(w.key[:], seed)
