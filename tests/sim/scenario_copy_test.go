@@ -68,15 +68,22 @@ func (w *world) storedLate() {
 	w.mend(func() {})
 }
 
-// writesWhileFilled: hosts write to chunks that are being copied.
+// writesWhileFilled: a host writes to a chunk that takes seconds to copy.
 func (w *world) writesWhileFilled() {
-	w.refill(w.clients[0])
-	w.soon("the filling begins", func() bool { return w.meta(2, 1).Inconsistent })
-	for i := range 2 * runBlocks {
-		for _, c := range w.clients {
-			w.open.Go(func() { _ = w.put(c, 1, c.regs[1][i], stamp(uint64(c.id<<10+i), true)) })
-			time.Sleep(10 * time.Millisecond)
-		}
+	c := w.clients[0]
+	w.procs[2].kill(false)
+	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
+	w.fill(1)
+	for _, reg := range c.regs[1] { // behind what fill has written, in the same chunk
+		c.pinned(1, reg, time.Minute)
+	}
+	w.setSlow(2, 50*time.Millisecond)
+	w.revive(2)
+	stands := w.meta(1, 1).Durable.Seq
+	w.soon("the stream is open", func() bool { return w.meta(2, 1).Durable.Seq >= stands })
+	time.Sleep(time.Second)
+	for i, reg := range c.regs[1] {
+		w.open.Go(func() { _ = w.put(c, 1, reg, stamp(uint64(200+i), true)) })
 	}
 	w.await("both in sync", w.healthy)
 	w.setSlow(2, 0)

@@ -86,11 +86,12 @@ func (w *world) parted() (heal func()) {
 func (w *world) promiseAndCrash() {
 	w.setDelay(20 * time.Millisecond)
 	heal := w.parted()
-	apart, _ := w.faultCut([]cutLink{{2, 3, false}, {3, 2, false}})
 	w.procs[3].kill(false)
+	time.Sleep(41 * time.Millisecond) // its end comes to node 2, which cannot ask any more whether it is gone
+	apart, _ := w.faultCut([]cutLink{{2, 3, false}, {3, 2, false}})
 	w.post(w.clients[0], 1)
 	w.revive(3)
-	time.Sleep(1500 * time.Millisecond)
+	time.Sleep(800 * time.Millisecond)
 	apart()
 	time.Sleep(2 * time.Second)
 	w.mend(heal)
@@ -113,6 +114,18 @@ func (w *world) promiseAndWrite() {
 	w.mend(heal)
 }
 
+// moveFromSlow: the new owner has to wait until the old one, whose disk is slow, has the
+// record of the new reign.
+func (w *world) moveFromSlow() {
+	c := w.clients[0]
+	c.pinned(1, c.regs[1][0], time.Minute)
+	w.setSlow(1, time.Second)
+	w.move(1, 2)
+	c.pinned(2, c.regs[1][0], time.Minute)
+	w.setSlow(1, 0)
+	w.mend(func() {})
+}
+
 // uneven: the owner dies when only one of its two replicas has its last write, and node 2
 // takes over: the one that is behind is made equal and stays in sync; the one that
 // is ahead owns the volume, or is made equal.
@@ -133,6 +146,40 @@ func (w *world) uneven(ahead bool) {
 	}
 	end()
 	w.mend(func() { heal(); w.revive(1) })
+}
+
+// numbersOfAnother: an owner is cut off with a write under way, for so long that its
+// connections end. Then it hears its successor, and nothing of the record.
+func (w *world) numbersOfAnother() {
+	c := w.clients[0]
+	c.pinned(1, c.regs[1][0], time.Minute)
+	control := w.cutOff(1)
+	data, _ := w.faultCut([]cutLink{{1, 2, false}, {2, 1, false}})
+	w.open.Go(func() { _ = w.put(c, 1, c.regs[1][1], stamp(81, true)) })
+	w.await("node 2 owns", func() bool { return w.serves(2) })
+	for _, reg := range w.clients[1].regs[1] {
+		w.clients[1].pinned(2, reg, time.Minute)
+	}
+	time.Sleep(9 * time.Second)
+	data()
+	time.Sleep(3 * time.Second)
+	w.mend(control)
+}
+
+// receivedOnly: a replica whose disk is slow has received writes when the in-sync set
+// changes, and asks for what comes next.
+func (w *world) receivedOnly() {
+	c := w.clients[0]
+	c.pinned(1, c.regs[1][0], time.Minute)
+	w.setSlow(2, 1500*time.Millisecond)
+	for i, reg := range c.regs[1][1:] {
+		w.open.Go(func() { _ = w.put(c, 1, reg, stamp(uint64(100+i), true)) })
+	}
+	time.Sleep(20 * time.Millisecond)
+	w.procs[3].kill(false)
+	time.Sleep(3 * time.Second)
+	w.setSlow(2, 0)
+	w.mend(func() { w.revive(3) })
 }
 
 // lateEviction: the owner wants to drop its replica, and that is decided when the

@@ -156,7 +156,7 @@ func (w *world) strayBehindSlowLink() {
 }
 
 // strayOfEarlierReign: a node forwards the command, and it is held up on its way for less
-// than a second. In that time the volume moves away from the owner three times, which
+// than a second (Late). In that time the volume moves away from the owner three times, which
 // the node learns at once: it ends the command as BUSY, and its host goes on. Then
 // the volume comes back to where the command is on its way to.
 func (w *world) strayOfEarlierReign() {
@@ -166,7 +166,7 @@ func (w *world) strayOfEarlierReign() {
 	told := w.court.subs[3]
 	w.court.subs[3] = nil
 	w.court.mu.Unlock()
-	w.stallFrom(3, 1, 900*time.Millisecond)
+	w.stallFrom(3, 1, 700*time.Millisecond)
 	x := w.stray(c, 3, reg, replication.OpWrite)
 	x.arrive()
 	w.move(1, 2)
@@ -187,14 +187,17 @@ func (w *world) strayOfEarlierReign() {
 func (w *world) strayThatWaits() {
 	c, reg := w.clients[0], w.clients[0].regs[1][0]
 	c.pinned(1, reg, time.Minute)
-	heal := w.cutOff(1, 2)
+	control := w.cutOff(1)
+	data, _ := w.faultCut([]cutLink{{1, 2, false}, {2, 1, false}})
 	w.open.Go(func() { c.pinned(1, reg, 300*time.Millisecond) })
 	time.Sleep(100 * time.Millisecond)
 	w.stray(c, 1, reg, replication.OpWriteSame).arrive()
 	w.await("node 2 owns", func() bool { return w.serves(2) })
 	c.pinned(2, reg, time.Minute)
 	w.dropDelay = 50 * time.Millisecond
-	heal()
+	data()
+	time.Sleep(3 * time.Second)
+	control()
 	time.Sleep(3 * time.Second)
 	w.mend(func() {})
 }
@@ -253,8 +256,10 @@ func (w *world) oneLock() {
 func (w *world) put(c *client, id replication.NodeID, reg *register, data []byte) error {
 	i := reg.sent(data)
 	p, _ := w.processAt(id)
+	s := p.login(c)
 	r := &replication.Request{Op: replication.OpWrite, Off: off(reg), Len: blockBytes, Data: append([]byte(nil), data...)}
-	if err := c.ask(p.login(c), 1, r); err != nil {
+	c.current.Store(&command{regs: []target{{reg, i}}})
+	if err := c.ask(s, 1, r); err != nil {
 		return err
 	}
 	if r.Err == nil {

@@ -57,8 +57,11 @@ var scenarios = []scenario{
 	{name: "an impatient standby that has just started", nodes: 2, play: (*world).impatientStart, timing: impatient},
 	{name: "a promise and then a crash", nodes: 3, play: (*world).promiseAndCrash},
 	{name: "a promise and a write of the deposed owner", nodes: 3, play: (*world).promiseAndWrite},
+	{name: "a move to a node while the other one is slow", nodes: 2, play: (*world).moveFromSlow},
 	{name: "a replica that is behind at a take-over", nodes: 3, play: func(w *world) { w.uneven(false) }},
 	{name: "a replica that is ahead at a take-over", nodes: 3, play: func(w *world) { w.uneven(true) }},
+	{name: "the numbers of another owner", nodes: 2, play: (*world).numbersOfAnother},
+	{name: "received, and not on disk", nodes: 3, play: (*world).receivedOnly},
 	{name: "an eviction that is decided late", nodes: 2, play: (*world).lateEviction},
 	{name: "a replica is taken in that was emptied meanwhile", nodes: 2, play: (*world).emptiedBeforeGrow},
 	{name: "the stale node alone", nodes: 2, play: func(w *world) { w.aloneWith(false) }},
@@ -93,10 +96,13 @@ func (w *world) cutOff(id replication.NodeID, data ...replication.NodeID) (heal 
 	return heal
 }
 
+// wrongScenario begins a failure that says nothing of the rules.
+const wrongScenario = "the scenario does not come to"
+
 // await waits for a state that the scenario needs; without it the scenario is wrong.
 func (w *world) await(what string, ok func() bool) {
 	if !w.eventually(time.Now().Add(time.Minute), ok) && w.failure() == "" {
-		w.fail("the scenario does not come to: %s; %s", what, w.state(time.Now()))
+		w.fail("%s: %s; %s", wrongScenario, what, w.state(time.Now()))
 	}
 }
 
