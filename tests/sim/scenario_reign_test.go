@@ -29,6 +29,124 @@ func (w *world) catching(ok func(replication.Change) bool) (end func()) {
 	return func() { set(nil) }
 }
 
+// readThroughMove: a read is in its disk when the volume is given away, and reads at last
+// what the new owner has not committed. That is lost with the new owner.
+func (w *world) readThroughMove() {
+	c, reg := w.clients[0], w.clients[0].regs[1][0]
+	c.pinned(1, reg, time.Minute)
+	w.setSlow(1, 24*time.Second) // six for a read
+	p, _ := w.processAt(1)
+	n, _ := p.isServing()
+	b := reg.begin()
+	r := &replication.Request{Op: replication.OpRead, Off: off(reg), Len: blockBytes, Data: make([]byte, blockBytes)}
+	r.Done = func(r *replication.Request) {
+		if r.Err == nil {
+			reg.read(w, b, r.Data, false, c.id)
+		}
+	}
+	n.Volume(1).Submit(r)
+	time.Sleep(50 * time.Millisecond)
+	w.setSlow(1, 0)
+	w.move(1, 2)
+	w.await("the new owner serves", func() bool { return w.serves(2) })
+	time.Sleep(4 * time.Second)
+	w.setSlow(2, time.Minute)
+	data, _ := w.faultCut([]cutLink{{2, 3, false}, {3, 2, false}})
+	w.open.Go(func() { _ = w.put(c, 2, reg, stamp(82, true)) })
+	time.Sleep(1800 * time.Millisecond) // the read ends
+	w.procs[2].kill(false)
+	w.setSlow(2, 0)
+	one := w.cutOff(1, 2, 3)
+	w.revive(2)
+	w.await("node 3 owns", func() bool { return w.serves(3) })
+	w.clients[1].readAt(3, reg, 10*time.Second)
+	w.mend(func() { data(); one() })
+}
+
+// slowDisks: a write is good when it is on all disks, however long one of them takes.
+func (w *world) slowDisks() {
+	c := w.clients[0]
+	c.pinned(1, c.regs[1][0], time.Minute)
+	for _, slow := range []replication.NodeID{2, 1} {
+		w.setSlow(slow, time.Second)
+		for i, reg := range c.regs[1] {
+			w.open.Go(func() { _ = w.put(c, 1, reg, stamp(uint64(slow)<<8+uint64(i), true)) })
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(3 * time.Second)
+		w.setSlow(slow, 0)
+	}
+	w.mend(func() {})
+}
+
+// loneSurvivor: a replica falls silent for good. The owner goes on without it.
+func (w *world) loneSurvivor() {
+	c := w.clients[0]
+	c.pinned(1, c.regs[1][0], time.Minute)
+	w.procs[2].kill(true)
+	if c.pinned(1, c.regs[1][0], 8*time.Second) < 0 || !c.readAt(1, c.regs[1][0], 8*time.Second) {
+		w.fail("M1, L4: the owner does not go on without its replica: %s", w.state(time.Now()))
+	}
+	w.mend(func() { w.revive(2) })
+}
+
+// writeCutOff: an owner that is cut off wants to go on alone, and may not.
+func (w *world) writeCutOff() {
+	c := w.clients[0]
+	c.pinned(1, c.regs[1][0], time.Minute)
+	heal := w.cutOff(1, 2)
+	w.open.Go(func() { _ = w.put(c, 1, c.regs[1][1], stamp(83, true)) })
+	w.await("node 2 owns", func() bool { return w.serves(2) })
+	w.clients[1].readAt(2, c.regs[1][1], 10*time.Second)
+	w.mend(heal)
+}
+
+// brokenLinks: all connections between two nodes end, and both live.
+func (w *world) brokenLinks() {
+	w.clients[0].pinned(1, w.clients[0].regs[1][0], time.Minute)
+	epoch := w.court.record(1).Epoch
+	w.net.mu.Lock()
+	for _, c := range w.net.conns {
+		for _, e := range c.ends {
+			e.timeOut()
+		}
+	}
+	w.net.mu.Unlock()
+	time.Sleep(3 * time.Second)
+	if rec := w.court.record(1); rec.Epoch != epoch {
+		w.fail("L5: links broke, nobody died, and the record has changed from epoch %d to %d", epoch, rec.Epoch)
+	}
+	w.mend(func() {})
+}
+
+// beaconsOfDeposed: an owner is deposed and does not learn of it. A replica goes on
+// hearing it, and has to notice that its successor has died.
+func (w *world) beaconsOfDeposed() {
+	w.clients[0].pinned(1, w.clients[0].regs[1][0], time.Minute)
+	time.Sleep(time.Second)
+	w.court.mu.Lock()
+	told := w.court.subs[1]
+	w.court.subs[1] = nil
+	w.court.mu.Unlock()
+	end := w.catching(func(ch replication.Change) bool { return ch.By == 1 })
+	heal, _ := w.faultCut([]cutLink{{1, 2, false}, {2, 1, false}})
+	w.await("node 2 owns", func() bool { return w.serves(2) })
+	time.Sleep(time.Second)
+	w.procs[2].kill(true)
+	if !w.eventually(time.Now().Add(10*time.Second), func() bool { return w.serves(3) }) {
+		w.fail("L1, W2: nobody takes over from an owner that died: %s", w.state(time.Now()))
+	}
+	w.mend(func() {
+		end()
+		heal()
+		w.court.mu.Lock()
+		w.court.subs[1] = told
+		w.court.publish()
+		w.court.mu.Unlock()
+		w.revive(2)
+	})
+}
+
 // lateGrants: the grants that an owner gets lie in the network until its replica has
 // taken over.
 func (w *world) lateGrants() {

@@ -17,8 +17,9 @@ import (
 // stray is a command that lies in a node's socket although its host has given it up:
 // nobody could tell the node so. What the host writes afterwards must stay.
 type stray struct {
-	s *session
-	r *replication.Request
+	s     *session
+	r     *replication.Request
+	ended atomic.Bool
 }
 
 func (w *world) stray(c *client, id replication.NodeID, reg *register, op replication.RequestOp) *stray {
@@ -30,12 +31,12 @@ func (w *world) stray(c *client, id replication.NodeID, reg *register, op replic
 	} else {
 		reg.sent(data)
 	}
-	return &stray{p.login(c), r}
+	return &stray{s: p.login(c), r: r}
 }
 
 // arrive has the node read the command from its socket.
 func (x *stray) arrive() {
-	x.s.p.submit(x.s, 1, x.r, func(*replication.Request) {})
+	x.s.p.submit(x.s, 1, x.r, func(*replication.Request) { x.ended.Store(true) })
 }
 
 func (w *world) setSlow(id replication.NodeID, d time.Duration) {
@@ -176,6 +177,10 @@ func (w *world) strayOfEarlierReign() {
 	w.court.subs[3] = told
 	w.court.publish()
 	w.court.mu.Unlock()
+	w.soon("the command ends", x.ended.Load)
+	if !errors.Is(x.r.Err, replication.ErrBusy) {
+		w.fail("%s: the command ends with %v", wrongScenario, x.r.Err)
+	}
 	c.pinned(2, reg, time.Minute)
 	w.move(2, 1)
 	time.Sleep(3 * time.Second)

@@ -70,8 +70,9 @@ type world struct {
 	oneNetwork  bool
 	calm        bool // voters elect at once
 	burst       bool
-	impatient   bool          // standbys do not wait for the lease before they propose themselves
-	dropDelay   time.Duration // by which sessions outlive the order to drop them
+	violated    func(err string) // told of the first violation, or nil
+	impatient   bool             // standbys do not wait for the lease before they propose themselves
+	dropDelay   time.Duration    // by which sessions outlive the order to drop them
 	clones      bool
 	locks       bool
 	fences      bool
@@ -636,6 +637,9 @@ func (w *world) fail(format string, args ...any) {
 	}
 	w.mu.Unlock()
 	if first {
+		if w.violated != nil {
+			w.violated(w.err)
+		}
 		w.finish()
 	}
 }
