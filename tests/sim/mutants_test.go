@@ -327,7 +327,7 @@ func (h *hunt) write() {
 		if k, ok := h.table[m.name]; ok {
 			fmt.Fprintf(&b, "%-17s %s\n", m.name, k)
 		} else if why, ok := argued[m.name]; ok {
-			fmt.Fprintf(&b, "%-17s argued %s\n", m.name, why.with)
+			fmt.Fprintf(&b, "%-17s argued %s\n", m.name, cmp.Or(why.with, "-"))
 		}
 	}
 	if err := os.WriteFile(tableFile, []byte(b.String()), 0o644); err != nil {
