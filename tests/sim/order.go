@@ -20,6 +20,9 @@ func (s *store) apply(op *lsfs.Op) error {
 	if err := s.disk.apply(op); err != nil || op.Kind == lsfs.OpCopy {
 		return err
 	}
+	if op.Kind == lsfs.OpSnapshot && op.Snapshot != 0 {
+		s.sealed(s.disk.snaps[op.Snapshot])
+	}
 	h := fnv.New64a()
 	h.Write([]byte{byte(op.Kind), byte(op.Start), byte(op.Start >> 8), byte(op.Count), byte(op.Count >> 8), byte(op.Source), byte(op.SourceStart), byte(op.SourceStart >> 8)})
 	for i := range op.Blocks {
@@ -34,7 +37,7 @@ func (s *store) apply(op *lsfs.Op) error {
 	if seen && was != what {
 		w.fail("ORDERED: operation %v of volume %d is another one on node %d than on the node that stored it first", op.ID, op.Volume, s.p.id)
 	}
-	if state := s.disk.volumes[op.Volume].meta.State; op.Kind != lsfs.OpState && op.Kind != lsfs.OpEpoch && len(state) > stateName {
+	if state := s.disk.volumes[op.Volume].meta.State; op.Count > 0 && len(state) > stateName {
 		fenced := fencedIn(state[stateName:])
 		for host := range clientCount {
 			if fenced&(1<<host) != 0 && writes(op, host) {
