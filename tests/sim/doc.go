@@ -24,6 +24,8 @@
 //	locks       COMPARE AND WRITE never grants a lock twice (I2)
 //	fencing     nothing of a fenced host lands after the change of the ordered state was
 //	            acknowledged, or follows it in the stream (I12, order.go)
+//	snapshots   one holds what a read could have returned that lasted as long as taking it,
+//	            and is the same on every node (ORDERED, I7, snapshot.go)
 //	names       the number of an operation names one operation, on every disk, for ever
 //	            (ORDERED, order.go)
 //

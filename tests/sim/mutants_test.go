@@ -94,6 +94,10 @@ var mutants = []struct{ name, rule string }{
 	{"Y3", "a resync copies nothing"},
 	{"Y3-stored", "a resync does not wait for what is being stored"},
 	{"Y4", "a resync copies chunks without a lock"},
+	{"S-hollow", "a replica that is being filled takes the snapshots of the stream"},
+	{"S-forge", "a resync brings no snapshots"},
+	{"S-strangers", "a replica keeps snapshots of another history"},
+	{"S-later", "a snapshot is forged from a copy that has moved on, and the difference is not brought"},
 }
 
 // provoked are the kinds of faults that a rule is there for: seeds with these alone find
@@ -104,7 +108,7 @@ var provoked = map[string]string{
 	"M1": "kill,cut-data,cut-control,isolate,answers,pause", "M2": "pause,isolate,cut-one-way,stall,cut-data,answers", "M3": "kill,power,pause,isolate,kill-all,stall,amnesia",
 	"M4": "kill,power,slow-disk,stall,answers,pause,wipe", "M5": "kill,power,kill-all,answers,stall", "M6": "move,answers,pause,stall,kill", "M7": "answers,pause,isolate,kill,cut-control",
 	"Q": "answers,pause,kill,isolate,cut-control,move", "B": "kill,power,kill-all,wipe,amnesia,isolate", "I8": "kill,power,isolate,wipe,cut-control,stall",
-	"Z": "pause,isolate,stall,cut-one-way,cut-data,move,cut-host", "C": "kill,pause,isolate,stall,slow-disk,move", "Y": "kill,power,pause,isolate,slow-disk",
+	"Z": "pause,isolate,stall,cut-one-way,cut-data,move,cut-host", "C": "kill,pause,isolate,stall,slow-disk,move", "Y": "kill,power,pause,isolate,slow-disk", "S": "kill,power,pause,isolate,slow-disk",
 }
 
 // TestMutants holds the table testdata/mutants.txt against the truth: each mutant dies by

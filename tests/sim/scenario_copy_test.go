@@ -196,3 +196,58 @@ func (w *world) cloneOfWritten() {
 	}
 	w.mend(func() {})
 }
+
+// takeSnapshot takes a snapshot at a node.
+func (w *world) takeSnapshot(at replication.NodeID, id lsfs.VolumeID) error {
+	p, _ := w.processAt(at)
+	n, _ := p.isServing()
+	ctx, cancel := timeout(time.Second)
+	defer cancel()
+	return n.Volume(1).TakeSnapshot(ctx, id)
+}
+
+// snapshotsWhileFilled: one snapshot is taken while the replica is away, and more when it
+// is filled.
+func (w *world) snapshotsWhileFilled() {
+	c := w.clients[0]
+	for _, reg := range c.regs[1] {
+		c.pinned(1, reg, time.Minute)
+	}
+	w.procs[2].kill(false)
+	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
+	for i, reg := range c.regs[1] {
+		if i == runBlocks {
+			if err := w.takeSnapshot(1, 1000); err != nil {
+				w.fail("a snapshot of a lone owner ends with: %v", err)
+			}
+		}
+		c.pinned(1, reg, time.Minute)
+	}
+	w.setSlow(2, 100*time.Millisecond)
+	stands := w.meta(1, 1).Durable.Seq
+	w.revive(2)
+	w.soon("the stream is open", func() bool { return w.meta(2, 1).Durable.Seq >= stands })
+	for id := lsfs.VolumeID(1001); id < 1004; id++ {
+		_ = w.takeSnapshot(1, id)
+		time.Sleep(50 * time.Millisecond)
+	}
+	w.await("both in sync", w.healthy)
+	w.setSlow(2, 0)
+	w.mend(func() {})
+}
+
+// snapshotOfDeposed: an owner that is cut off gives a number to a snapshot that nobody
+// else ever hears of.
+func (w *world) snapshotOfDeposed() {
+	c := w.clients[0]
+	c.pinned(1, c.regs[1][0], time.Minute)
+	if err := w.takeSnapshot(1, 1000); err != nil {
+		w.fail("a snapshot ends with: %v", err)
+	}
+	heal := w.cutOff(1, 2)
+	if err := w.takeSnapshot(1, 1001); err == nil {
+		w.fail("a snapshot of an owner that is cut off is good")
+	}
+	w.await("node 2 owns", func() bool { return w.serves(2) })
+	w.mend(heal)
+}

@@ -67,6 +67,9 @@ func (w *world) readThroughMove() {
 func (w *world) slowDisks() {
 	c := w.clients[0]
 	c.pinned(1, c.regs[1][0], time.Minute)
+	w.setSlow(1, time.Second)
+	_ = w.put(c, 1, c.regs[1][0], stamp(84, true))
+	w.setSlow(1, 0)
 	for _, slow := range []replication.NodeID{2, 1} {
 		w.setSlow(slow, time.Second)
 		for i, reg := range c.regs[1] {
@@ -172,6 +175,7 @@ func (w *world) impatientStandby() {
 	heal := w.cutOff(1, 2)
 	w.await("node 2 owns", func() bool { return w.serves(2) })
 	w.clients[0].pinned(2, w.clients[0].regs[1][0], time.Minute)
+	time.Sleep(300 * time.Millisecond)
 	w.mend(heal)
 }
 
@@ -184,6 +188,7 @@ func (w *world) impatientStart() {
 	w.revive(2)
 	w.await("node 2 owns", func() bool { return w.serves(2) })
 	w.clients[0].pinned(2, w.clients[0].regs[1][0], time.Minute)
+	time.Sleep(300 * time.Millisecond)
 	w.mend(func() { control(); data() })
 }
 

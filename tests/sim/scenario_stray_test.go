@@ -119,7 +119,7 @@ func (w *world) strayAtDeposed() {
 // stands still meanwhile.
 func (w *world) strayAfterPause() {
 	c, reg := w.clients[0], w.clients[0].regs[1][0]
-	c.pinned(1, reg, time.Minute)
+	c.pinned(2, reg, time.Minute)
 	x := w.stray(c, 2, reg, replication.OpWrite)
 	p, _ := w.processAt(2)
 	p.pause()
@@ -136,7 +136,7 @@ func (w *world) strayAfterPause() {
 // the owner long after its host has lost the path by which it was sent.
 func (w *world) strayBehindSlowLink() {
 	c, reg := w.clients[0], w.clients[0].regs[1][0]
-	c.pinned(1, reg, time.Minute)
+	c.pinned(2, reg, time.Minute) // its link to the owner is up
 	w.net.mu.Lock()
 	w.net.rate = 64 << 10
 	w.net.mu.Unlock()
@@ -162,7 +162,7 @@ func (w *world) strayBehindSlowLink() {
 // the volume comes back to where the command is on its way to.
 func (w *world) strayOfEarlierReign() {
 	c, reg := w.clients[0], w.clients[0].regs[1][0]
-	c.pinned(1, reg, time.Minute)
+	c.pinned(3, reg, time.Minute)
 	w.court.mu.Lock()
 	told := w.court.subs[3]
 	w.court.subs[3] = nil

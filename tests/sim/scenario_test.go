@@ -84,6 +84,8 @@ var scenarios = []scenario{
 	{name: "writes while chunks are copied", nodes: 2, play: (*world).writesWhileFilled},
 	{name: "a clone while its source is filled", nodes: 2, play: (*world).cloneWhileFilled},
 	{name: "a clone from a volume that is filled", nodes: 2, play: (*world).cloneFromFilled, volumes: 2},
+	{name: "snapshots while a replica is away and filled", nodes: 2, play: (*world).snapshotsWhileFilled},
+	{name: "a snapshot of an owner that is cut off", nodes: 2, play: (*world).snapshotOfDeposed},
 	{name: "clones of what is being written", nodes: 2, play: (*world).cloneOfWritten, volumes: 2},
 }
 
