@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/twinsan/twinsan/replication"
@@ -309,10 +310,10 @@ func (w *world) receivedOnly() {
 // replica has taken over and both are in sync again.
 func (w *world) lateEviction() {
 	w.clients[0].pinned(1, w.clients[0].regs[1][0], time.Minute)
-	var caught *replication.Change
+	var caught atomic.Pointer[replication.Change]
 	end := w.catching(func(ch replication.Change) bool {
-		if ch.By == 1 && caught == nil {
-			caught = &ch
+		if ch.By == 1 {
+			caught.CompareAndSwap(nil, &ch)
 		}
 		return ch.By == 1
 	})
@@ -321,7 +322,7 @@ func (w *world) lateEviction() {
 	end()
 	heal()
 	w.await("both in sync", w.healthy)
-	if _, err := w.court.decide(*caught); !errors.Is(err, replication.ErrConflict) {
+	if _, err := w.court.decide(*caught.Load()); !errors.Is(err, replication.ErrConflict) {
 		w.fail("Q: a change that was made from an older record is taken")
 	}
 	w.mend(func() {})
@@ -342,22 +343,22 @@ func (w *world) emptiedBeforeGrow() {
 	w.procs[2].kill(false)
 	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
 	w.clients[0].pinned(1, reg, time.Minute)
-	var caught *replication.Change
+	var caught atomic.Pointer[replication.Change]
 	end := w.catching(func(ch replication.Change) bool {
-		if ch.Grow != 0 && caught == nil {
-			caught = &ch
+		if ch.Grow != 0 {
+			caught.CompareAndSwap(nil, &ch)
 		}
 		return ch.Grow != 0
 	})
 	w.revive(2)
-	w.await("a proposal", func() bool { return caught != nil })
+	w.await("a proposal", func() bool { return caught.Load() != nil })
 	w.procs[2].kill(false)
 	w.procs[1].kill(true)
 	w.replaceDisk(2, newDisk())
 	w.revive(2)
 	end()
 	time.Sleep(time.Second)
-	_, _ = w.court.decide(*caught)
+	_, _ = w.court.decide(*caught.Load())
 	w.aloneLook(reg)
 	w.mend(func() { w.revive(1) })
 }
@@ -446,19 +447,19 @@ func (w *world) staleStart() {
 	w.clients[0].pinned(1, reg, time.Minute)
 	w.procs[2].kill(false)
 	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
-	var caught *replication.Change
+	var caught atomic.Pointer[replication.Change]
 	end := w.catching(func(ch replication.Change) bool {
-		if ch.Grow != 0 && caught == nil {
-			caught = &ch
+		if ch.Grow != 0 {
+			caught.CompareAndSwap(nil, &ch)
 		}
 		return ch.Grow != 0
 	})
 	w.revive(2)
-	w.await("a proposal", func() bool { return caught != nil })
+	w.await("a proposal", func() bool { return caught.Load() != nil })
 	w.procs[1].kill(true)
 	heal := w.cutOff(1, 2)
 	end()
-	if _, err := w.court.decide(*caught); err != nil {
+	if _, err := w.court.decide(*caught.Load()); err != nil {
 		w.fail("the caught proposal is refused: %v", err)
 	}
 	w.await("node 2 owns", func() bool { return w.serves(2) })

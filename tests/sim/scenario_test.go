@@ -325,26 +325,22 @@ func (w *world) takenInUnseen(write bool) {
 	w.clients[0].pinned(1, reg, time.Minute)
 	w.procs[2].kill(false)
 	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
-	var caught *replication.Change
-	w.court.mu.Lock()
-	w.court.catch = func(ch replication.Change) bool {
-		if ch.Grow != 0 && caught == nil {
-			caught = &ch
+	var caught atomic.Pointer[replication.Change]
+	end := w.catching(func(ch replication.Change) bool {
+		if ch.Grow != 0 {
+			caught.CompareAndSwap(nil, &ch)
 		}
 		return ch.Grow != 0
-	}
-	w.court.mu.Unlock()
+	})
 	w.revive(2)
-	w.await("a proposal", func() bool { return caught != nil })
+	w.await("a proposal", func() bool { return caught.Load() != nil })
 	heal := w.cutOff(1, 2)
 	if write {
 		w.clients[0].pinned(1, reg, 700*time.Millisecond)
 	}
 	time.Sleep(3 * time.Second) // its silence
-	w.court.mu.Lock()
-	w.court.catch = nil
-	w.court.mu.Unlock()
-	if _, err := w.court.decide(*caught); err != nil {
+	end()
+	if _, err := w.court.decide(*caught.Load()); err != nil {
 		w.fail("the caught proposal is refused: %v", err)
 	}
 	w.await("node 2 owns", func() bool { return w.serves(2) })
@@ -359,23 +355,19 @@ func (w *world) takenInUnseen(write bool) {
 func (w *world) lateTakeOver() {
 	reg := w.clients[0].regs[1][0]
 	w.clients[0].pinned(1, reg, time.Minute)
-	var caught *replication.Change
-	w.court.mu.Lock()
-	w.court.catch = func(ch replication.Change) bool {
-		if ch.By == 2 && caught == nil {
-			caught = &ch
+	var caught atomic.Pointer[replication.Change]
+	end := w.catching(func(ch replication.Change) bool {
+		if ch.By == 2 {
+			caught.CompareAndSwap(nil, &ch)
 		}
 		return true
-	}
-	w.court.mu.Unlock()
+	})
 	heal, _ := w.faultCut([]cutLink{{1, 2, false}, {2, 1, false}})
-	w.await("a proposal", func() bool { return caught != nil })
+	w.await("a proposal", func() bool { return caught.Load() != nil })
 	heal()
 	time.Sleep(8 * time.Second) // a candidate that gave up would grant again
-	w.court.mu.Lock()
-	w.court.catch = nil
-	w.court.mu.Unlock()
-	_, _ = w.court.decide(*caught)
+	end()
+	_, _ = w.court.decide(*caught.Load())
 	w.clients[1].pinned(2, w.clients[1].regs[1][0], 20*time.Second)
 	w.mend(func() {})
 }

@@ -324,7 +324,7 @@ func (w *world) waitHealthy(limit time.Duration) bool {
 func (w *world) served(since time.Time) bool {
 	for _, c := range w.clients {
 		for v := 1; v <= w.volumes; v++ {
-			if !c.done[v].After(since) {
+			if c.done[v].Load() <= since.UnixNano() {
 				return false
 			}
 		}
@@ -350,7 +350,7 @@ func (w *world) state(since time.Time) string {
 	}
 	for _, c := range w.clients {
 		for v := 1; v <= w.volumes; v++ {
-			if !c.done[v].After(since) {
+			if c.done[v].Load() <= since.UnixNano() {
 				fmt.Fprintf(&b, " client %d has not written to volume %d;", c.id, v)
 			}
 		}
