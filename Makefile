@@ -88,7 +88,7 @@ sim-test:
 
 ## mutants: the simulator against each rule switched off; MUTANTS= names some
 mutants:
-	tests/sim.sh mutants -sim.hard -sim.length 25s -sim.budget 8m -sim.mutants '$(MUTANTS)'
+	tests/sim.sh mutants -sim.hard -sim.length 25s -sim.budget 8m -sim.mutants '$(MUTANTS)' $(if $(REWRITE),-sim.rewrite)
 
 ## fuzz: every fuzz target for FUZZTIME
 fuzz:

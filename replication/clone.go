@@ -38,6 +38,9 @@ func (v *Volume) clone(r *Request) error {
 	to := &hold{start: start, end: start + count, exclusive: true}
 	read := &hold{start: from, end: from + count}
 	var far *borrowed
+	if mutant("C4-hold") && src != v {
+		read.end = from
+	}
 	lockSource := func() (func(), error) {
 		err := src.lockRange(read)
 		if err == nil {
@@ -55,9 +58,7 @@ func (v *Volume) clone(r *Request) error {
 	locks := []func() (func(), error){lock, lockSource}
 	switch {
 	case src == v:
-		if !mutant("C4-hold") {
-			to.from, to.to = read.start, read.end
-		}
+		to.from, to.to = read.start, read.end
 		locks = locks[:1]
 	case src.id < v.id: // ordered by id: two clones never wait for each other
 		slices.Reverse(locks)

@@ -23,7 +23,7 @@ func (v *Volume) unflushed() bool { return v.loose > v.firm }
 // the set it was sequenced for has shrunk, and the EPOCH operation that opened the new
 // reign, before which the log is flushed, is not durable here. Called with mu.
 func (v *Volume) lone(w *work) bool {
-	return w.op.Relaxed && v.local < v.opened && !mutant("W6-lone")
+	return w.op.Relaxed && v.local < v.opened
 }
 
 // flushFirst goes on with r, a read or a flush that has to be of what is on stable

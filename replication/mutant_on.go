@@ -2,10 +2,15 @@
 
 package replication
 
-var mutantOn string
+import (
+	"slices"
+	"strings"
+)
 
-// SetMutant switches one rule off; "" none. Before any Node is made. It exists only
-// with the build tag mutants.
-func SetMutant(name string) { mutantOn = name }
+var mutantsOn []string
 
-func mutant(name string) bool { return name == mutantOn }
+// SetMutant switches rules off, joined by "+"; "" none. Before any Node is made. It
+// exists only with the build tag mutants.
+func SetMutant(names string) { mutantsOn = strings.Split(names, "+") }
+
+func mutant(name string) bool { return slices.Contains(mutantsOn, name) }

@@ -300,7 +300,7 @@ func (g *reign) become(r Role) {
 
 // restart proposes our own next epoch for a reign that an earlier process held (M5).
 func (g *reign) restart(now Instant) {
-	if g.proposal.open || !g.fit {
+	if g.proposal.open || !g.fit && !mutant("I8-fit") {
 		return
 	}
 	g.evictFrom = g.boot.After(g.timing.BootWait)
@@ -366,7 +366,7 @@ func (g *reign) beacon(now Instant, peer NodeID, epoch lsfs.Epoch, fresh bool) b
 	if !fresh && !mutant("L3") || !g.known || peer != g.rec.Owner && !mutant("L1-owner") {
 		return false
 	}
-	if g.role != Standby && g.role != Stale && !(mutant("M2-stop-granting") && g.role == Candidate) && !(mutant("B1") && g.role == Unknown) || epoch < g.promised && !mutant("W2-beacon") {
+	if g.role != Standby && g.role != Stale && !(mutant("M2-stop-granting") && g.role == Candidate) || epoch < g.promised && !mutant("W2-beacon") {
 		return false
 	}
 	g.lastBeacon, g.heard, g.ownerDead = now, true, false
@@ -515,7 +515,7 @@ func (g *reign) tickOwner(now Instant) {
 
 // tickStandby takes over from an owner that is dead or silent (M2).
 func (g *reign) tickStandby(now Instant) {
-	if !g.fit || !g.rec.Has(g.self) {
+	if !g.fit && !mutant("I8-fit") || !g.rec.Has(g.self) && !mutant("I8-stale") {
 		return
 	}
 	if !g.heard && now < g.boot.After(g.timing.BootWait) {
@@ -535,5 +535,8 @@ func (g *reign) tickStandby(now Instant) {
 		reason = "the owner's process is gone"
 	}
 	isr := slices.DeleteFunc(slices.Clone(g.rec.InSync), func(n NodeID) bool { return n == g.rec.Owner })
+	if mutant("I8-stale") && !slices.Contains(isr, g.self) {
+		isr = append(isr, g.self)
+	}
 	g.propose(now, Change{Owner: g.self, InSync: isr, Reason: "take-over: " + reason})
 }

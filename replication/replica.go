@@ -88,7 +88,7 @@ func (v *Volume) prepare(l *link, h wire.Header, meta, data []byte) error {
 		v.refuseClone(l)
 		return nil
 	}
-	if w.op.Kind == lsfs.OpSnapshot && v.hollow {
+	if w.op.Kind == lsfs.OpSnapshot && v.hollow && !mutant("S-hollow") {
 		w.op.Snapshot = 0 // it only takes its number: the content is not whole yet
 	}
 	if w.op.Kind == lsfs.OpEpoch {

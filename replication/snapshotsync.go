@@ -30,7 +30,7 @@ const snapshotsSince = 3
 // snapshots of the stream itself.
 func (s *resync) snapshots(c Copy, live bool) error {
 	v, n := s.v, s.v.node
-	if p := (*n.peers.Load())[s.peer]; p == nil || p.version.Load() < snapshotsSince {
+	if p := (*n.peers.Load())[s.peer]; p == nil || p.version.Load() < snapshotsSince || mutant("S-forge") {
 		return nil
 	}
 	limit := lsfs.OpID{Epoch: ^lsfs.Epoch(0)}
@@ -133,7 +133,7 @@ func (s *resync) dropStrangers(ours []SnapshotCopy, within func(lsfs.OpID) bool)
 			drop = binary.LittleEndian.AppendUint64(drop, t.ID)
 		}
 	}
-	if len(drop) > 0 {
+	if len(drop) > 0 && !mutant("S-strangers") {
 		if _, err := s.call(wire.SnapDrop, nil, drop); err != nil {
 			return nil, err
 		}
@@ -165,6 +165,9 @@ func (s *resync) forge(c Copy, ours []SnapshotCopy, i int, have map[VolumeID]boo
 		if err := s.stored(); err != nil {
 			return err
 		}
+	}
+	if mutant("S-later") {
+		return s.fill(x, nil)
 	}
 	if chunks, err = c.ChangedChunks(s.ctx, x.Point().Seq); err != nil {
 		return err

@@ -42,16 +42,17 @@ func child(b batch, mutant, only string, report func(Result)) {
 	if *hardFlag {
 		args = append(args, "-sim.hard")
 	}
-	spawn(b.first, args, report)
+	spawn(b.first, args, 2*time.Minute, report)
 }
 
 // childScenario runs a scenario with a mutant in a process of its own.
 func childScenario(name, mutant string, report func(Result)) {
-	spawn(1, []string{"-test.run=^TestScenarios$", "-test.timeout=10m", "-sim.child", "-sim.scenario=" + name, "-sim.mutant=" + mutant}, report)
+	spawn(1, []string{"-test.run=^TestScenarios$", "-test.timeout=10m", "-sim.child", "-sim.scenario=" + name, "-sim.mutant=" + mutant, fmt.Sprintf("-sim.seed=%d", *seedFlag)}, 30*time.Second, report)
 }
 
-// spawn starts this binary and reports each result that it tells.
-func spawn(first uint64, args []string, report func(Result)) {
+// spawn starts this binary and reports each result that it tells. It kills what tells
+// nothing for longer than patient.
+func spawn(first uint64, args []string, patient time.Duration, report func(Result)) {
 	c := exec.Command(os.Args[0], args...)
 	c.Env = append(os.Environ(), "GOMAXPROCS=1")
 	var noise strings.Builder
@@ -64,7 +65,7 @@ func spawn(first uint64, args []string, report func(Result)) {
 		report(Result{Seed: first, Err: err.Error()})
 		return
 	}
-	hung := time.AfterFunc(2*time.Minute, func() { c.Process.Kill() })
+	hung := time.AfterFunc(patient, func() { c.Process.Kill() })
 	defer hung.Stop()
 	at := uint64(0)
 	lines := bufio.NewScanner(out)
@@ -73,7 +74,7 @@ func spawn(first uint64, args []string, report func(Result)) {
 		line := lines.Text()
 		if s, ok := strings.CutPrefix(line, "begin "); ok {
 			at, _ = strconv.ParseUint(s, 10, 64)
-			hung.Reset(2 * time.Minute)
+			hung.Reset(patient)
 		} else if s, ok := strings.CutPrefix(line, "end "); ok {
 			var r Result
 			if err := json.Unmarshal([]byte(s), &r); err != nil {

@@ -25,8 +25,8 @@ type client struct {
 	sessions [maxNodes + 1]*session
 	regs     [][]*register // by volume
 	current  atomic.Pointer[command]
-	busy     bool        // an attempt at it ended with BUSY
-	done     []time.Time // by volume: its newest good write
+	busy     bool           // an attempt at it ended with BUSY
+	done     []atomic.Int64 // by volume: when its newest good write ended, in nanoseconds of the clock
 	lockSeq  uint64
 	lockDead map[uint64]bool
 }
@@ -42,13 +42,12 @@ type target struct {
 }
 
 func newClient(w *world, id int) *client {
-	c := &client{w: w, id: id, r: newRandom(w.seed, 100+uint64(id)), regs: make([][]*register, w.volumes+1), done: make([]time.Time, w.volumes+1), lockDead: map[uint64]bool{}}
+	c := &client{w: w, id: id, r: newRandom(w.seed, 100+uint64(id)), regs: make([][]*register, w.volumes+1), done: make([]atomic.Int64, w.volumes+1), lockDead: map[uint64]bool{}}
 	c.path = replication.NodeID(1 + c.r.n(w.nodes))
 	for v := 1; v <= w.volumes; v++ {
-		// A run that crosses the border of two chunks, and another one elsewhere.
-		for _, first := range []int{256 - 8 + id*16, 700 + id*16} {
-			for i := range 8 {
-				c.regs[v] = append(c.regs[v], newRegister(lsfs.VolumeID(v), lsfs.BlockNo(first+i), id))
+		for _, first := range hostRuns(id) {
+			for i := range runBlocks {
+				c.regs[v] = append(c.regs[v], newRegister(lsfs.VolumeID(v), first+lsfs.BlockNo(i), id))
 			}
 		}
 	}
@@ -216,7 +215,7 @@ func (c *client) change(regs []*register, contents [][]byte, mk func() *replicat
 			for _, t := range cmd.regs {
 				t.reg.good(t.version)
 			}
-			c.done[vol] = time.Now()
+			c.done[vol].Store(time.Now().UnixNano())
 			c.w.note("good", uint64(c.id), uint64(vol), uint64(regs[0].no), uint64(cmd.regs[0].version))
 			return
 		case errors.Is(err, errLost):

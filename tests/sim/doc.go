@@ -23,5 +23,13 @@
 //	owners      at no inspected instant two nodes serve (I3); promises never go back (I4)
 //	locks       COMPARE AND WRITE never grants a lock twice (I2)
 //	fencing     nothing of a fenced host lands after the change of the ordered state was
-//	            acknowledged (I12)
+//	            acknowledged, or follows it in the stream (I12, order.go)
+//	snapshots   one holds what a read could have returned that lasted as long as taking it,
+//	            and is the same on every node (ORDERED, I7, snapshot.go)
+//	names       the number of an operation names one operation, on every disk, for ever
+//	            (ORDERED, order.go)
+//
+// A scenario (scenario*_test.go) is a short story of faults that is told exactly, without
+// a seed's choices. Rules can be switched off one at a time (build tag mutants), and
+// testdata/mutants.txt says which scenario notices.
 package sim

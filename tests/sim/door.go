@@ -96,6 +96,7 @@ func (p *process) drop(reason string) {
 		p.w.note("sessions-dropped", uint64(p.id), uint64(len(sessions)))
 		p.w.logf("node %d drops sessions: %s", p.id, reason)
 	}
+	time.Sleep(p.w.dropDelay)
 	for _, s := range sessions {
 		s.end(false)
 	}

@@ -2,14 +2,20 @@
 
 package sim
 
-import "github.com/twinsan/twinsan/replication"
+import (
+	"slices"
+	"strings"
 
-var mutantOn string
+	"github.com/twinsan/twinsan/replication"
+)
 
-func mutant(name string) bool { return name == mutantOn }
+var mutantsOn []string
 
-func setMutant(name string) error {
-	mutantOn = name
-	replication.SetMutant(name)
+func mutant(name string) bool { return slices.Contains(mutantsOn, name) }
+
+// setMutant switches rules off, joined by "+".
+func setMutant(names string) error {
+	mutantsOn = strings.Split(names, "+")
+	replication.SetMutant(names)
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 type disk struct {
 	mu       sync.Mutex // of all that is below, and of the store that has it
 	volumes  map[lsfs.VolumeID]*diskVolume
+	snaps    map[lsfs.VolumeID]*diskSnapshot
 	contents map[dedup.Fingerprint]*content
 	byID     map[lsfs.BID]*content
 	last     lsfs.BID
@@ -43,14 +44,14 @@ type diskVolume struct {
 }
 
 func newDisk() *disk {
-	return &disk{volumes: map[lsfs.VolumeID]*diskVolume{}, contents: map[dedup.Fingerprint]*content{}, byID: map[lsfs.BID]*content{}}
+	return &disk{volumes: map[lsfs.VolumeID]*diskVolume{}, snaps: map[lsfs.VolumeID]*diskSnapshot{}, contents: map[dedup.Fingerprint]*content{}, byID: map[lsfs.BID]*content{}}
 }
 
 // clone is an image of the disk as it is.
 func (d *disk) clone() *disk {
 	c := newDisk()
 	c.last = d.last
-	for id, v := range d.volumes {
+	image := func(v *diskVolume) *diskVolume {
 		w := &diskVolume{blocks: v.blocks, at: map[lsfs.BlockNo]*content{}, versions: map[uint32]lsfs.Seq{}, meta: v.meta}
 		for no, x := range v.at {
 			y := c.contents[x.fp]
@@ -64,7 +65,13 @@ func (d *disk) clone() *disk {
 		for k, s := range v.versions {
 			w.versions[k] = s
 		}
-		c.volumes[id] = w
+		return w
+	}
+	for id, v := range d.volumes {
+		c.volumes[id] = image(v)
+	}
+	for id, x := range d.snaps {
+		c.snaps[id] = &diskSnapshot{diskVolume: image(x.diskVolume), id: x.id, of: x.of, point: x.point, forged: x.forged}
 	}
 	return c
 }
@@ -130,7 +137,7 @@ func (d *disk) add(b *dedup.Block) *content {
 
 // apply makes one operation part of the disk.
 func (d *disk) apply(op *lsfs.Op) error {
-	v := d.volumes[op.Volume]
+	v := d.target(op.Volume)
 	if v == nil {
 		return lsfs.ErrNoVolume
 	}
@@ -173,8 +180,12 @@ func (d *disk) apply(op *lsfs.Op) error {
 	case lsfs.OpEpoch:
 		v.meta.EpochLog = append(slices.Clip(v.meta.EpochLog), op.ID)
 		start, end = 0, 0
-	case lsfs.OpSnapshot, lsfs.OpRollback:
-		return lsfs.ErrInvalidOp // the simulator's hosts take none
+	case lsfs.OpSnapshot:
+		if op.Snapshot != 0 { // else it only takes its number
+			d.snap(op.Snapshot, op.Volume, v).point = op.ID
+		}
+	case lsfs.OpRollback:
+		return lsfs.ErrInvalidOp // nobody of the simulator rolls back
 	case lsfs.OpState:
 		v.meta.State = append([]byte(nil), op.State...)
 		start, end = 0, 0
@@ -231,7 +242,7 @@ func (s *store) Append(op *lsfs.Op) {
 		return
 	}
 	e := entry{op: op}
-	v := s.disk.volumes[op.Volume]
+	v := s.disk.target(op.Volume)
 	switch {
 	case s.poisoned:
 		e.err = lsfs.ErrPoisoned
@@ -299,7 +310,7 @@ func (s *store) commit() {
 			case e.task != nil:
 				e.err = e.task(s.disk)
 			default:
-				e.err = s.disk.apply(e.op)
+				e.err = s.apply(e.op)
 				s.w.logf("node %d stored volume %d %v kind %d at %d for %d: %v", s.p.id, e.op.Volume, e.op.ID, e.op.Kind, e.op.Start, e.op.Count, e.err)
 				if e.err != nil && e.op.Kind != lsfs.OpCopy {
 					if v := s.disk.volumes[e.op.Volume]; v != nil {
@@ -338,7 +349,7 @@ func (s *store) crash(r *random) {
 			case e.task != nil:
 				_ = e.task(s.disk)
 			default:
-				_ = s.disk.apply(e.op)
+				_ = s.apply(e.op)
 			}
 		}
 	}
@@ -478,23 +489,6 @@ func (s *store) Copies() []lsfs.VolumeID {
 	return ids
 }
 
-// The model's pool has no snapshots: there are none to be found, and none can be made.
-
-func (s *store) Snapshot(lsfs.VolumeID) replication.SnapshotCopy      { return nil }
-func (s *store) Snapshots(lsfs.VolumeID) []replication.SnapshotCopy   { return nil }
-func (s *store) Forged(lsfs.VolumeID) replication.SnapshotCopy        { return nil }
-func (s *store) DeleteSnapshot(context.Context, lsfs.VolumeID) error  { return lsfs.ErrNoVolume }
-func (s *store) AbandonSnapshot(context.Context, lsfs.VolumeID) error { return lsfs.ErrNoVolume }
-func (s *store) SealSnapshot(context.Context, lsfs.VolumeID, lsfs.OpID) error {
-	return lsfs.ErrNoVolume
-}
-func (s *store) ForgeSnapshot(context.Context, lsfs.VolumeID, lsfs.VolumeID, lsfs.VolumeID, uint64) error {
-	return lsfs.ErrNoVolume
-}
-func (s *store) CreateCopyFrom(context.Context, lsfs.VolumeID, uint64, replication.ReplicaID, lsfs.VolumeID) (replication.Copy, error) {
-	return nil, lsfs.ErrNoVolume
-}
-
 // localCopy is one volume of a store.
 type localCopy struct {
 	s  *store
@@ -506,6 +500,9 @@ func (c *localCopy) with(f func(v *diskVolume) error) error {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	v := c.s.disk.volumes[c.id]
+	if x := c.s.disk.snaps[c.id]; x != nil {
+		v = x.diskVolume
+	}
 	if v == nil {
 		return lsfs.ErrNoVolume
 	}
@@ -537,7 +534,7 @@ func (c *localCopy) AdmitClone(lsfs.BlockNo, lsfs.VolumeID, lsfs.BlockNo, uint32
 }
 
 func (c *localCopy) AdmitUnmap(lsfs.BlockNo, uint32) bool { return true }
-func (c *localCopy) AdmitSnapshot() error                 { return lsfs.ErrNoSpace }
+func (c *localCopy) AdmitSnapshot() error                 { return nil }
 func (c *localCopy) AdmitRollback(lsfs.VolumeID) error    { return lsfs.ErrNoVolume }
 func (c *localCopy) Wanted(lsfs.BlockNo, []bool) bool     { return false }
 func (c *localCopy) Kept(lsfs.BlockNo, uint32) bool       { return false }
@@ -671,6 +668,9 @@ func (c *localCopy) Repair(ctx context.Context, no lsfs.BlockNo, b dedup.Block) 
 	b.Data = append([]byte(nil), b.Data...)
 	return c.s.do(ctx, func(d *disk) error {
 		v := d.volumes[c.id]
+		if x := d.snaps[c.id]; x != nil {
+			v = x.diskVolume
+		}
 		if v == nil {
 			return lsfs.ErrNoVolume
 		}

@@ -70,9 +70,13 @@ type world struct {
 	oneNetwork  bool
 	calm        bool // voters elect at once
 	burst       bool
+	violated    func(err string) // told of the first violation, or nil
+	impatient   bool             // standbys do not wait for the lease before they propose themselves
+	dropDelay   time.Duration    // by which sessions outlive the order to drop them
 	clones      bool
 	locks       bool
 	fences      bool
+	snapshots   bool
 	rot         bool
 	rotten      replication.NodeID
 	rates       [maxNodes + 1]float64
@@ -92,6 +96,9 @@ type world struct {
 	good    int
 	reads   int
 	err     string
+	frozen  map[lsfs.VolumeID]uint64           // what every snapshot holds
+	named   map[operation]uint64               // what every number that was given stands for (ORDERED)
+	last    [maxNodes + 1][]replication.Record // what a node was told last
 
 	stop      chan struct{} // closed at the end, or at the first failure
 	healing   chan struct{} // closed when all faults heal
@@ -134,7 +141,7 @@ func newWorld(opt Options) *world {
 		seed: seed, opt: opt, began: time.Now(), timing: replication.DefaultTiming, hash: 14695981039346656037,
 		faultRandom: newRandom(seed, 1), netRandom: newRandom(seed, 2), storeRandom: newRandom(seed, 3), courtRandom: newRandom(seed, 4),
 		clientRandom: newRandom(seed, 5), checkRandom: newRandom(seed, 6),
-		stop: make(chan struct{}), healing: make(chan struct{}), enabled: map[string]bool{},
+		stop: make(chan struct{}), healing: make(chan struct{}), enabled: map[string]bool{}, named: map[operation]uint64{}, frozen: map[lsfs.VolumeID]uint64{},
 	}
 	r := newRandom(seed, 7)
 	binary.LittleEndian.PutUint64(w.key[:], seed)
@@ -175,6 +182,7 @@ func newWorld(opt Options) *world {
 		}
 		w.rot = w.enabled["rot"]
 	}
+	w.snapshots = newRandom(seed, 8).chance(0.5) && !w.rot // a block that only a snapshot has cannot be written again
 	w.net = &network{w: w, delay: pick(50*time.Microsecond, 300*time.Microsecond, 3*time.Millisecond), rate: []int64{1 << 30, 100 << 20, 10 << 20}[r.n(3)]}
 	w.court = newCourt(w)
 	for i := range 6 {
@@ -243,6 +251,9 @@ func (w *world) play() {
 	}
 	if w.fences {
 		w.group.Go(w.fence)
+	}
+	if w.snapshots {
+		w.group.Go(w.keep)
 	}
 	w.strike(time.Now().Add(w.opt.Length))
 	w.pause(time.Until(w.began.Add(w.opt.Length)))
@@ -313,7 +324,7 @@ func (w *world) waitHealthy(limit time.Duration) bool {
 func (w *world) served(since time.Time) bool {
 	for _, c := range w.clients {
 		for v := 1; v <= w.volumes; v++ {
-			if !c.done[v].After(since) {
+			if c.done[v].Load() <= since.UnixNano() {
 				return false
 			}
 		}
@@ -339,7 +350,7 @@ func (w *world) state(since time.Time) string {
 	}
 	for _, c := range w.clients {
 		for v := 1; v <= w.volumes; v++ {
-			if !c.done[v].After(since) {
+			if c.done[v].Load() <= since.UnixNano() {
 				fmt.Fprintf(&b, " client %d has not written to volume %d;", c.id, v)
 			}
 		}
@@ -417,6 +428,7 @@ func (w *world) compare() {
 				w.fail("I7: volume %d: node %d has no copy", rec.Volume, id)
 				return
 			}
+			w.compareSnapshots(rec.Volume, own, d, rec.Owner, id)
 			if !bytes.Equal(a.meta.State, b.meta.State) {
 				w.fail("I7: volume %d: the ordered state of nodes %d and %d differs", rec.Volume, rec.Owner, id)
 			}
@@ -632,6 +644,9 @@ func (w *world) fail(format string, args ...any) {
 	}
 	w.mu.Unlock()
 	if first {
+		if w.violated != nil {
+			w.violated(w.err)
+		}
 		w.finish()
 	}
 }
