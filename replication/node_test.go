@@ -98,8 +98,9 @@ type bench struct {
 	timing Timing
 	// members are the nodes of the cluster, whether they run or not.
 	members []NodeID
-	wrap    func(NodeID, Pool) Pool // what a node's pool is made of, or nil
-	events  map[NodeID][]string     // codes
+	wrap    func(NodeID, Pool) Pool            // what a node's pool is made of, or nil
+	events  map[NodeID][]string                // codes
+	told    func(id NodeID, code, text string) // is called with each event, or nil
 }
 
 // eventsOf lists the codes of the events of a node.
@@ -200,7 +201,10 @@ func (b *bench) startWith(id NodeID, c lsfs.Config) *testNode {
 	}
 	n.Node = NewNode(Config{
 		Self: id, Incarnation: inc, Pool: n.faults, Key: b.key, Control: seat{b.court, id}, Transport: tcp{b, id}, Logger: log, Timing: b.timing,
-		Event: func(_ slog.Level, code, _ string) {
+		Event: func(_ slog.Level, code, text string) {
+			if b.told != nil {
+				b.told(id, code, text)
+			}
 			b.mu.Lock()
 			b.events[id] = append(b.events[id], code)
 			b.mu.Unlock()
