@@ -17,6 +17,10 @@ const (
 	// commitTarget is the size at which a batch is closed: at 1 MiB a flush is
 	// amortised over some 300 blocks, and larger ones only add latency.
 	commitTarget = 1 << 20
+	// copyTarget is the same while what waits is copied by a resync: nobody waits for one
+	// of those, and a replica that is filled spent half of its commits' time in flushes.
+	// A batch with anything else in it stays below commitTarget.
+	copyTarget = 4 << 20
 	// OpBytesMax bounds the stored bytes of one operation, for an operation never
 	// spans two commits. In pools of small segments half a segment is the bound.
 	OpBytesMax = 8 << 20

@@ -23,7 +23,7 @@ import (
 // files, and nobody else works. It reports the rate beside what the disk gives (the
 // same bytes read from one file and written to another at the same time, past the page cache)
 // and what the link gives (the same bytes through TLS, thrown away), measured around
-// it, and the processor time of both nodes together. TWINSAN_BENCH_DIR says where the pools are.
+// it, and the processor time of both nodes together. Segments are those of a large pool. TWINSAN_BENCH_DIR says where the pools are.
 func BenchmarkResync(b *testing.B) {
 	for _, c := range []struct {
 		name    string
@@ -57,7 +57,7 @@ func BenchmarkResync(b *testing.B) {
 				at := []string{"", filepath.Join(dir, "one"), filepath.Join(dir, "two")}
 				for _, path := range at[1:] {
 					os.Remove(path)
-					if err := lsfs.Format(b.Context(), lsfs.FormatConfig{Devices: []string{path}, Sizes: []int64{3 * volume}}); err != nil {
+					if err := lsfs.Format(b.Context(), lsfs.FormatConfig{Devices: []string{path}, Sizes: []int64{3 * volume}, SegmentBytes: 16 << 20}); err != nil {
 						b.Fatal(err)
 					}
 				}
@@ -85,7 +85,9 @@ func BenchmarkResync(b *testing.B) {
 					b.Fatal(err)
 				}
 				took += t
-				b.Log(text)
+				st := n.store.Stats()
+				b.Logf("%s; the replica committed %d times in %s, of that flushed for %s", text, count(st.CommitMicros),
+					time.Duration(st.CommitMicros.Sum)*time.Microsecond, time.Duration(st.FlushMicros.Sum)*time.Microsecond)
 				l.stop(2, n)
 				l.stop(1, a)
 			}
@@ -210,6 +212,13 @@ func benchLimits(b *testing.B, dir string, bytes int) (disk, link float64, err e
 	t.Close()
 	b.Logf("link: %.2f processor seconds for each GiB", (cpuTime()-before).Seconds()/(float64(bytes)/(1<<30)))
 	return disk, float64(bytes) / (1 << 20) / time.Since(start).Seconds(), errs[0]
+}
+
+func count(h lsfs.Histogram) (n uint64) {
+	for _, c := range h.Counts {
+		n += c
+	}
+	return n
 }
 
 // profile writes a profile of the resync alone where TWINSAN_BENCH_PROFILE says, and
