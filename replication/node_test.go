@@ -101,6 +101,8 @@ type bench struct {
 	wrap    func(NodeID, Pool) Pool            // what a node's pool is made of, or nil
 	events  map[NodeID][]string                // codes
 	told    func(id NodeID, code, text string) // is called with each event, or nil
+	// wire is put on each connection that a node dials, or nil.
+	wire func(from NodeID, c net.Conn) net.Conn
 }
 
 // eventsOf lists the codes of the events of a node.
@@ -146,6 +148,9 @@ func (d tcp) Dial(ctx context.Context, n NodeID) (net.Conn, error) {
 	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
+	}
+	if d.b.wire != nil {
+		c = d.b.wire(d.me, c)
 	}
 	if d.b.tls != nil {
 		c = tls.Client(Records(c), d.b.tls)
