@@ -3,14 +3,17 @@ package replication
 import (
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,7 +32,8 @@ func BenchmarkResync(b *testing.B) {
 		name    string
 		outage  bool
 		entropy int // of 4096 bytes so many are random, the rest zeros
-	}{{"new-replica", false, 4096}, {"new-replica-half", false, 2048}, {"outage", true, 4096}} {
+		writers int // initiators that write 4 KiB anywhere meanwhile
+	}{{"new-replica", false, 4096, 0}, {"new-replica-half", false, 2048, 0}, {"outage", true, 4096, 0}, {"beside-writes", false, 4096, 4}} {
 		b.Run(c.name, func(b *testing.B) {
 			const volume = 512 << 20
 			dir := os.Getenv("TWINSAN_BENCH_DIR")
@@ -71,12 +75,15 @@ func BenchmarkResync(b *testing.B) {
 					l.inSync(1)
 				}
 				fillVolume(b, a, volume, c.entropy)
+				load := startWriters(b, a, volume, c.writers)
 				stop := profile(b, c.name)
 				before, sent := cpuTime(), a.Resyncs().SentBytes
 				b.StartTimer()
+				load.turn()
 				n := l.startWith(2, lsfs.Config{Devices: at[2:]})
 				text := <-done
 				b.StopTimer()
+				load.stop()
 				cpu += cpuTime() - before
 				stop()
 				moved += float64(a.Resyncs().SentBytes - sent)
@@ -219,6 +226,74 @@ func count(h lsfs.Histogram) (n uint64) {
 		n += c
 	}
 	return n
+}
+
+// foreLoad is initiators that write 4 KiB anywhere, one write under way each.
+type foreLoad struct {
+	b       *testing.B
+	idle    bool
+	quit    chan struct{}
+	group   sync.WaitGroup
+	filling atomic.Bool
+	mu      sync.Mutex
+	took    [2][]time.Duration // without a resync, and beside it
+}
+
+func startWriters(b *testing.B, n *testNode, volume, count int) *foreLoad {
+	w := &foreLoad{b: b, quit: make(chan struct{}), idle: count == 0}
+	for range count {
+		w.group.Go(func() {
+			data := make([]byte, blockSize)
+			for {
+				select {
+				case <-w.quit:
+					return
+				default:
+				}
+				rand.Read(data)
+				at := time.Now()
+				if err := n.do(&Request{Op: OpWrite, Off: binary.LittleEndian.Uint64(data) % uint64(volume) / blockSize * blockSize, Len: blockSize, Data: data}); err != nil {
+					b.Error(err)
+					return
+				}
+				kind := 0
+				if w.filling.Load() {
+					kind = 1
+				}
+				w.mu.Lock()
+				w.took[kind] = append(w.took[kind], time.Since(at))
+				w.mu.Unlock()
+			}
+		})
+	}
+	return w
+}
+
+// turn ends the time without a resync: until the writes took ten seconds together.
+func (w *foreLoad) turn() {
+	if !w.idle {
+		eventually(w.b, "some writes without a resync", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			total := time.Duration(0)
+			for _, d := range w.took[0] {
+				total += d
+			}
+			return total > 10*time.Second
+		})
+	}
+	w.filling.Store(true)
+}
+
+func (w *foreLoad) stop() {
+	close(w.quit)
+	w.group.Wait()
+	for kind, name := range []string{"without a resync", "beside it"} {
+		if all := w.took[kind]; len(all) > 0 {
+			slices.Sort(all)
+			w.b.Logf("%s: %d writes, p50 %s p99 %s", name, len(all), all[len(all)/2], all[len(all)*99/100])
+		}
+	}
 }
 
 // profile writes a profile of the resync alone where TWINSAN_BENCH_PROFILE says, and
