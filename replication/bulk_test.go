@@ -321,6 +321,44 @@ func TestWriteAfterSurvey(t *testing.T) {
 	}
 }
 
+// TestGapOfNothing: a replica that is being filled and asks for what comes next has missed
+// nothing, and its resync goes on; one that asks for what has retired is filled again.
+func TestGapOfNothing(t *testing.T) {
+	b := newBench(t)
+	var a *testNode
+	var asked atomic.Bool
+	b.wrap = func(id NodeID, p Pool) Pool {
+		return &meddled{p, func(lsfs.BlockNo, int) {
+			v := a.Volume(1)
+			v.mu.Lock()
+			s, next, local := v.syncing[2], v.next, v.local
+			v.mu.Unlock()
+			if id != 1 || s == nil || local+1 < next || asked.Swap(true) {
+				return
+			}
+			p := (*a.peers.Load())[2]
+			v.gap(p, s.link, next)
+			if s.ctx.Err() != nil {
+				t.Error("a resync was ended although nothing was missed")
+			}
+			v.gap(p, s.link, next-1)
+			if s.ctx.Err() == nil {
+				t.Error("a resync goes on although an operation is missing")
+			}
+		}, func(*lsfs.Op) {}}
+	}
+	a = b.start(1)
+	b.create(1<<20, 1)
+	eventually(t, "the volume is served", func() bool { return a.Volume(1) != nil && a.Volume(1).Status().Serving })
+	a.write(t, 0, pattern(1, 1<<20))
+	b.start(2)
+	b.inSync(1, 2)
+	if !asked.Load() {
+		t.Fatal("nothing was asked for")
+	}
+	b.equal()
+}
+
 // fuse is a connection that breaks when so many bytes have been written to it.
 type fuse struct {
 	net.Conn

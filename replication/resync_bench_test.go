@@ -2,11 +2,7 @@ package replication
 
 import (
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/binary"
-	"errors"
-	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime/pprof"
@@ -17,9 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/tests/lab"
 )
 
 // BenchmarkResync fills a replica over TLS, two nodes in one process with their pools in
@@ -45,11 +40,16 @@ func BenchmarkResync(b *testing.B) {
 			var moved, disk, link float64
 			for range b.N {
 				b.StopTimer()
-				d, k, err := benchLimits(b, dir, volume)
+				d, err := lab.DiskLimit(dir, volume)
 				if err != nil {
 					b.Fatal(err)
 				}
-				disk, link = disk+d, link+k
+				k, err := lab.LinkLimit(volume, Records)
+				if err != nil {
+					b.Fatal(err)
+				}
+				disk, link = disk+d.MiBps, link+k.MiBps
+				b.Logf("disk: %s; link: %s", d, k)
 				l := newBench(b)
 				l.timing, l.tls = Timing{}, mutual(b)
 				done := make(chan string, 10)
@@ -77,14 +77,14 @@ func BenchmarkResync(b *testing.B) {
 				fillVolume(b, a, volume, c.entropy)
 				load := startWriters(b, a, volume, c.writers)
 				stop := profile(b, c.name)
-				before, sent := cpuTime(), a.Resyncs().SentBytes
+				before, sent := lab.OwnCPU(), a.Resyncs().SentBytes
 				b.StartTimer()
 				load.turn()
 				n := l.startWith(2, lsfs.Config{Devices: at[2:]})
 				text := <-done
 				b.StopTimer()
 				load.stop()
-				cpu += cpuTime() - before
+				cpu += lab.OwnCPU() - before
 				stop()
 				moved += float64(a.Resyncs().SentBytes - sent)
 				t, err := time.ParseDuration(text[strings.LastIndex(text, " ")+1:])
@@ -129,96 +129,6 @@ func fillVolume(b *testing.B, n *testNode, volume, entropy int) {
 		})
 	}
 	group.Wait()
-}
-
-// benchLimits is what the disk and the link give, in MiB/s.
-func benchLimits(b *testing.B, dir string, bytes int) (disk, link float64, err error) {
-	const piece = 1 << 20
-	var fd [2]int
-	for i, name := range []string{"from", "to"} {
-		path := filepath.Join(dir, name)
-		if fd[i], err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_DIRECT|unix.O_CLOEXEC, 0o600); err != nil {
-			return 0, 0, err
-		}
-		defer os.Remove(path)
-		defer unix.Close(fd[i])
-		if err := unix.Fallocate(fd[i], 0, 0, int64(bytes)); err != nil {
-			return 0, 0, err
-		}
-	}
-	page := func() []byte {
-		p, err := unix.Mmap(-1, 0, piece, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-		if err != nil {
-			b.Fatal(err)
-		}
-		rand.Read(p)
-		b.Cleanup(func() { unix.Munmap(p) })
-		return p
-	}
-	in, out := page(), page()
-	for _, f := range fd {
-		for off := 0; off < bytes; off += piece {
-			if _, err := unix.Pwrite(f, out, int64(off)); err != nil {
-				return 0, 0, err
-			}
-		}
-		if err := unix.Fdatasync(f); err != nil {
-			return 0, 0, err
-		}
-	}
-	start, before := time.Now(), cpuTime()
-	var group sync.WaitGroup
-	errs := make([]error, 2)
-	group.Go(func() {
-		for off := 0; off < bytes && errs[0] == nil; off += piece {
-			_, errs[0] = unix.Pread(fd[0], in, int64(off))
-		}
-	})
-	group.Go(func() {
-		for off := 0; off < bytes && errs[1] == nil; off += piece {
-			_, errs[1] = unix.Pwrite(fd[1], out, int64(off))
-		}
-		errs[1] = errors.Join(errs[1], unix.Fdatasync(fd[1]))
-	})
-	group.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return 0, 0, err
-	}
-	disk = float64(bytes) / (1 << 20) / time.Since(start).Seconds()
-	b.Logf("disk: %.2f processor seconds for each GiB", (cpuTime()-before).Seconds()/(float64(bytes)/(1<<30)))
-	before = cpuTime()
-
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, 0, err
-	}
-	defer ln.Close()
-	conf := mutual(b)
-	start = time.Now()
-	group.Go(func() {
-		c, err := ln.Accept()
-		if err != nil {
-			errs[0] = err
-			return
-		}
-		t := tls.Server(Records(c), conf)
-		_, errs[0] = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{io.LimitReader(t, int64(bytes))}, make([]byte, piece))
-		t.Close()
-	})
-	c, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		return 0, 0, err
-	}
-	t := tls.Client(Records(c), conf)
-	for off := 0; off < bytes; off += piece {
-		if _, err := t.Write(out); err != nil {
-			return 0, 0, err
-		}
-	}
-	group.Wait()
-	t.Close()
-	b.Logf("link: %.2f processor seconds for each GiB", (cpuTime()-before).Seconds()/(float64(bytes)/(1<<30)))
-	return disk, float64(bytes) / (1 << 20) / time.Since(start).Seconds(), errs[0]
 }
 
 func count(h lsfs.Histogram) (n uint64) {
@@ -311,13 +221,4 @@ func profile(b *testing.B, name string) func() {
 		b.Fatal(err)
 	}
 	return func() { pprof.StopCPUProfile(); f.Close() }
-}
-
-// cpuTime is what this process has used.
-func cpuTime() time.Duration {
-	var u unix.Rusage
-	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
