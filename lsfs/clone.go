@@ -375,7 +375,8 @@ func (s *Store) clonePages(c *clone) (n int64) {
 }
 
 // AdmitClone says whether a clone of count blocks would find room for the pages that
-// it makes, as Admit does for a write. Ranges that no clone can have are admitted:
+// it makes, as Admit does for a write, and blocks that take another reference, as far as
+// RAM tells: between refsMax and refsLast there is room for those that it does not see. Ranges that no clone can have are admitted:
 // the clone itself says what is wrong with them.
 func (v *Volume) AdmitClone(start BlockNo, source VolumeID, sourceStart BlockNo, count uint32) bool {
 	s := v.s
@@ -385,7 +386,15 @@ func (v *Volume) AdmitClone(start BlockNo, source VolumeID, sourceStart BlockNo,
 	if c.src == nil || c.src.forging || ClonedBlocksMax < count || !v.holds(c.start, c.count) || !c.src.holds(c.source, c.count) {
 		return true
 	}
-	return s.charged()+s.waiting.Load()+s.clonePages(&c)*format.PageSize <= s.usable.Load() && !s.crowded(v.mapTree, c.start, c.start+c.count)
+	pages := s.clonePages(&c)
+	if pages > 2 && s.refusing() || s.usable.Load() < s.charged()+s.waiting.Load()+pages*format.PageSize || s.crowded(v.mapTree, c.start, c.start+c.count) {
+		return false
+	}
+	room := true
+	c.pieces(c.start, c.start+c.count, func(a, b uint64) {
+		room = room && (c.wholeLeaf(a, b) || s.roomForRefs(c.src, c.at(a), c.at(b), s.refsMax) == nil)
+	})
+	return room
 }
 
 // stageClone looks at a clone before it is logged: that its metadata can be read, that
@@ -422,7 +431,7 @@ func (s *Store) stageClone(r format.Record, refuse bool) error {
 		s.mu.RLock()
 		c.pieces(a, b, func(a, b uint64) {
 			if err == nil && !c.wholeLeaf(a, b) {
-				err = s.roomForRefs(c.src, c.at(a), c.at(b), s.refsMax)
+				err = s.roomForRefs(c.src, c.at(a), c.at(b), s.refsLast)
 			}
 		})
 		s.mu.RUnlock()

@@ -119,7 +119,7 @@ func TestCloneRefuses(t *testing.T) {
 	seq := Seq(0)
 	fillEqual(c, v, &seq, 0, 1000)
 	s.enter()
-	s.refsMax = 1200
+	s.refsMax, s.refsLast = 1200, 1400
 	s.leave()
 	end := AnnexStart + AnnexBlocks
 	for _, tt := range []struct {
@@ -159,8 +159,17 @@ func TestCloneRefuses(t *testing.T) {
 		mustCheck(t, s)
 		return err
 	}
+	if !s.Volume(2).AdmitClone(1, 1, 0, 200) {
+		t.Fatal("a clone within the references is not admitted")
+	}
 	if err := errors.Join(clone(1, 200, 0), clone(1024, 512, 0), clone(2048, 512, 0)); err != nil {
 		t.Fatal(err)
+	}
+	if v := s.Volume(2); v.AdmitClone(1, 1, 0, 200) || !v.AdmitClone(3072, 1, 0, 512) {
+		t.Fatal("beyond the references words are admitted, or leaves are not")
+	}
+	if err := clone(300, 200, 0); err != nil {
+		t.Fatalf("admitted once, beyond the references since: %v", err)
 	}
 	if err := clone(1, 200, 0); !errors.Is(err, ErrReferences) {
 		t.Fatalf("beyond the references: %v", err)
@@ -171,12 +180,12 @@ func TestCloneRefuses(t *testing.T) {
 	if b, _ := c.reduce(small(1), true); b.Data == nil {
 		t.Fatal("a block at its limit is pinned")
 	}
-	if n := s.Volume(2).MappedBlocks(); n != 1224 {
+	if n := s.Volume(2).MappedBlocks(); n != 1424 {
 		t.Fatalf("%d blocks mapped", n)
 	}
 	// A leaf at its limit of parents is copied, where references allow.
 	s.enter()
-	s.refsMax, s.parentsMax = 10000, 3
+	s.refsMax, s.refsLast, s.parentsMax = 10000, 20000, 3
 	s.leave()
 	if err := errors.Join(clone(3072, 512, 0), clone(3584, 512, 0)); err != nil {
 		t.Fatal(err)
@@ -228,6 +237,46 @@ func TestCloneNearlyFull(t *testing.T) {
 		t.Fatal("no room after an unmap")
 	}
 	c.must(&Op{Kind: OpClone, Volume: 1, ID: OpID{1, seq + 1}, Start: 4096, Count: 2047, Source: 1, SourceStart: 1})
+	mustCheck(t, s)
+	mustClose(t, s)
+}
+
+// TestAdmittedBeforeStuck: what was appended before the cleaner gave up has its number,
+// and is done out of the reserve; what comes after that is refused.
+func TestAdmittedBeforeStuck(t *testing.T) {
+	r := newRig(t, 1, 32<<20)
+	s := r.start()
+	v := mustCreate(t, s, 1, 4096)
+	c := newClient(t, s)
+	c.must(c.write(1, 1, 0, append(small(1), small(2)...)))
+	var done []error
+	start := func(op *Op) {
+		op.Done = func(_ *Op, err error) { done = append(done, err) }
+		s.Append(op)
+	}
+	clone := func(seq Seq) *Op {
+		return &Op{Kind: OpClone, Volume: 1, ID: OpID{1, seq}, Start: 1024, Count: 3, Source: 1}
+	}
+	write, late := c.write(1, 2, 8, pattern(3)), c.write(1, 4, 9, pattern(4))
+	s.cleaner.stopNow()
+	s.enter()
+	taken := s.segs.nFree.Load() - s.reserve()
+	s.segs.nFree.Add(-taken)
+	start(write)
+	start(clone(3))
+	s.cleaner.stuck.Store(true)
+	if v.Admit(9, late.Blocks) || v.AdmitClone(2048, 1, 0, 3) {
+		t.Error("a store whose cleaner gave up admits what grows")
+	}
+	start(late)
+	for s.runOnce() {
+	}
+	s.segs.nFree.Add(taken)
+	s.cleaner.stuck.Store(false)
+	s.leave()
+	if len(done) != 3 || done[0] != nil || done[1] != nil || !errors.Is(done[2], ErrNoSpace) {
+		t.Fatalf("a write, a clone and a late write end with %v", done)
+	}
 	mustCheck(t, s)
 	mustClose(t, s)
 }

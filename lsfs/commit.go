@@ -247,6 +247,9 @@ func (s *Store) stage(op *Op, refuse bool) error {
 	if crowded {
 		return fmt.Errorf("volume %d: a copy of shared metadata: %w", op.Volume, ErrReferences)
 	}
+	// What was admitted before the cleaner gave up has its number already, and other
+	// copies have it: it takes of the reserve.
+	refuse = refuse && !(op.admitted && s.segs.nFree.Load() > reserveSegments/2)
 	if op.Kind != OpCopy && !v.bare && op.ID.Seq != v.built+1 {
 		return fmt.Errorf("volume %d: seq %d, expected %d: %w", op.Volume, op.ID.Seq, v.built+1, ErrGap)
 	}
@@ -328,7 +331,7 @@ func (s *Store) stageCopies(v *Volume, op *Op, refuse bool) error {
 	for _, i := range [...]uint64{start, end - 1} {
 		first := i &^ (format.WordsPerPage - 1)
 		s.mu.RLock()
-		err := s.roomForRefs(v, first, first+format.WordsPerPage, refsLast)
+		err := s.roomForRefs(v, first, first+format.WordsPerPage, s.refsLast)
 		s.mu.RUnlock()
 		if err != nil {
 			return err

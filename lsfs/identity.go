@@ -9,8 +9,9 @@ import (
 
 // refsMax is where a block stops taking references: the next equal block is
 // stored afresh. Far below the counter's end, above what one image's clones need.
-// A clone of such a block is refused too (ErrReferences). What is left up to the end
-// is for the private copies of shared leaves, which cannot choose: below refsLast they go on.
+// AdmitClone refuses such a block too. What is left up to the end is for clones that
+// were admitted and for the private copies of shared leaves, which cannot choose: below
+// refsLast they go on (ErrReferences).
 const (
 	refsMax  = 1 << 31
 	refsLast = 1<<32 - 1<<20

@@ -118,4 +118,6 @@ type Op struct {
 	task *task // what a private kind does
 	recordBytes,
 	payloadBytes uint32
+	// admitted: it was appended while the store took what grows.
+	admitted bool
 }

@@ -37,6 +37,7 @@ const inlineOps = 2
 // wait for I/O. An operation that cannot be stored is Done with its error in its turn.
 func (s *Store) Append(op *Op) {
 	op.next, op.err, op.task = nil, nil, nil
+	op.admitted = !s.refusing()
 	s.inspect(op)
 	q := &s.queue
 	q.mu.Lock()

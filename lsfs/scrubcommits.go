@@ -80,9 +80,23 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 	var c format.Commit
 	var generation uint64
 	gap := format.NoSegment // where a header is missing
-	last := uint64(0)       // sequence of the last whole commit; 0 in streams
-	torn := uint64(0)       // damaged commits of the log that nothing proved to have been durable
-	var tornAt *CorruptError
+	last := uint64(0)       // sequence of the last commit; 0 in streams
+	// Damaged commits of the log that nothing proved yet to have been durable. seq is
+	// the number of the commit, or the least that it can have.
+	type doubt struct {
+		seq  uint64
+		torn bool // its header is whole
+		err  *CorruptError
+	}
+	var doubts []doubt
+	found := func(d doubt) {
+		if d.seq == 0 || d.seq == 1 && !d.torn { // of a stream, or the first of a segment
+			damaged++
+			_ = s.report(d.err)
+			return
+		}
+		doubts = append(doubts, d)
+	}
 	for at := uint32(0); s.segs.bytes-at >= format.PageSize; {
 		ok, err := r.header(n, at, &c)
 		read += format.PageSize
@@ -98,20 +112,13 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 		}
 		generation = c.Generation
 		if gap != format.NoSegment {
-			if last != 0 && c.Durable <= last {
-				return read, damaged, nil // the end of the log, once
-			}
-			damaged++
-			_ = s.report(s.corrupt("commit", format.MakeAddr(n, gap), 0, 0, fmt.Errorf("no header, but commit %d follows: %w", c.Seq, format.ErrInvalid)))
+			found(doubt{seq: last + 1, err: s.corrupt("commit", format.MakeAddr(n, gap), 0, 0, fmt.Errorf("no header, but commit %d follows: %w", c.Seq, format.ErrInvalid))})
 			gap = format.NoSegment
 		}
-		if torn != 0 {
-			if c.Durable < torn {
-				return read, damaged, nil
-			}
+		for len(doubts) > 0 && doubts[0].seq <= c.Durable {
 			damaged++
-			_ = s.report(tornAt)
-			torn = 0
+			_ = s.report(doubts[0].err)
+			doubts = doubts[1:]
 		}
 		all, ok, err := r.records(&c)
 		read += int(c.RecordBytes)
@@ -119,12 +126,8 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 			return read, damaged, err
 		}
 		if !ok {
-			torn, tornAt = c.Seq, s.corrupt("commit", format.MakeAddr(n, at), c.RecordSum, format.Checksum(all[format.CommitHeaderSize:]), nil)
-			if torn == 0 { // of a stream
-				damaged++
-				_ = s.report(tornAt)
-			}
-		} else if pages, ok := parityPages(&c, all[format.CommitHeaderSize:]); ok {
+			found(doubt{c.Seq, true, s.corrupt("commit", format.MakeAddr(n, at), c.RecordSum, format.Checksum(all[format.CommitHeaderSize:]), nil)})
+		} else if pages, ok := parityPages(&c, all[format.CommitHeaderSize:]); ok && len(doubts) == 0 {
 			read += pages * format.PageSize
 			if good, err := s.proveParity(n, at, pages); err != nil {
 				return read, damaged, err
@@ -136,13 +139,18 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 		last = c.Seq
 		at += c.Total
 	}
-	if torn != 0 {
-		if cut, err := s.cutBefore(r, c.Next, torn); err != nil {
-			return read, damaged, err
-		} else if !cut {
-			damaged++
-			_ = s.report(tornAt)
+	if len(doubts) > 0 {
+		// A missing header may be where the log ended once. A torn commit is that where the
+		// log went on with another in its place.
+		d := doubts[0]
+		if !d.torn {
+			return read, damaged, nil
 		}
+		if cut, err := s.cutBefore(r, c.Next, d.seq); err != nil || cut {
+			return read, damaged, err
+		}
+		damaged++
+		_ = s.report(d.err)
 	}
 	if gap == format.NoSegment {
 		return read, damaged, nil

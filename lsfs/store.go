@@ -64,7 +64,7 @@ type Store struct {
 	usable               atomic.Int64 // changes with the devices in use
 	slack                int64
 	dirtySoft, dirtyHard int64  // pages
-	refsMax              uint32 // see the constants of these names
+	refsMax, refsLast    uint32 // see the constants of these names
 	parentsMax           uint32
 	parentsLast          uint32
 	waiting              atomic.Int64 // stored bytes that are queued
@@ -174,7 +174,7 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	s.bounds()
 	s.usable.Store(s.usableOf(size))
 	s.slack = max(size/128, int64(sb.SegmentBytes)/2)
-	s.refsMax, s.parentsMax, s.parentsLast = refsMax, parentsMax, parentsLast
+	s.refsMax, s.refsLast, s.parentsMax, s.parentsLast = refsMax, refsLast, parentsMax, parentsLast
 	s.pins.init()
 	s.flush.init()
 	s.missing = make([]uint32, 0, 32*faultsAtOnce)

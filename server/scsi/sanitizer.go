@@ -145,7 +145,7 @@ func (z *sanitizer) pass() bool {
 			z.note(wipe, func(r *sanitizeRecord) *sanitizeRecord { r.done = max(r.done, done); return r })
 		}
 	}
-	if done < size {
+	if done < size || !z.lu.sanitizesHere() {
 		return true // another node goes on
 	}
 	if err := z.request(wipe, OpFlush, 0, size, nil); err != nil {
