@@ -118,29 +118,10 @@ func TestCrashAtEveryWrite(t *testing.T) {
 		mustCreate(t, s, 1, blocks)
 		h := &history{blocks: blocks}
 		c := newClient(t, s)
-		type moment struct {
-			rig           *rig
-			acked, issued int64
-			how           devicetest.CrashOptions
-		}
-		var mu sync.Mutex
-		var moments []moment
 		var acked, issued atomic.Int64
-		observe := func(op devicetest.Op) {
-			if op.Kind != devicetest.Write && op.Kind != devicetest.Flush {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			n := len(moments)
-			how := devicetest.CrashOptions{Seed: seed<<32 | uint64(n), Keep: float64(n%5) / 4, Tear: n%3 == 0, InOrder: n%7 == 0}
-			a := acked.Load()
-			clone := r.crash(how)
-			moments = append(moments, moment{clone, a, issued.Load(), how})
-		}
-		for _, d := range r.disks {
-			d.Observe(observe)
-		}
+		type span struct{ acked, issued int64 }
+		moments := newRecorder(r, seed, 1, func() span { return span{acked.Load(), issued.Load()} })
+		moments.start()
 		for range 25 {
 			n := rng.IntN(4) + 1
 			var wg sync.WaitGroup
@@ -174,47 +155,33 @@ func TestCrashAtEveryWrite(t *testing.T) {
 				}
 			}
 		}
-		for _, d := range r.disks {
-			d.Observe(nil)
-		}
+		moments.stop()
 		mustEqual(t, s.Volume(1), h.at(Seq(len(h.steps))))
 		mustCheck(t, s)
 		mustClose(t, s)
-		for i, m := range moments {
-			func() {
-				defer func() {
-					if t.Failed() {
-						t.Logf("crash %d of %d: %v, acked %d, issued %d", i, len(moments), m.how, m.acked, m.issued)
-					}
-				}()
+		moments.each(t, func(i int, m *moment[span], s *Store) {
+			v := s.Volume(1)
+			k := v.Meta().Durable.Seq
+			if int64(k) < m.before.acked || m.after.issued < int64(k) {
+				t.Fatalf("durable is %d", k)
+			}
+			mustEqual(t, v, h.at(k))
+			mustCheck(t, s)
+			c := newClient(t, s)
+			c.must(c.write(1, k+1, 7, pattern(77)))
+			want := h.at(k)
+			want[7] = 77
+			if i%2 == 0 {
+				// A second crash, at once.
+				m.rig = m.rig.crash(devicetest.CrashOptions{Seed: seed})
 				m.rig.tb = t
-				s := m.rig.start()
-				v := s.Volume(1)
-				k := v.Meta().Durable.Seq
-				if int64(k) < m.acked || m.issued < int64(k) {
-					t.Fatalf("durable is %d", k)
-				}
-				mustEqual(t, v, h.at(k))
-				mustCheck(t, s)
-				c := newClient(t, s)
-				c.must(c.write(1, k+1, 7, pattern(77)))
-				want := h.at(k)
-				want[7] = 77
-				if i%2 == 0 {
-					// A second crash, at once.
-					m.rig = m.rig.crash(devicetest.CrashOptions{Seed: seed})
-					m.rig.tb = t
-					mustClose(t, s)
-				} else {
-					mustClose(t, s)
-				}
-				s = m.rig.start()
-				mustEqual(t, s.Volume(1), want)
-				mustCheck(t, s)
-				mustClose(t, s)
-			}()
-		}
-		t.Logf("%d crashes", len(moments))
+			}
+			mustClose(t, s)
+			s = m.rig.start()
+			mustEqual(t, s.Volume(1), want)
+			mustCheck(t, s)
+			mustClose(t, s)
+		})
 	})
 }
 

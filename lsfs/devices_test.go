@@ -305,37 +305,18 @@ func TestDeviceCrash(t *testing.T) {
 		h := &history{blocks: 300}
 		mustCreate(t, s, 1, h.blocks)
 		h.load(t, newClient(t, s), rng, 1, 25, 200)
-		type moment struct {
-			rig *rig
-			seq Seq
-			how devicetest.CrashOptions
+		every := 1
+		if testing.Short() {
+			every = 2
 		}
-		var mu sync.Mutex
-		var moments []moment
 		acked := Seq(len(h.steps))
-		every := 0
-		observe := func(op devicetest.Op) {
-			if op.Kind != devicetest.Write && op.Kind != devicetest.Flush {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if every++; every%2 == 0 && testing.Short() {
-				return
-			}
-			how := devicetest.CrashOptions{Seed: seed<<32 | uint64(every)<<8, Keep: float64(every%5) / 4, Tear: every%3 == 0}
-			moments = append(moments, moment{r.crashAll(how), acked, how})
-		}
-		watch := func(f func(devicetest.Op)) {
-			for _, d := range r.disks {
-				d.Observe(f)
-			}
-		}
+		moments := newRecorder(r, seed, every, func() Seq { return acked })
+		moments.crash = r.crashAll
 		third, fourth := r.addDisk(seed+5, 9<<20), r.addDisk(seed+6, 11<<20)
 		persisted := r.cfg.Persist
 		r.cfg.Persist = func(g uint64, list []DeviceInfo) error {
-			mu.Lock()
-			defer mu.Unlock()
+			moments.mu.Lock()
+			defer moments.mu.Unlock()
 			return persisted(g, list)
 		}
 		mustClose(t, s)
@@ -344,12 +325,12 @@ func TestDeviceCrash(t *testing.T) {
 		write := func() {
 			for range 3 {
 				c.must(h.randomOp(c, rng, 1, 200))
-				mu.Lock()
+				moments.mu.Lock()
 				acked = Seq(len(h.steps))
-				mu.Unlock()
+				moments.mu.Unlock()
 			}
 		}
-		watch(observe)
+		moments.start()
 		if _, err := s.AddDevice(ctx, third, NewDevice{}); err != nil {
 			t.Fatal(err)
 		}
@@ -368,44 +349,35 @@ func TestDeviceCrash(t *testing.T) {
 		}
 		write()
 		waitGone(t, s, old)
-		watch(nil)
+		moments.stop()
 		mustEqual(t, s.Volume(1), h.at(Seq(len(h.steps))))
 		mustCheck(t, s)
 		mustClose(t, s)
 		lists := map[string]int{}
-		for i, m := range moments {
-			func() {
-				defer func() {
-					if t.Failed() {
-						t.Logf("crash %d of %d: %v, acked %d, paths %v", i, len(moments), m.how, m.seq, m.rig.names)
-					}
-				}()
-				m.rig.tb = t
-				s := m.rig.start()
-				v := s.Volume(1)
-				k := v.Meta().Durable.Seq
-				if k < m.seq || Seq(len(h.steps)) < k {
-					t.Fatalf("durable is %d", k)
-				}
+		moments.each(t, func(i int, m *moment[Seq], s *Store) {
+			v := s.Volume(1)
+			k := v.Meta().Durable.Seq
+			if k < m.before || Seq(len(h.steps)) < k {
+				t.Fatalf("durable is %d", k)
+			}
+			mustEqual(t, v, h.at(k))
+			mustCheck(t, s)
+			state := ""
+			for _, d := range s.Devices() {
+				state += fmt.Sprintf(" %s=%s", d.Path, d.State)
+			}
+			lists[state]++
+			if i%16 == 0 {
+				// What was begun goes on to its end.
+				waitDevices(t, s, "settled", func(all []DeviceInfo) bool {
+					return !slices.ContainsFunc(all, func(d DeviceInfo) bool { return d.State == DeviceDraining || d.State == DeviceLeaving })
+				})
 				mustEqual(t, v, h.at(k))
 				mustCheck(t, s)
-				state := ""
-				for _, d := range s.Devices() {
-					state += fmt.Sprintf(" %s=%s", d.Path, d.State)
-				}
-				lists[state]++
-				if i%16 == 0 {
-					// What was begun goes on to its end.
-					waitDevices(t, s, "settled", func(all []DeviceInfo) bool {
-						return !slices.ContainsFunc(all, func(d DeviceInfo) bool { return d.State == DeviceDraining || d.State == DeviceLeaving })
-					})
-					mustEqual(t, v, h.at(k))
-					mustCheck(t, s)
-				}
-				mustClose(t, s)
-			}()
-		}
-		t.Logf("%d crashes: %v", len(moments), lists)
+			}
+			mustClose(t, s)
+		})
+		t.Logf("lists of devices: %v", lists)
 		if len(lists) < 6 {
 			t.Fatalf("only these lists of devices were met: %v", lists)
 		}

@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,109 +52,74 @@ func TestRelaxedCrash(t *testing.T) {
 		mustCreate(t, s, 1, blocks)
 		h := &history{blocks: blocks}
 		c := newClient(t, s)
-		type moment struct {
-			rig          *rig
-			firm, issued Seq
-			how          devicetest.CrashOptions
-		}
-		var mu sync.Mutex
-		var moments []moment
-		var firm, issued Seq
-		seen := 0
-		observe := func(op devicetest.Op) {
-			mu.Lock()
-			defer mu.Unlock()
-			if seen++; op.Kind != devicetest.Write && op.Kind != devicetest.Flush || seen%3 != 0 {
-				return
-			}
-			n := len(moments)
-			how := devicetest.CrashOptions{Seed: seed<<32 | uint64(n), Keep: float64(n%5) / 4, Tear: n%2 == 0, InOrder: n%7 == 0}
-			moments = append(moments, moment{r.crash(how), firm, issued, how})
-		}
-		for _, d := range r.disks {
-			d.Observe(observe)
-		}
+		var firm, issued atomic.Uint64
+		type span struct{ firm, issued Seq }
+		moments := newRecorder(r, seed, 2, func() span { return span{Seq(firm.Load()), Seq(issued.Load())} })
+		moments.start()
 		for i := range 60 {
 			op := h.randomOp(c, rng, 1, 2000)
 			if op.Kind == OpWrite {
 				op.Relaxed = rng.IntN(12) > 0
 			}
-			mu.Lock()
-			issued = op.ID.Seq
-			mu.Unlock()
+			issued.Store(uint64(op.ID.Seq))
 			c.must(op)
-			mu.Lock()
 			if !op.Relaxed {
-				firm = op.ID.Seq
+				firm.Store(uint64(op.ID.Seq))
 			}
-			mu.Unlock()
 			if i%20 == 19 {
 				if err := s.checkpoint(); err != nil {
 					t.Fatal(err)
 				}
-				mu.Lock()
-				firm = issued
-				mu.Unlock()
+				firm.Store(issued.Load())
 			}
 		}
-		for _, d := range r.disks {
-			d.Observe(nil)
-		}
+		moments.stop()
 		mustEqual(t, s.Volume(1), h.at(Seq(len(h.steps))))
 		mustCheck(t, s)
 		mustClose(t, s)
 		lost := 0
-		for i, m := range moments {
-			func() {
-				defer func() {
-					if t.Failed() {
-						t.Logf("crash %d of %d: %v, firm %d, issued %d", i, len(moments), m.how, m.firm, m.issued)
-					}
-				}()
-				m.rig.tb = t
-				s := m.rig.start()
-				k := s.Volume(1).Meta().Durable.Seq
-				if k < m.firm || m.issued < k {
-					t.Fatalf("it stands at %d", k)
-				}
-				lost += int(m.issued - k)
-				want := h.at(k)
-				mustEqual(t, s.Volume(1), want)
-				mustCheck(t, s)
-				// Another life that is cut short as well: the left-overs of the first must not come back.
-				c := newClient(t, s)
-				for j := range Seq(6) {
-					op := c.write(1, k+1+j, BlockNo(10+j), pattern(uint64(3000+j)))
-					op.Relaxed = j != 2
-					c.must(op)
-				}
-				next := m.rig.crash(devicetest.CrashOptions{Seed: seed + uint64(i), Keep: 0.5, Tear: true})
-				next.tb = t
-				mustClose(t, s)
-				s = next.start()
-				k2 := s.Volume(1).Meta().Durable.Seq
-				if k2 < k+3 || k+6 < k2 {
-					t.Fatalf("after a second one it stands at %d, was at %d", k2, k)
-				}
-				for j := range k2 - k {
-					want[10+j] = uint64(3000 + j)
-				}
-				mustEqual(t, s.Volume(1), want)
-				mustCheck(t, s)
-				s.StartScrub(true)
-				if err := s.WaitScrub(context.Background()); err != nil {
-					t.Fatal(err)
-				}
-				if last := s.Scrub().Last; last.Lost != 0 || last.Counters != 0 {
-					t.Fatalf("scrub found %+v", last)
-				}
-				mustClose(t, s)
-			}()
-		}
+		moments.each(t, func(i int, m *moment[span], s *Store) {
+			k := s.Volume(1).Meta().Durable.Seq
+			if k < m.before.firm || m.after.issued < k {
+				t.Fatalf("it stands at %d", k)
+			}
+			lost += int(m.after.issued - k)
+			want := h.at(k)
+			mustEqual(t, s.Volume(1), want)
+			mustCheck(t, s)
+			// Another life that is cut short as well: the left-overs of the first must not come back.
+			c := newClient(t, s)
+			for j := range Seq(6) {
+				op := c.write(1, k+1+j, BlockNo(10+j), pattern(uint64(3000+j)))
+				op.Relaxed = j != 2
+				c.must(op)
+			}
+			next := m.rig.crash(devicetest.CrashOptions{Seed: seed + uint64(i), Keep: 0.5, Tear: true})
+			next.tb = t
+			mustClose(t, s)
+			s = next.start()
+			k2 := s.Volume(1).Meta().Durable.Seq
+			if k2 < k+3 || k+6 < k2 {
+				t.Fatalf("after a second one it stands at %d, was at %d", k2, k)
+			}
+			for j := range k2 - k {
+				want[10+j] = uint64(3000 + j)
+			}
+			mustEqual(t, s.Volume(1), want)
+			mustCheck(t, s)
+			s.StartScrub(true)
+			if err := s.WaitScrub(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			if last := s.Scrub().Last; last.Lost != 0 || last.Counters != 0 {
+				t.Fatalf("scrub found %+v", last)
+			}
+			mustClose(t, s)
+		})
 		if lost == 0 {
 			t.Fatal("no crash took anything back: nothing was relaxed")
 		}
-		t.Logf("%d crashes, %d operations taken back", len(moments), lost)
+		t.Logf("%d operations taken back", lost)
 	})
 }
 

@@ -224,6 +224,10 @@ func TestMergeShared(t *testing.T) {
 // TestMergeBesideOperations: passes run while volumes are written, unmapped, cloned, and
 // snapshots come and go; before and after a start everything reads as the model says.
 func TestMergeBesideOperations(t *testing.T) {
+	operations := 150
+	if testing.Short() {
+		operations = 60
+	}
 	eachSeed(t, 3, func(t *testing.T, seed uint64) {
 		ctx := context.Background()
 		r := newRig(t, seed, 24<<20, 16<<20)
@@ -259,7 +263,7 @@ func TestMergeBesideOperations(t *testing.T) {
 				}
 			})
 			snap := VolumeID(0)
-			for i := range 150 {
+			for i := range operations {
 				id := w.pick()
 				op, effect := w.op(c, id)
 				c.must(op)

@@ -3,7 +3,6 @@ package lsfs
 import (
 	"context"
 	"maps"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -102,49 +101,30 @@ func TestCrashInSnapshots(t *testing.T) {
 		s.leave()
 		g.create(t, s)
 		c := newClient(t, s)
-		type moment struct {
-			rig  *rig
-			step int64
-		}
-		var mu sync.Mutex
-		var moments []moment
 		var done atomic.Int64
-		events := 0
-		r.disks["disk0"].Observe(func(op devicetest.Op) {
-			if op.Kind != devicetest.Write && op.Kind != devicetest.Flush {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if events++; events%8 == 0 && len(moments) < 80 {
-				n := len(moments)
-				step := done.Load()
-				moments = append(moments, moment{r.crash(devicetest.CrashOptions{Seed: seed<<32 | uint64(n), Keep: float64(n%5) / 4, Tear: n%3 == 0}), step})
-			}
-		})
+		moments := newRecorder(r, seed, 8, done.Load)
+		moments.start()
 		history := []*gallery{g.clone()}
 		for i := range 60 {
 			g.step(t, s, c)
 			history = append(history, g.clone())
 			done.Store(int64(i + 1))
 		}
-		r.disks["disk0"].Observe(nil)
+		moments.stop()
 		g.mustMatch(t, s)
 		mustClose(t, s)
-		for i, m := range moments {
-			m.rig.tb = t
-			s := m.rig.start()
-			at := m.step
+		moments.each(t, func(i int, m *moment[int64], s *Store) {
+			at := m.before
 			if at+1 < int64(len(history)) && !history[at].like(s) {
 				at++
 			}
 			if !history[at].like(s) {
-				t.Fatalf("crash %d of %d, after step %d: volumes %v, %d snapshots", i, len(moments), m.step, s.Volumes(), len(s.Snapshots(0)))
+				t.Fatalf("volumes %v, %d snapshots", s.Volumes(), len(s.Snapshots(0)))
 			}
 			history[at].mustMatch(t, s)
 			for _, n := range s.snapshots {
 				if n.content.forging {
-					t.Fatalf("crash %d: snapshot %d is half forged", i, n.ID())
+					t.Fatalf("snapshot %d is half forged", n.ID())
 				}
 			}
 			// It goes on from there, and from there again.
@@ -162,7 +142,6 @@ func TestCrashInSnapshots(t *testing.T) {
 			clear(next.forging)
 			next.mustMatch(t, s)
 			mustClose(t, s)
-		}
-		t.Logf("%d crashes", len(moments))
+		})
 	})
 }

@@ -2,7 +2,6 @@ package lsfs
 
 import (
 	"context"
-	"sync"
 	"testing"
 	"time"
 
@@ -186,25 +185,9 @@ func TestTiersCrash(t *testing.T) {
 	rng := testRand(4)
 	c := newClient(t, s)
 	h.load(t, c, rng, 1, 150, 100000)
-	type moment struct {
-		rig *rig
-		how devicetest.CrashOptions
-	}
-	var mu sync.Mutex
-	var moments []moment
-	observe := func(op devicetest.Op) {
-		if op.Kind == devicetest.Write || op.Kind == devicetest.Flush {
-			mu.Lock()
-			defer mu.Unlock()
-			n := len(moments)
-			how := devicetest.CrashOptions{Seed: uint64(n), Keep: float64(n%5) / 4, Tear: n%3 == 0}
-			moments = append(moments, moment{r.crash(how), how})
-		}
-	}
+	moments := newRecorder(r, 0, 1, func() struct{} { return struct{}{} })
 	s.cleaner.mu.Lock() // the cleaner itself stands still: nothing is short
-	for _, d := range r.disks {
-		d.Observe(observe)
-	}
+	moments.start()
 	for i := range 6 {
 		if victim, _ := s.coldest(); victim != format.NoSegment {
 			s.demote(victim)
@@ -216,21 +199,17 @@ func TestTiersCrash(t *testing.T) {
 		}
 		c.must(h.randomOp(c, rng, 1, 100000))
 	}
-	for _, d := range r.disks {
-		d.Observe(nil)
-	}
+	moments.stop()
 	s.cleaner.mu.Unlock()
 	if on := where(t, s.Volume(1), 0, h.blocks); on[Capacity] == 0 {
 		t.Fatalf("nothing moved: %v", on)
 	}
 	mustEqual(t, s.Volume(1), h.at(Seq(len(h.steps))))
 	mustClose(t, s)
-	for i, m := range moments {
-		m.rig.tb = t
-		s := m.rig.start()
+	moments.each(t, func(i int, m *moment[struct{}], s *Store) {
 		k := s.Volume(1).Meta().Durable.Seq
 		if k < 150 {
-			t.Fatalf("crash %d (%v): durable is %d", i, m.how, k)
+			t.Fatalf("durable is %d", k)
 		}
 		mustEqual(t, s.Volume(1), h.at(k))
 		mustCheck(t, s)
@@ -252,6 +231,5 @@ func TestTiersCrash(t *testing.T) {
 		mustEqual(t, s.Volume(1), want)
 		mustCheck(t, s)
 		mustClose(t, s)
-	}
-	t.Logf("%d crashes", len(moments))
+	})
 }

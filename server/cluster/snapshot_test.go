@@ -15,7 +15,10 @@ import (
 // checkSnapshots checks what must hold of snapshots in every state.
 func checkSnapshots(t testing.TB, s *State) {
 	t.Helper()
-	names := map[string]bool{}
+	names, groups := map[string]bool{}, map[lsfs.VolumeID][]*Snapshot{}
+	for _, x := range s.Snapshots {
+		groups[x.Group] = append(groups[x.Group], x)
+	}
 	for i, x := range s.Snapshots {
 		v := s.Volume(x.Volume)
 		if v == nil || v.Record.Deleted {
@@ -26,7 +29,7 @@ func checkSnapshots(t testing.TB, s *State) {
 			t.Errorf("snapshot %+v", x)
 		}
 		names[key] = true
-		for _, y := range s.SnapshotGroup(x.Group) {
+		for _, y := range groups[x.Group] {
 			if y.State != x.State && !slices.Contains([]SnapshotState{SnapshotReady, SnapshotPending}, y.State) {
 				t.Errorf("a group in two states: %+v, %+v", x, y)
 			}
