@@ -131,6 +131,7 @@ bench-ha:
 	$(GO) run ./tests/bench -no-peer -rows ha $(BENCH)
 	$(GO) run ./tests/bench -no-peer -rows mirror $(BENCH)
 	$(GO) test ./replication -run '^$$' -bench '^BenchmarkMirror$$' -benchtime 3s -count 3 -timeout 20m
+	$(GO) test ./replication -run '^$$' -bench '^BenchmarkResync$$' -benchtime 1x -timeout 20m
 
 ## bench-space: throughput, stalls and write amplification of a store by how full it is
 bench-space:

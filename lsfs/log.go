@@ -18,6 +18,10 @@ const (
 	// and their records: of those 1 MiB takes three, and 2 MiB seven with one flush. Larger ones
 	// only add latency. It is an eighth of a segment at most, so that little of its end is lost.
 	commitTarget = 2 << 20
+	// copyTarget is the same while what waits is copied by a resync: nobody waits for one
+	// of those, and a replica that is filled spent half of its commits' time in flushes.
+	// A batch with anything else in it stays below commitTarget.
+	copyTarget = 4 << 20
 	// cleanStage is what the cleaner appends at once, beside the commits of operations.
 	cleanStage = 1 << 20
 	// OpBytesMax bounds the stored bytes of one operation, for an operation never

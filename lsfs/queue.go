@@ -222,7 +222,8 @@ func (s *Store) take() {
 	b.ops = b.ops[:0]
 	size := int64(format.CommitHeaderSize)
 	left := s.log.left.Load() // a value that is stale by now costs a segment's tail
-	limit := min(s.commitMax, commitTarget, int64(s.segs.bytes)/8)
+	written := min(s.commitMax, commitTarget, int64(s.segs.bytes)/8)
+	limit := max(written, min(s.commitMax, copyTarget, int64(s.segs.bytes)/4)) // of copies alone
 	blocks := 0
 	for op := q.head; op != nil; op = q.head {
 		n := int64(op.recordBytes) + int64(op.payloadBytes)
@@ -230,6 +231,9 @@ func (s *Store) take() {
 		work := int(min(op.Count, unmapSlice))
 		if op.Kind == OpClone {
 			work *= 2 // identities of two ranges
+		}
+		if op.Kind != OpCopy {
+			limit = written
 		}
 		if len(b.ops) > 0 && (alone || limit < size+n || left > int64(s.segs.bytes)/minTail && left < roundUp(size+n) ||
 			batchBlocks < blocks+work || batchOps <= len(b.ops)) {

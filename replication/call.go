@@ -30,7 +30,11 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 		return nil
 	}
 	epoch := lsfs.Epoch(h.Epoch)
-	meta, data = append([]byte(nil), meta...), append([]byte(nil), data...)
+	meta = append([]byte(nil), meta...)
+	b := l.takeBody()
+	if b == nil {
+		data = append([]byte(nil), data...)
+	}
 	switch method {
 	case wire.Lend, wire.Return:
 		b, err := wire.DecodeLoan(meta)
@@ -103,6 +107,9 @@ func (n *Node) serveCall(l *link, h wire.Header, meta, data []byte) error {
 			if err != nil {
 				l.replyError(h, err)
 				return
+			}
+			if b != nil {
+				b.free()
 			}
 			l.reply(h, wire.StatusOK, out, outData)
 		})
@@ -295,89 +302,6 @@ func chunkFingerprints(ctx context.Context, c fingerprinted, blocks uint64, chun
 	}
 	have := make([]dedup.Fingerprint, want)
 	return have, start, c.Fingerprints(ctx, start, have)
-}
-
-// syncApply makes a chunk equal to the owner's and answers with its digest as it
-// is stored now. The owner's lock keeps live operations out of the chunk.
-func (v *Volume) syncApply(ctx context.Context, meta, data []byte) ([]byte, error) {
-	c := v.copy()
-	return v.applyChunk(ctx, c, c.Blocks(), v.id, meta, data)
-}
-
-// applyChunk is syncApply for what is not the copy itself, too: target takes the operations.
-func (v *Volume) applyChunk(ctx context.Context, c fingerprinted, blocks uint64, target VolumeID, meta, data []byte) ([]byte, error) {
-	n := v.node
-	sc, err := wire.DecodeSyncChunk(meta, data)
-	if err != nil {
-		return nil, err
-	}
-	have, start, err := chunkFingerprints(ctx, c, blocks, sc.Chunk, len(sc.Fingerprints))
-	if err != nil {
-		return nil, err
-	}
-	sent := map[uint32]*dedup.Block{}
-	for k, i := range sc.Index {
-		b := &sc.Blocks[k]
-		if b.Data == nil || dedup.Sum(b.Data) != b.Sum || b.Fingerprint != sc.Fingerprints[i] {
-			return nil, fmt.Errorf("block %d of chunk %d does not match its sum", i, sc.Chunk)
-		}
-		sent[i] = b
-	}
-	// Runs of blocks that differ become one operation each. The first block always
-	// goes along, so that the chunk's version moves even when nothing differs.
-	for i := 0; i < len(have); {
-		if i > 0 && have[i] == sc.Fingerprints[i] {
-			i++
-			continue
-		}
-		j := i + 1
-		for j < len(have) && j-i < partBytes/blockSize && have[j] != sc.Fingerprints[j] {
-			j++
-		}
-		w := &work{v: v, from: nil}
-		w.op.Ctx, w.op.Done = w, n.stored
-		w.op.Kind, w.op.Volume, w.op.ID = lsfs.OpCopy, target, lsfs.OpID{Epoch: lsfs.Epoch(0), Seq: sc.Version}
-		w.op.Start, w.op.Count = start+lsfs.BlockNo(i), uint32(j-i)
-		for k := i; k < j; k++ {
-			b := dedup.Block{Fingerprint: sc.Fingerprints[k], Encoding: dedup.Raw}
-			var pinned lsfs.BID
-			if sc.Fingerprints[k] == (dedup.Fingerprint{}) {
-				b = dedup.Block{}
-			} else if s := sent[uint32(k)]; s != nil {
-				b = *s
-			} else {
-				var held bool
-				if pinned, held = n.pool.Pin(&sc.Fingerprints[k]); !held {
-					// Live operations have overwritten its last copy since the comparison.
-					n.unpin(w)
-					return nil, errAgain
-				}
-			}
-			w.op.Blocks = append(w.op.Blocks, b)
-			w.op.Pinned = append(w.op.Pinned, pinned)
-		}
-		done := make(chan error, 1)
-		w.then = func(err error) { done <- err }
-		v.mu.Lock()
-		v.open++
-		n.pool.Append(&w.op)
-		v.mu.Unlock()
-		n.pool.Kick()
-		select {
-		case err = <-done:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-		if err != nil {
-			return nil, err
-		}
-		i = j
-	}
-	if err := c.Fingerprints(ctx, start, have); err != nil {
-		return nil, err
-	}
-	d := chunkDigest(have)
-	return d[:], nil
 }
 
 // syncEnd makes the replica consistent again; after M3 it also takes over the

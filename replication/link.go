@@ -3,7 +3,6 @@ package replication
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -14,7 +13,7 @@ import (
 
 // link is one connection to another node. Frames are appended to out under the
 // mutex and written by whoever flushes first; a flusher that finds a write under
-// way leaves its frames to it. One goroutine reads. A node dials every other
+// way leaves its frames to it. Bulk frames take turns with them. One goroutine reads. A node dials every other
 // node, so two links join each pair: requests go out on the dialled one, answers
 // come back on it.
 type link struct {
@@ -26,6 +25,7 @@ type link struct {
 	mu      sync.Mutex
 	out     []byte // frames not yet given to the writer
 	spare   []byte // the other buffer of the pair
+	bulk    []bulk // frames that are not in out
 	writing bool
 	err     error
 	calls   map[uint64]chan reply
@@ -37,6 +37,7 @@ type link struct {
 	drained chan struct{} // inbound: closed when no frame of it is handled any more
 
 	scratch readScratch
+	body    *body // the reading goroutine's: the data part of the frame that it handles
 }
 
 // readScratch is the reading goroutine's own.
@@ -91,41 +92,53 @@ func (l *link) flush() {
 		return
 	}
 	l.mu.Lock()
-	if l.writing || l.err != nil || len(l.out) == 0 {
+	if l.writing || l.err != nil || len(l.out) == 0 && len(l.bulk) == 0 {
 		l.mu.Unlock()
 		return
 	}
-	if len(l.out) > inlineUnsent {
-		l.mu.Unlock()
+	if len(l.out) <= inlineUnsent && len(l.bulk) == 0 {
+		l.writeLocked(false)
+	}
+	left := l.err == nil && (len(l.out) > 0 || len(l.bulk) > 0)
+	l.mu.Unlock()
+	if left {
 		select {
 		case l.wake <- struct{}{}:
 		default:
 		}
-		return
 	}
-	l.writeLocked()
-	l.mu.Unlock()
 }
 
-// writeLocked writes until out is empty. It lets go of the mutex meanwhile.
-func (l *link) writeLocked() {
+// writeLocked writes until nothing is left. It lets go of the mutex meanwhile. Bulk
+// frames take turns with what is in out, so that neither waits for more than one piece
+// of the other; they are for the link's own goroutine.
+func (l *link) writeLocked(own bool) {
 	l.writing = true
-	for len(l.out) > 0 && l.err == nil {
-		buf := l.out
-		l.out, l.spare = l.spare[:0], nil
-		l.pending.Store(false)
-		l.mu.Unlock()
-		l.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
-		_, err := l.conn.Write(buf)
-		l.mu.Lock()
-		if cap(buf) <= 16<<20 {
-			l.spare = buf[:0]
+	for l.err == nil && (len(l.out) > 0 || len(l.bulk) > 0) && (own || len(l.bulk) == 0) {
+		if len(l.out) > 0 {
+			l.writeOutLocked()
 		}
-		if err != nil {
-			l.failLocked(err)
+		if own && l.err == nil && len(l.bulk) > 0 {
+			l.writeBulkLocked()
 		}
 	}
 	l.writing = false
+}
+
+func (l *link) writeOutLocked() {
+	buf := l.out
+	l.out, l.spare = l.spare[:0], nil
+	l.pending.Store(len(l.bulk) > 0)
+	l.mu.Unlock()
+	l.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_, err := l.conn.Write(buf)
+	l.mu.Lock()
+	if cap(buf) <= 16<<20 {
+		l.spare = buf[:0]
+	}
+	if err != nil {
+		l.failLocked(err)
+	}
 }
 
 // writer is the goroutine for long writes.
@@ -138,7 +151,7 @@ func (l *link) writer() {
 		}
 		l.mu.Lock()
 		if !l.writing && l.err == nil {
-			l.writeLocked()
+			l.writeLocked(true)
 		}
 		l.mu.Unlock()
 	}
@@ -156,7 +169,7 @@ func (l *link) failLocked(err error) {
 		return
 	}
 	l.err = err
-	l.out = l.out[:0]
+	l.out, l.bulk = l.out[:0], nil
 	close(l.closed)
 	// The socket itself: the end of a TLS session is polite and may block.
 	if t, ok := l.conn.(interface{ NetConn() net.Conn }); ok {
@@ -190,14 +203,20 @@ func (l *link) begin(h wire.Header, method wire.Method, meta, data []byte) pendi
 	if l.err != nil {
 		c.answer <- reply{err: l.err}
 	} else {
-		l.callID++
-		c.id = l.callID
-		l.calls[c.id] = c.answer
-		h.Type, h.Flags, h.Seq = wire.Call, uint8(method), c.id
+		h = l.enlist(&c, h, method)
 		l.out = wire.AppendFrame(l.out, h, meta, data)
 	}
 	l.unlock()
 	return c
+}
+
+// enlist makes c a call that an answer may come for. Called with mu.
+func (l *link) enlist(c *pendingCall, h wire.Header, method wire.Method) wire.Header {
+	l.callID++
+	c.id = l.callID
+	l.calls[c.id] = c.answer
+	h.Type, h.Flags, h.Seq = wire.Call, uint8(method), c.id
+	return h
 }
 
 func (l *link) wait(c pendingCall, cancel <-chan struct{}) (reply, error) {
@@ -267,8 +286,6 @@ func (l *link) replyError(h wire.Header, err error) {
 	}
 }
 
-const readBuffer = 1 << 20
-
 // more says whether the next Read of the connection returns at once. Over TLS that is
 // so more often than not while much is sent: a Read returns one record of 16 KiB, and
 // a batch of no more than that would be a commit of four operations.
@@ -279,79 +296,4 @@ func (l *link) more() bool {
 	}
 	m, ok := t.NetConn().(interface{ More() bool })
 	return ok && m.More()
-}
-
-// read takes frames until the connection ends: handle gets each with bytes that
-// are valid until it returns, batch is called when no whole frame is left in the buffer
-// and no more is there to be read, or a megabyte later.
-//
-// A peer that dialled us sends a beacon every fifth of a second. What comes after a
-// long silence was on its way for as long, or in the buffers of a process that stood
-// still, and may be a command that its initiator has given up and repeated through
-// another node: the link ends before any of it is looked at (Z1).
-func (l *link) read(handle func(h wire.Header, meta, data []byte) error, batch func()) error {
-	buf := make([]byte, readBuffer)
-	have, at, unbatched := 0, 0, 0
-	for {
-		for {
-			rest := buf[at:have]
-			if len(rest) < wire.HeaderLen {
-				break
-			}
-			h, sum, err := wire.ParseHeader(rest)
-			if err != nil {
-				return err
-			}
-			size := wire.HeaderLen + int(h.MetaLen) + int(h.DataLen)
-			if len(rest) < size {
-				if size > len(buf) {
-					bigger := make([]byte, size+readBuffer)
-					have = copy(bigger, rest)
-					buf, at = bigger, 0
-				}
-				break
-			}
-			meta := rest[wire.HeaderLen : wire.HeaderLen+int(h.MetaLen)]
-			if err := wire.CheckMeta(meta, sum); err != nil {
-				return err
-			}
-			select {
-			case <-l.closed: // what is still in the buffer came from a life that is over (Z1)
-				if !mutant("Z1-link") {
-					return net.ErrClosed
-				}
-			default:
-			}
-			if err := handle(h, meta, rest[wire.HeaderLen+int(h.MetaLen):size]); err != nil {
-				return err
-			}
-			at += size
-		}
-		if unbatched >= readBuffer || !l.more() {
-			batch()
-			unbatched = 0
-		}
-		if at == have {
-			at, have = 0, 0
-			if len(buf) > 4*readBuffer {
-				buf = make([]byte, readBuffer)
-			}
-		} else if at > 0 && len(buf)-have < len(buf)/4 {
-			have = copy(buf, buf[at:have])
-			at = 0
-		}
-		asked := l.node.now()
-		m, err := l.conn.Read(buf[have:])
-		have += m
-		unbatched += m
-		if !l.dialled && l.node.now() > asked.After(l.node.timing.Late) {
-			return errLate
-		}
-		if m == 0 {
-			if err == nil {
-				err = io.ErrNoProgress
-			}
-			return err
-		}
-	}
 }

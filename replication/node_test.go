@@ -98,8 +98,11 @@ type bench struct {
 	timing Timing
 	// members are the nodes of the cluster, whether they run or not.
 	members []NodeID
-	wrap    func(NodeID, Pool) Pool // what a node's pool is made of, or nil
-	events  map[NodeID][]string     // codes
+	wrap    func(NodeID, Pool) Pool            // what a node's pool is made of, or nil
+	events  map[NodeID][]string                // codes
+	told    func(id NodeID, code, text string) // is called with each event, or nil
+	// wire is put on each connection that a node dials, or nil.
+	wire func(from NodeID, c net.Conn) net.Conn
 }
 
 // eventsOf lists the codes of the events of a node.
@@ -145,6 +148,9 @@ func (d tcp) Dial(ctx context.Context, n NodeID) (net.Conn, error) {
 	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
+	}
+	if d.b.wire != nil {
+		c = d.b.wire(d.me, c)
 	}
 	if d.b.tls != nil {
 		c = tls.Client(Records(c), d.b.tls)
@@ -200,7 +206,10 @@ func (b *bench) startWith(id NodeID, c lsfs.Config) *testNode {
 	}
 	n.Node = NewNode(Config{
 		Self: id, Incarnation: inc, Pool: n.faults, Key: b.key, Control: seat{b.court, id}, Transport: tcp{b, id}, Logger: log, Timing: b.timing,
-		Event: func(_ slog.Level, code, _ string) {
+		Event: func(_ slog.Level, code, text string) {
+			if b.told != nil {
+				b.told(id, code, text)
+			}
 			b.mu.Lock()
 			b.events[id] = append(b.events[id], code)
 			b.mu.Unlock()

@@ -362,7 +362,9 @@ func (v *Volume) gap(p *peer, l *link, expected lsfs.Seq) {
 			g.broken(now, p.id)
 			return
 		}
-		if f.mirror && (refused || v.flight.len() == 0 || v.flight.at(0).op.ID.Seq > expected) {
+		// One that asks for what comes next misses nothing: it has read the record that takes
+		// it in before we have (askAgain).
+		if f.mirror && (refused || expected < v.next && (v.flight.len() == 0 || v.flight.at(0).op.ID.Seq > expected)) {
 			if s := v.syncing[p.id]; s != nil {
 				s.cancel() // what it misses has retired: its resync starts over
 			}

@@ -2,8 +2,6 @@ package replication
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,7 +10,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs"
 	"github.com/twinsan/twinsan/replication/wire"
 )
@@ -48,7 +45,7 @@ const (
 // Chunks under way in one resync. Each holds its range against writes and waits for the
 // link and for a flush at the replica. While initiators work, few are under way, so
 // that none waits long for a range; while nobody does, enough to hide the waiting. They
-// take 32 MiB at most.
+// take 17 MiB at most at each end.
 const (
 	parallelChunks = 4
 	quietChunks    = 16
@@ -394,30 +391,6 @@ func chunkRange(chunk uint32, blocks uint64) (start, end lsfs.BlockNo) {
 	return start, max(start, min(start+wire.ChunkBlocks, end))
 }
 
-// copyChunk makes one chunk equal: fingerprints first, then the contents that
-// the replica lacks, then its digest as the proof (Y5).
-func (s *resync) copyChunk(c Copy, chunk uint32, locked bool) error {
-	v := s.v
-	start, end := chunkRange(chunk, c.Blocks())
-	if locked {
-		if err := v.node.yield(s.ctx); err != nil {
-			return err
-		}
-		if err := s.takeOff(); err != nil {
-			return err
-		}
-		defer s.flying.Add(-1)
-	}
-	if locked && !mutant("Y4") {
-		h := &hold{start: start, end: end}
-		if err := v.lockRange(h); err != nil {
-			return err
-		}
-		defer v.unlockRange(h)
-	}
-	return s.sendChunk(c, 0, chunk, start, end)
-}
-
 // takeOff waits until one more chunk may be under way.
 func (s *resync) takeOff() error {
 	for {
@@ -434,89 +407,4 @@ func (s *resync) takeOff() error {
 			return s.ctx.Err()
 		}
 	}
-}
-
-// sendChunk makes one chunk of the replica's copy, or of the snapshot that it is
-// forging, that of the source.
-func (s *resync) sendChunk(c chunkSource, snapshot uint64, chunk uint32, start, end lsfs.BlockNo) error {
-	var version [1]lsfs.Seq
-	if err := c.ChunkVersions(s.ctx, chunk, version[:]); err != nil {
-		return err
-	}
-	sc := wire.SyncChunk{Chunk: chunk, Version: version[0], Fingerprints: make([]dedup.Fingerprint, end-start)}
-	if err := c.Fingerprints(s.ctx, start, sc.Fingerprints); err != nil {
-		return err
-	}
-	compare, prefix := wire.SyncCompare, []byte(nil)
-	if snapshot != 0 {
-		compare, prefix = wire.SnapCompare, binary.LittleEndian.AppendUint64(nil, snapshot)
-	}
-	s.v.node.throttle.charge(chunkCost)
-	rep, err := s.call(compare, wire.AppendSyncChunk(slices.Clone(prefix), &sc), nil)
-	if err != nil {
-		return err
-	}
-	if sc.Index, err = wire.DecodeNeed(rep.meta); err != nil {
-		return err
-	}
-	rep, err = s.apply(c, prefix, start, &sc)
-	if errors.Is(err, errAgain) {
-		sc.Index = sc.Index[:0]
-		for i := range sc.Fingerprints {
-			if sc.Fingerprints[i] != (dedup.Fingerprint{}) {
-				sc.Index = append(sc.Index, uint32(i))
-			}
-		}
-		rep, err = s.apply(c, prefix, start, &sc)
-	}
-	if err != nil {
-		return err
-	}
-	if want := chunkDigest(sc.Fingerprints); string(rep.meta) != string(want[:]) {
-		return fmt.Errorf("chunk %d differs after it was copied to node %d", chunk, s.peer)
-	}
-	return nil
-}
-
-// apply sends the contents that sc.Index names. prefix is the id of the snapshot that
-// is being forged, if it is one.
-func (s *resync) apply(c chunkSource, prefix []byte, start lsfs.BlockNo, sc *wire.SyncChunk) (reply, error) {
-	buf := make([]byte, len(sc.Index)*blockSize)
-	sc.Blocks = make([]dedup.Block, len(sc.Index))
-	for k := 0; k < len(sc.Index); {
-		run := 1 // neighbours are read together
-		for k+run < len(sc.Index) && sc.Index[k+run] == sc.Index[k]+uint32(run) {
-			run++
-		}
-		if i := sc.Index[k]; int(i)+run > len(sc.Fingerprints) {
-			return reply{}, fmt.Errorf("%w: index %d", wire.ErrFrame, i)
-		}
-		if err := s.readIntact(c, start+lsfs.BlockNo(sc.Index[k]), sc.Blocks[k:k+run], buf[k*blockSize:(k+run)*blockSize]); err != nil {
-			return reply{}, err
-		}
-		bytes := 0
-		for i := range sc.Blocks[k : k+run] {
-			bytes += len(sc.Blocks[k+i].Data)
-		}
-		s.sent.Add(int64(bytes))
-		s.v.node.throttle.total.Add(int64(bytes))
-		s.v.node.throttle.charge(bytes)
-		k += run
-	}
-	method := wire.SyncApply
-	if prefix != nil {
-		method = wire.SnapApply
-	}
-	return s.call(method, wire.AppendSyncChunk(slices.Clone(prefix), sc), wire.AppendBlockData(nil, sc.Blocks))
-}
-
-// chunkDigest is the digest of a chunk's content: SHA-256 over its fingerprints.
-func chunkDigest(fps []dedup.Fingerprint) [32]byte {
-	h := sha256.New()
-	for i := range fps {
-		h.Write(fps[i][:])
-	}
-	var d [32]byte
-	h.Sum(d[:0])
-	return d
 }

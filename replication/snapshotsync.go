@@ -215,13 +215,12 @@ func (s *resync) fill(x SnapshotCopy, chunks []uint32) error {
 			break
 		}
 		g.Go(func() error {
-			start, end := chunkRange(chunk, x.Blocks())
 			if s.turn.start != nil { // else nobody is served until this has ended (M3)
 				if err := s.v.node.yield(s.ctx); err != nil {
 					return err
 				}
 			}
-			err := s.sendChunk(x, uint64(x.ID()), chunk, start, end)
+			err := s.copySnapshotChunk(x, chunk)
 			if err == nil {
 				s.done.Add(1)
 			}

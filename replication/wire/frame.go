@@ -90,15 +90,18 @@ func Begin(dst []byte) []byte {
 }
 
 // End fills in the header at offset at of dst, for a frame whose meta part is
-// metaLen bytes long and whose data part is the rest of dst plus extra bytes
-// that follow separately.
-func End(dst []byte, at int, h Header, metaLen int) []byte {
+// metaLen bytes long and whose data part is the rest of dst.
+func End(dst []byte, at int, h Header, metaLen int) []byte { return EndBefore(dst, at, h, metaLen, 0) }
+
+// EndBefore is End for a frame whose data part goes on with following bytes that are
+// sent from elsewhere.
+func EndBefore(dst []byte, at int, h Header, metaLen, following int) []byte {
 	b := dst[at : at+HeaderLen]
 	binary.LittleEndian.PutUint32(b[0:], magic)
 	b[4], b[5] = byte(h.Type), h.Flags
 	binary.LittleEndian.PutUint16(b[6:], 0)
 	binary.LittleEndian.PutUint32(b[8:], uint32(metaLen))
-	binary.LittleEndian.PutUint32(b[12:], uint32(len(dst)-at-HeaderLen-metaLen))
+	binary.LittleEndian.PutUint32(b[12:], uint32(len(dst)-at-HeaderLen-metaLen+following))
 	binary.LittleEndian.PutUint64(b[16:], h.Volume)
 	binary.LittleEndian.PutUint64(b[24:], h.Epoch)
 	binary.LittleEndian.PutUint64(b[32:], h.Seq)

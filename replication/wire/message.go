@@ -288,13 +288,15 @@ func DecodeSyncChunk(meta, data []byte) (c SyncChunk, err error) {
 	if n > ChunkBlocks {
 		return c, fmt.Errorf("%w: %d fingerprints in a chunk", ErrFrame, n)
 	}
-	for ; n > 0 && r.err == nil; n-- {
-		var fp dedup.Fingerprint
-		copy(fp[:], r.take(32))
-		c.Fingerprints = append(c.Fingerprints, fp)
-	}
+	fps := r.take(32 * int(n))
 	if r.err != nil {
 		return c, r.err
+	}
+	if n > 0 {
+		c.Fingerprints = make([]dedup.Fingerprint, n)
+	}
+	for i := range c.Fingerprints {
+		copy(c.Fingerprints[i][:], fps[32*i:])
 	}
 	index, rest, err := decodeIndex(r.b)
 	if err != nil {
@@ -312,7 +314,7 @@ func DecodeSyncChunk(meta, data []byte) (c SyncChunk, err error) {
 		}
 		return c, nil
 	}
-	c.Blocks, err = decodeBlocks(nil, rest, data, len(index))
+	c.Blocks, err = decodeBlocks(make([]dedup.Block, 0, min(len(index), ChunkBlocks)), rest, data, len(index))
 	return c, err
 }
 

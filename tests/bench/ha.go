@@ -2,18 +2,14 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/twinsan/twinsan/replication"
 	"github.com/twinsan/twinsan/tests/lab"
 )
 
@@ -115,31 +111,44 @@ func (b *bench) lastResync(ctx context.Context) (chunks, bytes int64, took time.
 }
 
 // haTable measures resyncs: what they move beside what has changed, and how fast
-// beside what the disk takes. Nobody else works.
+// beside what the disk and a TLS connection give. Nobody else works.
 func (b *bench) haTable(ctx context.Context) (string, error) {
 	part := b.sizeMiB << 20 / 2
 	var t strings.Builder
 	t.WriteString("\nResync of a replica, both nodes and their disks on one machine, nobody else works\n\n" +
-		"| the replica was | changed MiB | compared MiB | sent MiB | sent / changed | took s | MiB/s | of the disk |\n|---|--:|--:|--:|--:|--:|--:|--:|\n")
-	var disks []float64
+		"| the replica was | changed MiB | compared MiB | sent MiB | sent / changed | took s | MiB/s | disk MiB/s | link MiB/s | of the lesser | owner CPU s/GiB | replica CPU s/GiB |\n" +
+		"|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	var disk, link lab.Rate
 	for _, r := range haRows {
 		var err error
 		if b.volume, err = b.cluster.Volume(ctx, volumeName); err != nil {
 			return "", err
 		}
-		disk, err := diskRate(filepath.Join(b.dir, "reference"), part)
-		if err != nil {
+		if disk, err = lab.DiskLimit(b.dir, part); err != nil {
 			return "", err
 		}
-		disks = append(disks, disk)
-		b.say("resync: %s; the disk takes %.0f MiB/s", r.name, disk)
+		if link, err = lab.LinkLimit(part, replication.Records); err != nil {
+			return "", err
+		}
+		b.say("resync: %s; the disk gives %s, a link %s", r.name, disk, link)
 		_, _, _, before, err := b.lastResync(ctx)
 		if err != nil {
 			return "", err
 		}
+		pids := b.pids()
 		changed, err := r.fall(ctx, b, part)
+		if err == nil {
+			err = b.cluster.Reload()
+		}
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", r.name, err)
+		}
+		// Of a process that was started meanwhile, its start counts as well.
+		used := map[string]time.Duration{}
+		for name, pid := range b.pids() {
+			if pid == pids[name] {
+				used[name] = lab.CPU(pid)
+			}
 		}
 		var chunks, sent int64
 		var took time.Duration
@@ -153,51 +162,34 @@ func (b *bench) haTable(ctx context.Context) (string, error) {
 		}); err != nil {
 			return "", fmt.Errorf("%s: %w", r.name, err)
 		}
+		gib := float64(sent) / (1 << 30)
+		cpu := map[string]float64{}
+		for name, pid := range b.pids() {
+			cpu[name] = (lab.CPU(pid) - used[name]).Seconds() / gib
+		}
 		if err := b.cluster.WaitHealthy(ctx, 5*time.Minute); err != nil {
 			return "", fmt.Errorf("%s: %w", r.name, err)
 		}
-		rate := float64(sent) / (1 << 20) / took.Seconds()
-		row := fmt.Sprintf("| %s | %d | %d | %d | %.2f | %.2f | %.0f | %.0f %% |\n",
-			r.name, changed>>20, chunks, sent>>20, float64(sent)/float64(changed), took.Seconds(), rate, 100*rate/disk)
+		if b.volume, err = b.cluster.Volume(ctx, volumeName); err != nil {
+			return "", err
+		}
+		rate := 1024 * gib / took.Seconds()
+		row := fmt.Sprintf("| %s | %d | %d | %d | %.2f | %.2f | %.0f | %.0f | %.0f | %.0f %% | %.1f | %.1f |\n",
+			r.name, changed>>20, chunks, sent>>20, float64(sent)/float64(changed), took.Seconds(), rate, disk.MiBps, link.MiBps,
+			100*rate/min(disk.MiBps, link.MiBps), cpu[b.volume.Owner], cpu[b.volume.Other()])
 		b.say("%s", strings.TrimSpace(row))
 		t.WriteString(row)
 	}
-	low, high := disks[0], disks[0]
-	for _, d := range disks {
-		low, high = min(low, d), max(high, d)
-	}
-	fmt.Fprintf(&t, "\nThe disk: %d MiB of random content, written in pieces of 1 MiB past the page cache and flushed, before each row: %.0f to %.0f MiB/s.\n", part>>20, low, high)
+	fmt.Fprintf(&t, "\nBefore each row: %d MiB are read from one file and written to another at the same time, past the page cache, and flushed (disk; %.2f processor seconds for each GiB); "+
+		"as much is sent through TLS over loopback and thrown away (link; %.2f).\n", part>>20, disk.CPUSeconds, link.CPUSeconds)
 	return t.String(), nil
 }
 
-// diskRate writes a file past the page cache, flushes it and returns MiB/s.
-func diskRate(path string, bytes int64) (_ float64, err error) {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_DIRECT|unix.O_CLOEXEC, 0o600)
-	if errors.Is(err, unix.EINVAL) { // no such thing on this file system
-		fd, err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+// pids are the processes of the data nodes, by name.
+func (b *bench) pids() map[string]int {
+	all := map[string]int{}
+	for _, n := range b.cluster.Nodes {
+		all[n.Name] = n.PID
 	}
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, unix.Close(fd), os.Remove(path)) }()
-	if err := unix.Fallocate(fd, 0, 0, bytes); err != nil {
-		return 0, err
-	}
-	const piece = 1 << 20
-	p, err := unix.Mmap(-1, 0, piece, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE) // aligned
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, unix.Munmap(p)) }()
-	rand.Read(p)
-	start := time.Now()
-	for off := int64(0); off < bytes; off += piece {
-		if _, err := unix.Pwrite(fd, p, off); err != nil {
-			return 0, err
-		}
-	}
-	if err := unix.Fdatasync(fd); err != nil {
-		return 0, err
-	}
-	return float64(bytes) / (1 << 20) / time.Since(start).Seconds(), nil
+	return all
 }
