@@ -192,16 +192,17 @@ func TestReadBodies(t *testing.T) {
 }
 
 func FuzzRead(f *testing.F) {
-	f.Add(someFrames([]int{0, 100, bodyMin, 5}), uint16(1000))
+	f.Add(someFrames([]int{0, 100, 5, 300}), uint16(0))
+	f.Add(someFrames([]int{0, 100, 5, bodyMin, 7}), uint16(10000))
 	f.Add(someFrames([]int{bodyMin + 1})[:bodyMin], uint16(1))
 	broken := someFrames([]int{bodyMin, bodyMin})
 	broken[wire.HeaderLen+bodyMin+3] ^= 1
 	f.Add(broken, uint16(4096))
 	f.Fuzz(func(t *testing.T, all []byte, cut uint16) {
 		whole, errWhole := readCut(all, 1<<30)
-		cutUp, errCut := readCut(all, int(cut)+1)
+		cutUp, errCut := readCut(all, int(cut)+256)
 		if strings.Join(whole, "\n") != strings.Join(cutUp, "\n") || (errWhole == io.EOF) != (errCut == io.EOF) {
-			t.Errorf("in one piece %q, %v; in pieces of %d %q, %v", whole, errWhole, int(cut)+1, cutUp, errCut)
+			t.Errorf("in one piece %q, %v; in pieces of %d %q, %v", whole, errWhole, int(cut)+256, cutUp, errCut)
 		}
 	})
 }
