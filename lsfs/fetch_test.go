@@ -32,6 +32,7 @@ func TestBootStorm(t *testing.T) {
 	mustClose(t, s)
 
 	s = r.start() // nothing is cached
+	<-s.filled    // it reads pages
 	for i := range clones {
 		volumes[i] = s.Volume(VolumeID(2 + i))
 	}

@@ -123,8 +123,9 @@ type testNode struct {
 }
 
 var quick = Timing{
-	Beacon: 20 * time.Millisecond, Lease: 400 * time.Millisecond, Grace: 460 * time.Millisecond, HeadStart: 200 * time.Millisecond,
-	Evict: 400 * time.Millisecond, Stall: time.Second, BootWait: 600 * time.Millisecond, Retry: 50 * time.Millisecond,
+	Beacon: 20 * time.Millisecond, Lease: slowdown * 400 * time.Millisecond, Grace: slowdown * 460 * time.Millisecond,
+	HeadStart: slowdown * 200 * time.Millisecond, Evict: slowdown * 400 * time.Millisecond, Stall: slowdown * time.Second,
+	BootWait: slowdown * 600 * time.Millisecond, Retry: 50 * time.Millisecond,
 	Drop: 2 * time.Second, Hold: 10 * time.Second, Pause: 5 * time.Second, Late: 5 * time.Second, Fresh: 2 * time.Second,
 }
 
@@ -406,11 +407,22 @@ func (n *testNode) on(id VolumeID, r *Request) error {
 	return r.Err
 }
 
+// serve is do for what an initiator repeats while no owner answers.
+func (n *testNode) serve(t *testing.T, r Request) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("request %d at %d", r.Op, r.Off), func() bool {
+		again := r
+		err := n.do(&again)
+		if err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrUnavailable) {
+			t.Fatalf("request %d at %d: %v", r.Op, r.Off, err)
+		}
+		return err == nil
+	})
+}
+
 func (n *testNode) write(t *testing.T, off uint64, data []byte) {
 	t.Helper()
-	if err := n.do(&Request{Op: OpWrite, Off: off, Len: uint64(len(data)), Data: data}); err != nil {
-		t.Fatalf("write at %d: %v", off, err)
-	}
+	n.serve(t, Request{Op: OpWrite, Off: off, Len: uint64(len(data)), Data: data})
 }
 
 func (n *testNode) read(t *testing.T, off uint64, size int) []byte {
@@ -419,9 +431,7 @@ func (n *testNode) read(t *testing.T, off uint64, size int) []byte {
 	if n.Volume(1) != nil && n.Volume(1).TryRead(off, data) {
 		return data
 	}
-	if err := n.do(&Request{Op: OpRead, Off: off, Len: uint64(size), Data: data}); err != nil {
-		t.Fatalf("read at %d: %v", off, err)
-	}
+	n.serve(t, Request{Op: OpRead, Off: off, Len: uint64(size), Data: data})
 	return data
 }
 
