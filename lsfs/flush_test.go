@@ -12,7 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/twinsan/twinsan/lsfs/device"
 	"github.com/twinsan/twinsan/lsfs/device/devicetest"
+	"github.com/twinsan/twinsan/lsfs/format"
 )
 
 // relaxed is a write that does not wait for a flush.
@@ -248,5 +250,61 @@ func TestRelaxedTail(t *testing.T) {
 		}
 		mustCheck(t, s)
 		mustClose(t, s)
+	}
+}
+
+// TestScrubAmongRelaxed: a relaxed commit tells of nothing that is durable. A damaged one
+// between others is found by what comes later in the segment, or in the one after it; the
+// end of the log after a power cut is still no damage (TestRelaxedCrash).
+func TestScrubAmongRelaxed(t *testing.T) {
+	for name, durable := range map[string]int{"by a later commit of the segment": 4, "by the segment after it": -1} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 1, 16<<20)
+			r.opts = func(c *Config) { neverFlush(c); c.ScrubInterval = -1 }
+			r.configure()
+			s := r.start()
+			mustCreate(t, s, 1, 1024)
+			c := newClient(t, s)
+			seq := Seq(0)
+			log := func() (uint32, uint32) {
+				s.log.turn.Lock()
+				defer s.log.turn.Unlock()
+				return s.log.segment, s.log.offset
+			}
+			step := func(relaxed bool) {
+				seq++
+				op := c.write(1, seq, BlockNo(seq%1000), pattern(uint64(seq)))
+				op.Relaxed = relaxed
+				c.must(op)
+			}
+			// A segment whose commits are all of this test.
+			first, _ := log()
+			for n := first; n == first; n, _ = log() {
+				step(true)
+			}
+			segment, _ := log()
+			var at []uint32
+			for i := 0; ; i++ {
+				n, off := log()
+				if n != segment {
+					break
+				}
+				at = append(at, off)
+				step(i != durable)
+			}
+			_, base := s.segs.locate(format.MakeAddr(segment, 0))
+			hit := base + int64(at[1])
+			r.disks["disk0"].FlipBit(hit, 77) // the header of the third commit
+			k := &logReader{s: s, buf: device.AlignedBuffer(int(s.commitMax) + readAhead), ahead: format.PageSize}
+			defer device.FreeAligned(k.buf)
+			if _, damaged, err := s.proveCommits(k, segment); err != nil || damaged != 1 {
+				t.Errorf("%d damaged, %v", damaged, err)
+			}
+			r.disks["disk0"].FlipBit(hit, 77)
+			if _, damaged, err := s.proveCommits(k, segment); err != nil || damaged != 0 {
+				t.Errorf("whole again: %d damaged, %v", damaged, err)
+			}
+			mustClose(t, s)
+		})
 	}
 }

@@ -214,11 +214,13 @@ func (r *rotStore) items(n uint32) []item {
 		k := &logReader{s: r.Store, buf: device.AlignedBuffer(int(r.commitMax) + readAhead), ahead: format.PageSize}
 		defer device.FreeAligned(k.buf)
 		var c format.Commit
+		generation := uint64(0)
 		for off := uint32(0); off < r.segs.bytes; {
 			ok, err := k.header(n, off, &c)
-			if err != nil || !ok {
-				break
+			if err != nil || !ok || off > 0 && c.Generation != generation {
+				break // or what an earlier use of the segment left
 			}
+			generation = c.Generation
 			all, _, _ := k.records(&c)
 			if pages, ok := parityPages(&c, all[format.CommitHeaderSize:]); ok {
 				// All of it is needed, pages of before too: parity makes the others from them.

@@ -81,6 +81,7 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 	var generation uint64
 	gap := format.NoSegment // where a header is missing
 	last := uint64(0)       // sequence of the last commit; 0 in streams
+	next := format.NoSegment
 	// Damaged commits of the log that nothing proved yet to have been durable. seq is
 	// the number of the commit, or the least that it can have.
 	type doubt struct {
@@ -136,21 +137,16 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 				_ = s.report(s.corrupt("parity", format.MakeAddr(n, at), 0, 0, fmt.Errorf("the pages of commit %d do not come to its parity: %w", c.Seq, format.ErrInvalid)))
 			}
 		}
-		last = c.Seq
+		last, next = c.Seq, c.Next
 		at += c.Total
 	}
 	if len(doubts) > 0 {
-		// A missing header may be where the log ended once. A torn commit is that where the
-		// log went on with another in its place.
-		d := doubts[0]
-		if !d.torn {
-			return read, damaged, nil
-		}
-		if cut, err := s.cutBefore(r, c.Next, d.seq); err != nil || cut {
-			return read, damaged, err
+		followed, cut, err := s.wentOn(r, next, last, doubts[0].seq)
+		if err != nil || cut || !followed && !doubts[0].torn {
+			return read, damaged, err // or a missing header, where the log may have ended once
 		}
 		damaged++
-		_ = s.report(d.err)
+		_ = s.report(doubts[0].err)
 	}
 	if gap == format.NoSegment {
 		return read, damaged, nil
@@ -165,15 +161,16 @@ func (s *Store) proveCommits(r *logReader, n uint32) (read, damaged int, err err
 	return read, damaged, nil
 }
 
-// cutBefore says whether the log went on in a segment with a commit that took the place of
-// one: a start had found that one torn.
-func (s *Store) cutBefore(r *logReader, next uint32, seq uint64) (bool, error) {
+// wentOn says how the log went on in the segment after one whose last commit is last:
+// followed, with the next commit, so that all before it were durable; or cut, with one that took
+// the place of commit seq, which a start had found torn.
+func (s *Store) wentOn(r *logReader, next uint32, last, seq uint64) (followed, cut bool, err error) {
 	if !s.segs.exists(next) {
-		return false, nil
+		return false, false, nil
 	}
 	var c format.Commit
 	ok, err := r.header(next, 0, &c)
-	return ok && c.Seq != 0 && c.Seq <= seq, err
+	return ok && last != 0 && c.Seq == last+1, ok && c.Seq != 0 && c.Seq <= seq, err
 }
 
 // evacuate stores elsewhere what is live in some segments.
