@@ -27,7 +27,7 @@ MIB       ?= 1024
 # Where the race detector is worth its price: whatever shares memory between goroutines.
 RACE_PACKAGES := ./cache/... ./dedup/... ./lsfs/... ./replication/... ./server/... ./api/... ./cmd/... ./tests/initiator/...
 
-.PHONY: help build demo test lint unit race fuzz sim sim-test mutants e2e e2e-short conformance crash rot bench bench-ha bench-space bench-open bench-budget bench-64t bench-corpus soak gen clean FORCE
+.PHONY: help build demo test lint unit race fuzz sim sim-short sim-test mutants e2e e2e-short conformance crash rot bench bench-ha bench-space bench-open bench-budget bench-64t bench-corpus soak gen clean FORCE
 
 ## build: the one binary, bin/twinsan
 build: bin/twinsan
@@ -51,6 +51,7 @@ test:
 	tests/install.sh e2e
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory sim-short
 	$(MAKE) --no-print-directory race
 	$(MAKE) --no-print-directory e2e-short
 
@@ -79,6 +80,13 @@ LENGTH ?= 60s
 ## sim: the cluster in virtual time, SEEDS of them from SEED; STORY=1 tells of one
 sim:
 	tests/sim.sh $(if $(STORY),story,run) -sim.seeds $(SEEDS) -sim.seed $(SEED) -sim.length $(LENGTH)
+
+# Fresh seeds for each version of the protocol, and the same ones for everybody who tests it.
+SIM_SHORT_SEED = $(shell tree=$$(git rev-parse HEAD:replication 2>/dev/null | cut -c1-7); echo $$((0x$${tree:-0} + 1)))
+
+## sim-short: past failures and 2,000 seeds that follow from the code of replication
+sim-short:
+	tests/sim.sh run -sim.seeds 2000 -sim.seed $(SIM_SHORT_SEED)
 
 ## sim-test: past failures, 2,000 fresh seeds or two minutes of them, 50 seeds twice, all partitions
 sim-test:
