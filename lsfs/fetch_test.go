@@ -133,20 +133,24 @@ func TestOneReadForMany(t *testing.T) {
 	mustClose(t, s)
 }
 
+// coldRig is a rig whose volume 1 was filled with known blocks, and nothing of it is cached.
+func coldRig(t *testing.T, blocks int) *rig {
+	t.Helper()
+	r := newRig(t, 1, 64<<20)
+	r.cfg.L1Bytes = 16 << 20
+	s := r.start()
+	mustCreate(t, s, 1, uint64(blocks))
+	fill(newClient(t, s), 1, new(Seq), blocks, known)
+	mustClose(t, s)
+	return r
+}
+
 // TestReadAhead: a reader that goes on in order finds the next blocks in the cache; one
 // that jumps about has nothing read for it.
 func TestReadAhead(t *testing.T) {
 	const blocks = 4096
-	r := newRig(t, 1, 64<<20)
-	r.cfg.L1Bytes = 16 << 20
+	r := coldRig(t, blocks)
 	s := r.start()
-	mustCreate(t, s, 1, blocks)
-	c := newClient(t, s)
-	var seq Seq
-	fill(c, 1, &seq, blocks, known)
-	mustClose(t, s)
-
-	s = r.start()
 	v := s.Volume(1)
 	buf := make([]byte, 8*dedup.BlockSize)
 	cached := 0

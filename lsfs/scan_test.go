@@ -12,16 +12,8 @@ import (
 // scans the same again a short while later does it for the cache.
 func TestScanPasses(t *testing.T) {
 	const blocks = 2048
-	r := newRig(t, 1, 64<<20)
-	r.cfg.L1Bytes = 16 << 20
+	r := coldRig(t, blocks)
 	s := r.start()
-	mustCreate(t, s, 1, blocks)
-	c := newClient(t, s)
-	var seq Seq
-	fill(c, 1, &seq, blocks, known)
-	mustClose(t, s)
-
-	s = r.start()
 	v := s.Volume(1)
 	buf := make([]byte, readBlocks*dedup.BlockSize)
 	scan := func() (cached int) {
@@ -58,7 +50,7 @@ func TestScanPasses(t *testing.T) {
 	// What a clone shares is read by others soon, and does not pass.
 	s = r.start()
 	mustCreate(t, s, 2, blocks)
-	c = newClient(t, s)
+	c := newClient(t, s)
 	c.must(&Op{Kind: OpClone, Volume: 2, ID: OpID{1, 1}, Count: blocks, Source: 1})
 	v = s.Volume(1)
 	scan()

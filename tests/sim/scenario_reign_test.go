@@ -444,24 +444,10 @@ func (w *world) loneRestart() {
 // again where it reaches nobody, while the replica owns the volume.
 func (w *world) staleStart() {
 	reg := w.clients[0].regs[1][0]
-	w.clients[0].pinned(1, reg, time.Minute)
-	w.procs[2].kill(false)
-	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
-	var caught atomic.Pointer[replication.Change]
-	end := w.catching(func(ch replication.Change) bool {
-		if ch.Grow != 0 {
-			caught.CompareAndSwap(nil, &ch)
-		}
-		return ch.Grow != 0
-	})
-	w.revive(2)
-	w.await("a proposal", func() bool { return caught.Load() != nil })
+	decide := w.takeInLate(reg)
 	w.procs[1].kill(true)
 	heal := w.cutOff(1, 2)
-	end()
-	if _, err := w.court.decide(*caught.Load()); err != nil {
-		w.fail("the caught proposal is refused: %v", err)
-	}
+	decide()
 	w.await("node 2 owns", func() bool { return w.serves(2) })
 	w.clients[2].pinned(2, w.clients[2].regs[1][0], time.Minute)
 	w.revive(1)

@@ -318,10 +318,9 @@ func (w *world) readUncommitted() {
 	w.mend(heal)
 }
 
-// takenInUnseen: a lone owner proposes to take the replica in, and hears no more of it; it
-// goes on while the record changes and the replica takes over.
-func (w *world) takenInUnseen(write bool) {
-	reg := w.clients[0].regs[1][0]
+// takeInLate leaves node 1 alone with its volume until it proposes to take node 2 in, which
+// the register gets when decide is called.
+func (w *world) takeInLate(reg *register) (decide func()) {
 	w.clients[0].pinned(1, reg, time.Minute)
 	w.procs[2].kill(false)
 	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
@@ -334,15 +333,25 @@ func (w *world) takenInUnseen(write bool) {
 	})
 	w.revive(2)
 	w.await("a proposal", func() bool { return caught.Load() != nil })
+	return func() {
+		end()
+		if _, err := w.court.decide(*caught.Load()); err != nil {
+			w.fail("the caught proposal is refused: %v", err)
+		}
+	}
+}
+
+// takenInUnseen: a lone owner proposes to take the replica in, and hears no more of it; it
+// goes on while the record changes and the replica takes over.
+func (w *world) takenInUnseen(write bool) {
+	reg := w.clients[0].regs[1][0]
+	decide := w.takeInLate(reg)
 	heal := w.cutOff(1, 2)
 	if write {
 		w.clients[0].pinned(1, reg, 700*time.Millisecond)
 	}
 	time.Sleep(3 * time.Second) // its silence
-	end()
-	if _, err := w.court.decide(*caught.Load()); err != nil {
-		w.fail("the caught proposal is refused: %v", err)
-	}
+	decide()
 	w.await("node 2 owns", func() bool { return w.serves(2) })
 	w.clients[2].readAt(2, reg, 10*time.Second)
 	w.clients[2].pinned(2, w.clients[2].regs[1][0], 10*time.Second)
