@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -413,6 +414,12 @@ func randomCommand(r *rand.Rand, s *State) command {
 		return s.Volumes[r.IntN(len(s.Volumes))].ID
 	}
 	name := func() string { return fmt.Sprintf("n%d", r.IntN(12)) }
+	host := func() string {
+		if len(s.Hosts) == 0 || r.IntN(4) == 0 {
+			return name()
+		}
+		return s.Hosts[r.IntN(len(s.Hosts))].Name
+	}
 	if r.IntN(3) == 0 {
 		return randomSnapshotCommand(r, s)
 	}
@@ -442,11 +449,11 @@ func randomCommand(r *rand.Rand, s *State) command {
 	case 10:
 		return &cmdRemoveHost{name()}
 	case 11:
-		return &cmdVolumeHosts{vol(), []string{name(), name()}, r.IntN(2) == 0}
+		return &cmdVolumeHosts{vol(), []string{host(), host()}, r.IntN(2) == 0}
 	case 12:
 		return &cmdAddEvent{Info, "test", name()}
 	case 13, 14:
-		return &cmdMapVolume{vol(), []string{name()}, mapping(r.IntN(3))}
+		return &cmdMapVolume{vol(), []string{host()}, mapping(r.IntN(3))}
 	case 15:
 		return &cmdDrainNode{node(), r.IntN(4) == 0}
 	case 16:
@@ -512,9 +519,14 @@ func randomCommand(r *rand.Rand, s *State) command {
 	return x
 }
 
+var seedFlag = flag.Uint64("cluster.seed", 0, "seed of TestDeterminism; 0 takes one from the clock")
+
 func TestDeterminism(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("again: go test ./server/cluster -run TestDeterminism -cluster.seed %d", seed)
 	src := rand.New(rand.NewPCG(seed, 1))
 	b := newBench(t)
 	twin := newMachine(must(unmarshalState(must(b.m.state.marshal())(t)))(t))

@@ -147,15 +147,14 @@ func (x *cmdRemoveReplica) apply(e *edit) result {
 	case v.Record.Owner == x.Node:
 		return refuse(codeRefused, "%s owns volume %s\n  let another node own it first: twinsan volume move %s --to NODE", name, v.Name, v.Name)
 	}
-	e.endOperations(func(o *Operation) bool { return o.Volume == v.ID && o.From == x.Node }, OperationDone, "")
-	e.endOperations(func(o *Operation) bool { return o.Volume == v.ID && o.To == x.Node }, OperationFailed, "the replica was removed")
 	e.takeOff(v, x.Node)
 	e.event(Info, "replica-removed", "volume %s has no replica on %s any more", v.Name, name)
 	return result{ID: uint64(v.ID)}
 }
 
 // takeOff drops a replica that does not own, and opens the next epoch: a change of
-// the in-sync set that is on its way was made for the list before.
+// the in-sync set that is on its way was made for the list before. Operations that
+// still run and that would bring this replica fail; one that was to drop it is done.
 func (e *edit) takeOff(v *Volume, n replication.NodeID) {
 	if replicaOn(&v.Record, n) < 0 {
 		return
@@ -169,6 +168,8 @@ func (e *edit) takeOff(v *Volume, n replication.NodeID) {
 		w.Preferred = 0
 	}
 	e.setVolume(&w)
+	e.endOperations(func(o *Operation) bool { return o.Volume == v.ID && o.From == n }, OperationDone, "")
+	e.endOperations(func(o *Operation) bool { return o.Volume == v.ID && o.To == n }, OperationFailed, "the replica was removed")
 }
 
 // nextEpoch is the epoch of a record whose list of replicas changes. The first one

@@ -201,6 +201,22 @@ func TestMoveReplica(t *testing.T) {
 	}
 }
 
+// A replica that is taken away before it has come takes with it the move that was to
+// drop it: nothing is left to be dropped, and the new one stays.
+func TestCancelBehindMove(t *testing.T) {
+	b, id := wide(t)
+	add := b.add(id, 4, 0)
+	move := b.add(id, 5, 4)
+	b.ok(&cmdCancelOperation{add.ID})
+	if o := b.m.state.Operation(move.ID); o.State != OperationDone {
+		t.Errorf("the replica that was to go is gone: %+v", o)
+	}
+	if replicaOn(b.record(id), 5) < 0 {
+		t.Errorf("the replica that came is gone: %+v", b.record(id))
+	}
+	checkState(t, b.m.state)
+}
+
 // What a volume's replicas have missed is known by the time they fell out of sync.
 func TestReplicaHistory(t *testing.T) {
 	b, id := wide(t)
