@@ -7,13 +7,31 @@ import (
 	"golang.org/x/sys/cpu"
 )
 
-// wide says that the processor hashes four blocks at once: with AVX-512 one round works
-// on 16 chunks of 1 KiB side by side. A block alone fills four of those places, and
-// costs hardly less than four blocks. A processor, or what emulates one, that comes to
-// other results than the library is not believed.
-var wide = cpu.X86.HasAVX512F && wideAgrees()
+// A kernel works on chunks of 1 KiB side by side. A block has four of them: alone it fills
+// half of AVX2's places and a quarter of AVX-512's, and costs hardly less than two or four blocks.
+type kernel uint8
 
-func wideAgrees() bool {
+const (
+	narrow kernel = iota // block by block, by the library
+	avx2                 // two blocks at once
+	avx512               // four
+)
+
+// wide is the kernel of this processor. One, or what emulates it, that comes to other
+// results than the library is not believed.
+var wide = widest()
+
+func widest() kernel {
+	switch {
+	case cpu.X86.HasAVX512F && avx512.agrees():
+		return avx512
+	case cpu.X86.HasAVX2 && avx2.agrees():
+		return avx2
+	}
+	return narrow
+}
+
+func (k kernel) agrees() bool {
 	var data [lanesBlocks * BlockSize]byte
 	var blocks [lanesBlocks][]byte
 	for i := range data {
@@ -23,7 +41,7 @@ func wideAgrees() bool {
 		blocks[i] = data[i*BlockSize:][:BlockSize]
 	}
 	r := NewReducer(Key(data[:]))
-	r.tree.hash4(&r.key, &blocks, lanesBlocks)
+	r.tree.hash4(k, &r.key, &blocks, lanesBlocks)
 	for i := range blocks {
 		if r.Fingerprint(blocks[i]) != r.tree.cvs[i] {
 			return false
@@ -55,6 +73,12 @@ const (
 //go:noescape
 func compress16(in *[lanes]*byte, key *[8]uint32, counters *[lanes]uint32, blocks int, flags, first, last uint32, out *[8][lanes]uint32)
 
+// compress8 is the same for 8 lanes, at in, counters and out: those of compress16, or the second
+// half of each. It needs AVX2.
+//
+//go:noescape
+func compress8(in **byte, key *[8]uint32, counters *uint32, blocks int, flags, first, last uint32, out *uint32, scratch *[17][8]uint32)
+
 // chunkNumbers are the numbers of the chunks in the lanes, noNumbers those of parents.
 var (
 	chunkNumbers = [lanes]uint32{0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3}
@@ -66,6 +90,19 @@ type tree4 struct {
 	in  [lanes]*byte
 	out [8][lanes]uint32
 	cvs [lanes][32]byte
+
+	scratch [17][8]uint32 // of compress8
+}
+
+// compress does it for the first n lanes at least.
+func (t *tree4) compress(k kernel, n int, key *[8]uint32, counters *[lanes]uint32, blocks int, flags, first, last uint32) {
+	if k == avx512 && n > 8 { // the narrower one is quicker for what it has places for
+		compress16(&t.in, key, counters, blocks, flags, first, last, &t.out)
+		return
+	}
+	for i := 0; i < n; i += 8 {
+		compress8(&t.in[i], key, &counters[i], blocks, flags, first, last, &t.out[0][i], &t.scratch)
+	}
 }
 
 // untangle writes the results of the first n lanes behind each other.
@@ -86,18 +123,18 @@ func (t *tree4) pairs(n int) {
 }
 
 // hash4 is the keyed BLAKE3-256 of one to four blocks, which need not stand beside each other.
-func (t *tree4) hash4(key *[8]uint32, blocks *[lanesBlocks][]byte, n int) {
+func (t *tree4) hash4(k kernel, key *[8]uint32, blocks *[lanesBlocks][]byte, n int) {
 	for i := range t.in {
 		b := unsafe.Pointer(unsafe.SliceData(blocks[min(i/chunks, n-1)][:BlockSize]))
 		t.in[i] = (*byte)(unsafe.Add(b, i%chunks*chunkBytes))
 	}
-	compress16(&t.in, key, &chunkNumbers, chunkBytes/64, keyedHash, chunkStart, chunkEnd, &t.out)
+	t.compress(k, chunks*n, key, &chunkNumbers, chunkBytes/64, keyedHash, chunkStart, chunkEnd)
 	t.untangle(chunks * n)
 	t.pairs(2 * n)
-	compress16(&t.in, key, &noNumbers, 1, keyedHash|parentNode, 0, 0, &t.out)
+	t.compress(k, 2*n, key, &noNumbers, 1, keyedHash|parentNode, 0, 0)
 	t.untangle(2 * n)
 	t.pairs(n)
-	compress16(&t.in, key, &noNumbers, 1, keyedHash|parentNode|rootNode, 0, 0, &t.out)
+	t.compress(k, n, key, &noNumbers, 1, keyedHash|parentNode|rootNode, 0, 0)
 	t.untangle(n)
 	clear(t.in[:]) // nothing of the caller's is kept
 }

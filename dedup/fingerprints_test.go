@@ -20,8 +20,17 @@ func keyed(t testing.TB, k Key, block []byte) (fp Fingerprint) {
 	return fp
 }
 
+// with runs f with each kernel that this processor has.
+func with(f func(k kernel)) {
+	defer func(was kernel) { wide = was }(wide)
+	for k := range wide + 1 { // each needs what the one before does
+		wide = k
+		f(k)
+	}
+}
+
 // FuzzFingerprints: groups of one to four blocks, with blocks of zeros among them, get the
-// fingerprints that each block gets alone, and that another implementation gives.
+// fingerprints that each block gets alone, and that another implementation gives, by every kernel.
 func FuzzFingerprints(f *testing.F) {
 	f.Add(uint64(1), uint8(0b1111), uint8(4), []byte{0})
 	f.Add(uint64(2), uint8(0b1010), uint8(4), []byte("some bytes"))
@@ -49,41 +58,23 @@ func FuzzFingerprints(f *testing.F) {
 			}
 		}
 		r := NewReducer(k)
-		fps := [GroupBlocks]Fingerprint{{1}, {2}, {3}, {4}}
-		r.Fingerprints(&fps, data)
-		for i := range fps {
-			want := Fingerprint{}
-			if i < n && !IsZero(data[i*BlockSize:][:BlockSize]) {
-				want = keyed(t, k, data[i*BlockSize:][:BlockSize])
-				if got := r.Fingerprint(data[i*BlockSize:][:BlockSize]); got != want {
-					t.Fatalf("block %d alone: %x, expected %x", i, got, want)
+		with(func(by kernel) {
+			fps := [GroupBlocks]Fingerprint{{1}, {2}, {3}, {4}}
+			r.Fingerprints(&fps, data)
+			for i := range fps {
+				want := Fingerprint{}
+				if i < n && !IsZero(data[i*BlockSize:][:BlockSize]) {
+					want = keyed(t, k, data[i*BlockSize:][:BlockSize])
+					if got := r.Fingerprint(data[i*BlockSize:][:BlockSize]); got != want {
+						t.Fatalf("block %d alone: %x, expected %x", i, got, want)
+					}
+				}
+				if fps[i] != want {
+					t.Fatalf("block %d of %d by kernel %d: %x, expected %x", i, n, by, fps[i], want)
 				}
 			}
-			if fps[i] != want {
-				t.Fatalf("block %d of %d: %x, expected %x", i, n, fps[i], want)
-			}
-		}
+		})
 	})
-}
-
-// TestFingerprintsNarrow: a processor without the wide kernel gives the same.
-func TestFingerprintsNarrow(t *testing.T) {
-	if !wide {
-		t.Skip("this processor has no wide kernel: all tests run without it")
-	}
-	defer func(was bool) { wide = was }(wide)
-	data := make([]byte, GroupBlocks*BlockSize)
-	for i := range data[:3*BlockSize] {
-		data[i] = byte(i * i >> 3)
-	}
-	var with, without [GroupBlocks]Fingerprint
-	r := NewReducer(Key{1, 2, 3})
-	r.Fingerprints(&with, data)
-	wide = false
-	r.Fingerprints(&without, data)
-	if with != without {
-		t.Fatalf("%x with AVX-512, %x without", with, without)
-	}
 }
 
 func BenchmarkFingerprints(b *testing.B) {
@@ -92,27 +83,17 @@ func BenchmarkFingerprints(b *testing.B) {
 	for i := range data {
 		data[i] = byte(rng.Uint32())
 	}
-	for _, kernel := range []struct {
-		name string
-		wide bool
-	}{{"wide", true}, {"narrow", false}} {
-		b.Run(kernel.name, func(b *testing.B) {
-			if kernel.wide && !wide {
-				b.Skip("no AVX-512")
-			}
-			defer func(was bool) { wide = was }(wide)
-			wide = kernel.wide
-			r := NewReducer(Key{1})
-			for _, n := range []int{1, 2, 4} {
-				b.Run([]string{1: "alone", 2: "two", 4: "four"}[n], func(b *testing.B) {
-					var fps [GroupBlocks]Fingerprint
-					b.SetBytes(BlockSize)
-					for i := 0; i < b.N; i += n {
-						at := i / n % (64 / n) * n * BlockSize
-						r.Fingerprints(&fps, data[at:at+n*BlockSize])
-					}
-				})
-			}
-		})
-	}
+	r := NewReducer(Key{1})
+	with(func(k kernel) {
+		for _, n := range []int{1, 2, 4} {
+			b.Run([]string{"library", "avx2", "avx512"}[k]+[]string{1: "/alone", 2: "/two", 4: "/four"}[n], func(b *testing.B) {
+				var fps [GroupBlocks]Fingerprint
+				b.SetBytes(BlockSize)
+				for i := 0; i < b.N; i += n {
+					at := i / n % (64 / n) * n * BlockSize
+					r.Fingerprints(&fps, data[at:at+n*BlockSize])
+				}
+			})
+		}
+	})
 }
