@@ -16,6 +16,8 @@ IMAGE_MIB ?= 1100
 ABSENCE   ?= 60s
 LOCKS     ?= 1000000
 COPY_MIB  ?= 4096
+# The last program of the feature level before.
+BEFORE    ?= $(shell git log -1 --format=%h~1 -G'FeatureLevel = ' -- server/cluster/level.go)
 FUZZTIME  ?= 10s
 RUNS      ?= 1
 RUN       ?= .
@@ -27,7 +29,7 @@ MIB       ?= 1024
 # Where the race detector is worth its price: whatever shares memory between goroutines.
 RACE_PACKAGES := ./cache/... ./dedup/... ./lsfs/... ./replication/... ./server/... ./api/... ./cmd/... ./tests/initiator/...
 
-.PHONY: help build demo test lint unit race fuzz sim sim-short sim-test mutants e2e e2e-short conformance crash rot bench bench-ha bench-space bench-open bench-budget bench-64t bench-corpus soak gen clean FORCE
+.PHONY: help build demo test lint unit race fuzz sim sim-short sim-test mutants e2e e2e-short e2e-upgrade conformance crash rot bench bench-ha bench-space bench-open bench-budget bench-64t bench-corpus soak gen clean FORCE
 
 ## build: the one binary, bin/twinsan
 build: bin/twinsan
@@ -111,6 +113,14 @@ e2e:
 	tests/install.sh e2e
 	$(MAKE) --no-print-directory bin/twinsan
 	tests/e2e.sh 4h -bin $(CURDIR)/bin/twinsan -test.run '$(RUN)' -rounds $(ROUNDS) -image-mib $(IMAGE_MIB) -absence $(ABSENCE) -conformance . -locks $(LOCKS) -copy-mib $(COPY_MIB)
+
+## e2e-upgrade: from the version of commit BEFORE to this one, node by node under load, and back
+e2e-upgrade:
+	tests/install.sh e2e
+	$(MAKE) --no-print-directory bin/twinsan
+	rm -rf bin/before && mkdir -p bin/before && git archive $(BEFORE) | tar -x -C bin/before
+	cd bin/before && $(GO) build -o twinsan ./cmd/twinsan
+	tests/e2e.sh 20m -bin $(CURDIR)/bin/twinsan -before $(CURDIR)/bin/before/twinsan -test.run '^TestUpgrade$$'
 
 ## crash: STATES crash states of the store, from seed FIRST on
 crash:

@@ -52,7 +52,10 @@ func up(t *testing.T, o lab.Options) *rig {
 	if err := clearOld(ctx, r.dir); err != nil {
 		t.Fatal(err)
 	}
-	o.Binary, o.Dir = *program, filepath.Join(r.dir, "demo")
+	if o.Binary == "" {
+		o.Binary = *program
+	}
+	o.Dir = filepath.Join(r.dir, "demo")
 	start := time.Now()
 	if r.c, err = lab.Up(ctx, o); err != nil {
 		t.Fatal(err)
