@@ -22,16 +22,20 @@ import (
 //	3  encoding 4: the rate of resyncs
 //	4  encoding 5: a management address of its own for a node; the write policy
 //	   mirrored-ram
+//	5  pools with groups of cold blocks (root version 5)
 const (
 	// FeatureLevel is the highest level that this program knows. A node refuses to
 	// run in a cluster of a higher one.
-	FeatureLevel = 4
+	FeatureLevel = 5
 	// levelReplicas is the level of everything in encoding 3.
 	levelReplicas = 2
 	// levelResync is the level of everything in encoding 4.
 	levelResync = 3
 	// levelNetworks is the level of everything in encoding 5.
 	levelNetworks = 4
+	// LevelGroups is the level from which on nodes write pools that programs of lower
+	// levels do not open.
+	LevelGroups = 5
 )
 
 // encoding is the version in which this state is written: a cluster of a lower
