@@ -27,6 +27,7 @@ type client struct {
 	current  atomic.Pointer[command]
 	busy     bool           // an attempt at it ended with BUSY
 	done     []atomic.Int64 // by volume: when its newest good write ended, in nanoseconds of the clock
+	room     []byte         // for the next read; nil: a new one
 	lockSeq  uint64
 	lockDead map[uint64]bool
 }
@@ -180,22 +181,46 @@ func (c *client) some(v int) []*register {
 
 // content makes a block: mostly unlike any other, sometimes one of few.
 func (c *client) content() []byte {
+	b := make([]byte, blockBytes)
+	c.invent(b)
+	return b
+}
+
+// invent fills a block.
+func (c *client) invent(b []byte) {
 	if c.r.chance(0.15) {
-		return c.w.shared[c.r.n(len(c.w.shared))]
+		copy(b, c.w.shared[c.r.n(len(c.w.shared))])
+		return
 	}
-	return stamp(c.r.u64(), c.r.chance(0.2))
+	stampOn(b, c.r.u64(), c.r.chance(0.2))
+}
+
+// contents makes one block for each register, and all of them as the data of a write. A
+// write only reads it, so all attempts at it share it.
+func (c *client) contents(regs []*register) (each [][]byte, data []byte) {
+	data = make([]byte, len(regs)*blockBytes)
+	each = make([][]byte, len(regs))
+	for i := range regs {
+		each[i] = data[i*blockBytes:][:blockBytes:blockBytes]
+		c.invent(each[i])
+	}
+	return each, data
 }
 
 // stamp fills a block from a number, compressible or not.
 func stamp(x uint64, noise bool) []byte {
 	b := make([]byte, blockBytes)
+	stampOn(b, x, noise)
+	return b
+}
+
+func stampOn(b []byte, x uint64, noise bool) {
 	for i := 0; i < len(b); i += 8 {
 		if noise || i < 16 {
 			x = x*6364136223846793005 + 1442695040888963407
 		}
 		binary.LittleEndian.PutUint64(b[i:], x)
 	}
-	return b
 }
 
 // change sends a command that gives regs new contents and notes how it ended.
@@ -249,15 +274,10 @@ func off(r *register) uint64 { return uint64(r.no) * blockBytes }
 
 func (c *client) write(v int) {
 	regs := c.some(v)
-	contents := make([][]byte, len(regs))
-	var data []byte
-	for i := range regs {
-		contents[i] = c.content()
-		data = append(data, contents[i]...)
-	}
+	contents, data := c.contents(regs)
 	atomic := c.r.chance(0.3)
 	c.change(regs, contents, func() *replication.Request {
-		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: append([]byte(nil), data...), Atomic: atomic}
+		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: data, Atomic: atomic}
 	})
 }
 
@@ -265,14 +285,9 @@ func (c *client) write(v int) {
 // run of them.
 func (c *client) rewrite(v int) {
 	regs := c.regs[v][c.r.n(2)*8:][:8]
-	contents := make([][]byte, len(regs))
-	var data []byte
-	for i := range regs {
-		contents[i] = c.content()
-		data = append(data, contents[i]...)
-	}
+	contents, data := c.contents(regs)
 	c.change(regs, contents, func() *replication.Request {
-		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: append([]byte(nil), data...)}
+		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: data}
 	})
 }
 
@@ -295,7 +310,7 @@ func (c *client) same(v int) {
 		contents[i] = data
 	}
 	c.change(regs, contents, func() *replication.Request {
-		return &replication.Request{Op: replication.OpWriteSame, Off: off(regs[0]), Len: uint64(len(regs)) * blockBytes, Data: append([]byte(nil), data...)}
+		return &replication.Request{Op: replication.OpWriteSame, Off: off(regs[0]), Len: uint64(len(regs)) * blockBytes, Data: data}
 	})
 }
 
@@ -349,9 +364,9 @@ func (c *client) ragged(v int) {
 		r := &replication.Request{Op: op, Off: off(regs[0]) + uint64(first)*512, Len: uint64(n) * 512}
 		switch op {
 		case replication.OpWrite, replication.OpOrWrite:
-			r.Data = append([]byte(nil), data...)
+			r.Data = data
 		case replication.OpWriteSame:
-			r.Data = append([]byte(nil), data[:512]...)
+			r.Data = data[:512]
 		}
 		return r
 	})
@@ -364,9 +379,12 @@ func (c *client) compare(v int) {
 	if !ok {
 		return
 	}
-	data := c.content()
+	both := make([]byte, 2*blockBytes)
+	data := both[blockBytes:]
+	c.invent(data)
+	copy(both, old[0])
 	c.change(regs, [][]byte{data}, func() *replication.Request {
-		return &replication.Request{Op: replication.OpCompareAndWrite, Off: off(regs[0]), Len: blockBytes, Data: append(append([]byte(nil), old[0]...), data...)}
+		return &replication.Request{Op: replication.OpCompareAndWrite, Off: off(regs[0]), Len: blockBytes, Data: both}
 	})
 }
 
@@ -393,7 +411,13 @@ func (c *client) read(regs []*register, own bool) bool {
 			begins[i] = r.begin()
 		}
 		r, err := c.do(regs[0].vol, func() *replication.Request {
-			return &replication.Request{Op: replication.OpRead, Off: off(regs[0]), Len: uint64(len(regs)) * blockBytes, Data: make([]byte, len(regs)*blockBytes)}
+			size := len(regs) * blockBytes
+			if c.room == nil {
+				c.room = make([]byte, runBlocks*blockBytes)
+			}
+			data := c.room[:size]
+			c.room = nil // whoever answers late still writes there
+			return &replication.Request{Op: replication.OpRead, Off: off(regs[0]), Len: uint64(size), Data: data}
 		})
 		switch {
 		case err == nil:
@@ -401,6 +425,7 @@ func (c *client) read(regs []*register, own bool) bool {
 				x.read(c.w, begins[i], r.Data[i*blockBytes:][:blockBytes], own, c.id)
 			}
 			c.w.note("read", uint64(c.id), uint64(regs[0].vol), uint64(regs[0].no), uint64(len(regs)), sum(r.Data))
+			c.room = r.Data[:cap(r.Data)]
 			return true
 		case c.w.over():
 			return false

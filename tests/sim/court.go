@@ -44,7 +44,7 @@ func (c *court) decide(ch replication.Change) (replication.Record, error) {
 	}
 	if p, _ := c.w.processAt(before); p != nil && !p.isPaused() {
 		if n, ok := p.isServing(); ok {
-			if v := n.Volume(ch.Volume); v != nil && v.Status().Serving {
+			if v := n.Volume(ch.Volume); v != nil && v.Serving() {
 				c.w.fail("I3: node %d is recorded as owner of volume %d while node %d serves", rec.Owner, ch.Volume, before)
 			}
 		}

@@ -121,7 +121,7 @@ func (w *world) serves(id replication.NodeID) bool {
 		return false
 	}
 	n, ok := p.isServing()
-	return ok && n.Volume(1) != nil && n.Volume(1).Status().Serving
+	return ok && n.Volume(1) != nil && n.Volume(1).Serving()
 }
 
 // readAt reads a block through one node, again and again until it is answered.

@@ -3,13 +3,13 @@ package sim
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"hash/fnv"
 	"maps"
 	"slices"
 	"time"
 
-	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs"
 	"github.com/twinsan/twinsan/replication"
 )
@@ -62,10 +62,12 @@ func (d *disk) snapshotsOf(of lsfs.VolumeID) (list []*diskSnapshot) {
 
 // sum is a digest of what a snapshot holds.
 func (x *diskSnapshot) sum() uint64 {
-	h := fnv.New64a()
-	fmt.Fprint(h, x.of, x.point)
+	h, b := fnv.New64a(), make([]byte, 0, 40)
+	b = binary.LittleEndian.AppendUint64(b, uint64(x.of))
+	b = binary.LittleEndian.AppendUint64(b, uint64(x.point.Epoch))
+	h.Write(binary.LittleEndian.AppendUint64(b, uint64(x.point.Seq)))
 	for _, no := range slices.Sorted(maps.Keys(x.at)) {
-		fmt.Fprint(h, no, x.at[no].fp)
+		h.Write(append(binary.LittleEndian.AppendUint64(b[:0], uint64(no)), x.at[no].fp[:]...))
 	}
 	return h.Sum64()
 }
@@ -218,19 +220,16 @@ func (w *world) keep() {
 		for _, c := range w.clients {
 			for _, reg := range c.regs[vol] {
 				s.mu.Lock()
-				var data []byte
-				if x := s.disk.snaps[id]; x != nil {
-					data = make([]byte, blockBytes)
-					if b := x.at[reg.no]; b != nil && dedup.Decode(data, b.enc, b.data) != nil {
-						data = nil
-					}
+				x, h := s.disk.snaps[id], uint64(0)
+				if x != nil {
+					h = x.diskVolume.sum(reg.no)
 				}
 				s.mu.Unlock()
-				if data == nil {
+				if x == nil {
 					w.fail("snapshot %d of volume %d was taken, and node %d does not have it", id, vol, p.id)
 					return
 				}
-				reg.read(w, begins[0], data, false, clientCount)
+				reg.found(w, begins[0], h, false, clientCount)
 				begins = begins[1:]
 			}
 		}

@@ -33,6 +33,22 @@ type content struct {
 	refs   int // blocks of volumes that name it
 	pins   int // of the running process
 	rotten bool
+
+	plain    []byte // decoded, as soon as somebody has read it
+	plainSum uint64
+}
+
+// decode is the plain content and its sum. Called with the disk's mutex, as all that
+// changes a content is.
+func (c *content) decode() ([]byte, uint64, error) {
+	if c.plain == nil {
+		plain := make([]byte, dedup.BlockSize)
+		if err := dedup.Decode(plain, c.enc, c.data); err != nil {
+			return nil, 0, err
+		}
+		c.plain, c.plainSum = plain, sum(plain)
+	}
+	return c.plain, c.plainSum, nil
 }
 
 type diskVolume struct {
@@ -76,17 +92,24 @@ func (d *disk) clone() *disk {
 	return c
 }
 
-// block is the plain content of a block, for checks.
-func (d *disk) block(v lsfs.VolumeID, no lsfs.BlockNo) []byte {
-	plain := make([]byte, dedup.BlockSize)
+// sum is that of the plain content of a block, for checks.
+func (d *disk) sum(v lsfs.VolumeID, no lsfs.BlockNo) uint64 {
 	if dv := d.volumes[v]; dv != nil {
-		if c := dv.at[no]; c != nil {
-			if err := dedup.Decode(plain, c.enc, c.data); err != nil {
-				return nil
-			}
-		}
+		return dv.sum(no)
 	}
-	return plain
+	return holeSum
+}
+
+func (v *diskVolume) sum(no lsfs.BlockNo) uint64 {
+	c := v.at[no]
+	if c == nil {
+		return holeSum
+	}
+	_, h, err := c.decode()
+	if err != nil {
+		return 0
+	}
+	return h
 }
 
 // holdsLock says whether a content is a lock's.
@@ -550,7 +573,6 @@ func (c *localCopy) Read(_ context.Context, off uint64, dst []byte) error {
 
 func (c *localCopy) read(off uint64, dst []byte) error {
 	return c.with(func(v *diskVolume) error {
-		var plain [dedup.BlockSize]byte
 		for len(dst) > 0 {
 			no, in := lsfs.BlockNo(off/dedup.BlockSize), off%dedup.BlockSize
 			n := min(uint64(len(dst)), dedup.BlockSize-in)
@@ -561,7 +583,8 @@ func (c *localCopy) read(off uint64, dst []byte) error {
 			case x.rotten:
 				return &lsfs.CorruptError{BID: x.id, Volume: c.id, Block: no, Fingerprint: x.fp, What: "block"}
 			default:
-				if err := dedup.Decode(plain[:], x.enc, x.data); err != nil {
+				plain, _, err := x.decode()
+				if err != nil {
 					return err
 				}
 				copy(dst[:n], plain[in:])
@@ -675,7 +698,7 @@ func (c *localCopy) Repair(ctx context.Context, no lsfs.BlockNo, b dedup.Block) 
 			return lsfs.ErrNoVolume
 		}
 		if x := v.at[no]; x != nil && x.fp == b.Fingerprint {
-			x.enc, x.sum, x.data, x.rotten = b.Encoding, b.Sum, b.Data, false
+			x.enc, x.sum, x.data, x.plain, x.rotten = b.Encoding, b.Sum, b.Data, nil, false
 			if d.contents[x.fp] == nil {
 				d.contents[x.fp] = x
 			}

@@ -309,7 +309,7 @@ func (w *world) healthy() bool {
 		if !ok {
 			return false
 		}
-		if v := n.Volume(rec.Volume); v == nil || !v.Status().Serving {
+		if v := n.Volume(rec.Volume); v == nil || !v.Serving() {
 			return false
 		}
 	}
@@ -374,7 +374,7 @@ func (w *world) inspect(done chan struct{}) {
 				if !ok {
 					continue
 				}
-				if x := n.Volume(v); x != nil && x.Status().Serving {
+				if x := n.Volume(v); x != nil && x.Serving() {
 					if serving != 0 {
 						w.fail("I3: nodes %d and %d both serve volume %d", serving, id, v)
 					}
@@ -442,7 +442,7 @@ func (w *world) compare() {
 		}
 		for _, c := range w.clients {
 			for _, r := range c.regs[rec.Volume] {
-				r.read(w, r.begin(), own.block(rec.Volume, r.no), false, c.id)
+				r.found(w, r.begin(), own.sum(rec.Volume, r.no), false, c.id)
 			}
 		}
 	}
