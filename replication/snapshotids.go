@@ -38,6 +38,7 @@ func (n *Node) ReconcileSnapshots(known KnownSnapshots) {
 		}
 		if err := n.pool.DeleteSnapshot(n.ctx, s.ID()); err != nil && !errors.Is(err, lsfs.ErrNoVolume) && n.ctx.Err() == nil {
 			n.log.Error("cannot delete a snapshot that no record names", "snapshot", s.ID(), "err", err)
+			n.failedBy(err)
 		}
 	}
 }

@@ -27,6 +27,7 @@ type court struct {
 	subs      [maxNodes + 1]chan struct{}   // by node: its process is to look
 	lossy     float64                       // chance that an answer is lost
 	reigns    map[lsfs.VolumeID]lsfs.Epoch  // the epoch in which the owner of now began to own
+	copies    int                           // that were added
 	catch     func(replication.Change) bool // of a scenario: the change is not decided now, its proposer hears nothing
 }
 
@@ -94,6 +95,7 @@ func (c *court) apply(ch replication.Change) (replication.Record, error) {
 	rec.Owner, rec.InSync = ch.Owner, slices.Clone(ch.InSync)
 	slices.Sort(rec.InSync)
 	c.records[ch.Volume] = &rec
+	c.w.owned(&rec)
 	c.publish()
 	c.w.note("record", uint64(ch.Volume), uint64(rec.Epoch), uint64(rec.Owner), mask(rec.InSync), uint64(ch.By))
 	return rec, nil

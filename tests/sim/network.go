@@ -40,6 +40,9 @@ type network struct {
 	rate  int64         // bytes per second of a link
 }
 
+// window is how many bytes of a connection are on their way; more has to wait.
+const window = 4 << 20
+
 const patience = 10 * time.Second
 
 // pair is one connection.
@@ -106,8 +109,6 @@ type end struct {
 	rd, wd   time.Time
 	deadline chan struct{}
 }
-
-const window = 4 << 20
 
 func wakeup(c chan struct{}) {
 	select {

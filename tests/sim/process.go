@@ -163,7 +163,7 @@ func (p *process) kill(hostDown bool) {
 	p.sessions = nil
 	p.mu.Unlock()
 	p.w.note("kill", uint64(p.id), b2u(hostDown))
-	p.store.crash(p.w.storeRandom)
+	p.store.crash(p.w.storeRandom, hostDown)
 	p.w.net.gone(p, hostDown)
 	p.w.court.disturb()
 	for _, s := range sessions {

@@ -25,6 +25,8 @@ type register struct {
 	mu       sync.Mutex
 	versions []version
 	floor    int
+	firm     int  // not above floor: this one is durable (W6)
+	losses   int  // how often all above firm may have been lost
 	fenced   bool // its writer is fenced: nothing changes any more (I12)
 	fixed    int  // with fenced: the version that was read since, or -1
 }
@@ -98,12 +100,14 @@ type begin struct {
 	floor  int
 	issued int
 	fenced bool
+	firm   int
+	losses int
 }
 
 func (r *register) begin() begin {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return begin{r.floor, len(r.versions), r.fenced}
+	return begin{r.floor, len(r.versions), r.fenced, r.firm, r.losses}
 }
 
 // read checks what a read returned that began at b; own says that the writer itself
@@ -116,6 +120,9 @@ func (r *register) read(w *world, b begin, data []byte, own bool, who int) {
 func (r *register) found(w *world, b begin, h uint64, own bool, who int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if b.losses != r.losses {
+		b.floor, b.fenced = min(b.floor, b.firm), false
+	}
 	at := -1
 	for i := b.floor; i < len(r.versions); i++ {
 		if v := &r.versions[i]; v.hash == h && !v.void {
@@ -172,8 +179,13 @@ func (r *register) stored(i int, h uint64) bool {
 
 // acknowledged is called at the owner's door, at the instant when a request ends: I5
 // and I6 are looked at where the copies are.
-func (c *client) acknowledged(vol lsfs.VolumeID, cmd *command, r *replication.Request) {
+func (c *client) acknowledged(p *process, vol lsfs.VolumeID, cmd *command, r *replication.Request) {
 	w := c.w
+	if w.ram[vol] && cmd != nil && r.Err == nil && p.alone(vol) {
+		for _, x := range cmd.regs {
+			x.reg.secure(x.version)
+		}
+	}
 	if r.Err != nil || r.Op == replication.OpRead || cmd == nil || w.amnesia.Load() {
 		return
 	}

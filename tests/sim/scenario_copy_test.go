@@ -68,25 +68,28 @@ func (w *world) storedLate() {
 	w.mend(func() {})
 }
 
-// writesWhileFilled: a host writes to a chunk that takes seconds to copy.
+// writesWhileFilled: a host writes to chunks that are being copied. Its writes come to the
+// replica at once, and to the owner's disk, which is slow, later.
 func (w *world) writesWhileFilled() {
 	c := w.clients[0]
 	w.procs[2].kill(false)
 	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
-	w.fill(1)
-	for _, reg := range c.regs[1] { // behind what fill has written, in the same chunk
+	for chunk := range lsfs.BlockNo(4) {
+		w.fill(1, chunk*256+72, 8)
+	}
+	for _, reg := range c.regs[1] {
 		c.pinned(1, reg, time.Minute)
 	}
-	w.setSlow(2, 50*time.Millisecond)
-	w.revive(2)
 	stands := w.meta(1, 1).Durable.Seq
+	w.setSlow(1, 400*time.Millisecond)
+	w.revive(2)
 	w.soon("the stream is open", func() bool { return w.meta(2, 1).Durable.Seq >= stands })
-	time.Sleep(time.Second)
 	for i, reg := range c.regs[1] {
 		w.open.Go(func() { _ = w.put(c, 1, reg, stamp(uint64(200+i), true)) })
+		time.Sleep(50 * time.Millisecond)
 	}
 	w.await("both in sync", w.healthy)
-	w.setSlow(2, 0)
+	w.setSlow(1, 0)
 	w.mend(func() {})
 }
 
@@ -125,22 +128,24 @@ func (w *world) cloneWhileFilled() {
 	for _, reg := range c.regs[1][:runBlocks] {
 		c.pinned(1, reg, time.Minute)
 	}
-	w.setSlow(2, 100*time.Millisecond)
+	w.fill(1, 72, 112)
+	w.setSlow(1, 100*time.Millisecond) // a quarter of it for each block that is read to be copied
 	w.revive(2)
 	stands := w.meta(1, 1).Durable.Seq
 	w.soon("the stream is open", func() bool { return w.meta(2, 1).Durable.Seq >= stands })
+	time.Sleep(500 * time.Millisecond)
 	for !w.clone(c, c.regs[1][runBlocks:][:4], c.regs[1][:4]) && w.failure() == "" {
 		time.Sleep(20 * time.Millisecond)
 	}
-	w.setSlow(2, 0)
+	w.setSlow(1, 0)
 	w.mend(func() {})
 }
 
 // fill writes to every second block of a part of a volume: much to copy for a resync.
-func (w *world) fill(vol lsfs.VolumeID) {
+func (w *world) fill(vol lsfs.VolumeID, start, blocks lsfs.BlockNo) {
 	p, _ := w.processAt(1)
 	s := p.login(w.clients[2])
-	for no := 520; no < 680; no += 2 {
+	for no := start; no < start+blocks; no += 2 {
 		done := make(chan struct{})
 		p.submit(s, vol, &replication.Request{Op: replication.OpWrite, Off: uint64(no) * blockBytes, Len: blockBytes, Data: stamp(uint64(no), true)}, func(*replication.Request) { close(done) })
 		<-done
@@ -158,8 +163,8 @@ func (w *world) cloneFromFilled() {
 	for _, reg := range src {
 		c.pinned(1, reg, time.Minute)
 	}
-	w.fill(2)
-	w.setSlow(2, 50*time.Millisecond)
+	w.fill(2, 520, 160)
+	w.setSlow(1, 200*time.Millisecond) // a quarter of it for each block that is read to be copied
 	w.revive(2)
 	w.soon("the volume of the clone is in sync", func() bool { return len(w.court.record(1).InSync) == 2 })
 	if len(w.court.record(2).InSync) == 2 {
@@ -167,7 +172,7 @@ func (w *world) cloneFromFilled() {
 	}
 	w.clone(c, dst, src)
 	time.Sleep(time.Second)
-	w.setSlow(2, 0)
+	w.setSlow(1, 0)
 	w.mend(func() {})
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twinsan/twinsan/dedup"
@@ -21,6 +22,9 @@ type disk struct {
 	contents map[dedup.Fingerprint]*content
 	byID     map[lsfs.BID]*content
 	last     lsfs.BID
+	loose    []relaxed    // written and not flushed, in order (W6)
+	flushes  int          // how many have been
+	lies     atomic.Int32 // blocks of resyncs that it will lose
 }
 
 // content is one stored block.
@@ -173,6 +177,10 @@ func (d *disk) apply(op *lsfs.Op) error {
 		for i := range op.Blocks {
 			b := &op.Blocks[i]
 			var c *content
+			if n := d.lies.Load(); op.Kind == lsfs.OpCopy && n > 0 && b.Encoding != dedup.Zero {
+				d.lies.Store(n - 1)
+				continue
+			}
 			switch {
 			case b.Encoding == dedup.Zero:
 			case b.Data != nil:
@@ -235,6 +243,7 @@ type store struct {
 	queue    []entry
 	flying   []entry // being flushed
 	busy     bool
+	flushing bool // flushLater runs
 	dead     bool // the process is gone
 	poisoned bool // a flush failed
 	expect   map[lsfs.VolumeID]lsfs.Seq
@@ -253,6 +262,7 @@ func newStore(w *world, p *process, d *disk) *store {
 	for _, c := range d.contents {
 		c.pins = 0
 	}
+	d.flushed(len(d.loose)) // a store flushes what it finds when it opens
 	return &store{w: w, p: p, disk: d, mu: &d.mu, expect: map[lsfs.VolumeID]lsfs.Seq{}}
 }
 
@@ -308,9 +318,14 @@ func (s *store) commit() {
 			return
 		}
 		s.flying, s.queue = s.queue, nil
+		relaxed := !slices.ContainsFunc(s.flying, func(e entry) bool { return e.op == nil || !e.op.Relaxed })
 		s.mu.Unlock()
 
-		time.Sleep(s.w.flushDelay(s.p.id))
+		took := s.w.flushDelay(s.p.id)
+		if relaxed {
+			took /= 4 // it is only written
+		}
+		time.Sleep(took)
 		s.p.gate()
 
 		s.mu.Lock()
@@ -320,7 +335,7 @@ func (s *store) commit() {
 		}
 		batch := s.flying
 		s.flying = nil
-		if s.p.poison.Swap(false) {
+		if !relaxed && s.p.poison.Swap(false) {
 			s.poisoned = true
 			s.w.note("poisoned", uint64(s.p.id))
 		}
@@ -347,6 +362,13 @@ func (s *store) commit() {
 				}
 			}
 		}
+		if !relaxed && !s.poisoned {
+			s.disk.flushed(len(s.disk.loose))
+		}
+		if len(s.disk.loose) > 0 && !s.flushing && !s.poisoned {
+			s.flushing = true
+			s.w.group.Go(s.flushLater)
+		}
 		s.mu.Unlock()
 		for i := range batch {
 			if e := &batch[i]; e.op != nil {
@@ -360,12 +382,16 @@ func (s *store) commit() {
 }
 
 // crash ends the process's hold: of what was being flushed a random part has reached
-// the disk, in order, and the rest is lost.
-func (s *store) crash(r *random) {
+// the disk, in order, and the rest is lost. So is, with the power, what was only written.
+func (s *store) crash(r *random, power bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dead = true
-	if !s.poisoned {
+	whole := true
+	if (power || s.poisoned) && len(s.disk.loose) > 0 {
+		whole = s.blackout(r)
+	}
+	if !s.poisoned && whole {
 		for i := range r.n(len(s.flying) + 1) {
 			switch e := &s.flying[i]; {
 			case e.err != nil:
@@ -375,6 +401,9 @@ func (s *store) crash(r *random) {
 				_ = s.apply(e.op)
 			}
 		}
+	}
+	if power || s.poisoned {
+		s.disk.flushed(len(s.disk.loose)) // what is there now is on the disk
 	}
 	for _, e := range append(s.flying, s.queue...) {
 		if e.done != nil {

@@ -77,6 +77,8 @@ type world struct {
 	locks       bool
 	fences      bool
 	snapshots   bool
+	placing     bool    // copies come and go
+	ram         [3]bool // by volume: mirrored-ram
 	rot         bool
 	rotten      replication.NodeID
 	rates       [maxNodes + 1]float64
@@ -96,9 +98,10 @@ type world struct {
 	good    int
 	reads   int
 	err     string
-	frozen  map[lsfs.VolumeID]uint64           // what every snapshot holds
-	named   map[operation]uint64               // what every number that was given stands for (ORDERED)
-	last    [maxNodes + 1][]replication.Record // what a node was told last
+	frozen  map[lsfs.VolumeID]uint64                   // what every snapshot holds
+	named   map[operation]uint64                       // what every number that was given stands for (ORDERED)
+	lossy   [maxNodes + 1]map[lsfs.VolumeID]lsfs.Epoch // in which a node has lost something that it had acknowledged (W6)
+	last    [maxNodes + 1][]replication.Record         // what a node was told last
 
 	stop      chan struct{} // closed at the end, or at the first failure
 	healing   chan struct{} // closed when all faults heal
@@ -182,7 +185,16 @@ func newWorld(opt Options) *world {
 		}
 		w.rot = w.enabled["rot"]
 	}
-	w.snapshots = newRandom(seed, 8).chance(0.5) && !w.rot // a block that only a snapshot has cannot be written again
+	w.snapshots = newRandom(seed, 8).chance(0.5) && !w.rot              // a block that only a snapshot has cannot be written again
+	if r := newRandom(seed, 10); opt.Only == nil || len(opt.Only) > 0 { // no scenario
+		if r.chance(0.15) && !w.rot {
+			w.placing, w.nodes = true, 3
+		}
+		if r.chance(0.15) {
+			w.ram = [3]bool{1: r.chance(0.7), 2: r.chance(0.7)}
+			w.clones = w.clones && !w.ram[1] && !w.ram[2] // nobody knows for certain what is cloned
+		}
+	}
 	w.net = &network{w: w, delay: pick(50*time.Microsecond, 300*time.Microsecond, 3*time.Millisecond), rate: []int64{1 << 30, 100 << 20, 10 << 20}[r.n(3)]}
 	w.court = newCourt(w)
 	for i := range 6 {
@@ -197,12 +209,19 @@ func newWorld(opt Options) *world {
 func (w *world) prepare() {
 	for id := replication.NodeID(1); int(id) <= w.nodes; id++ {
 		w.disks[id] = newDisk()
+		w.lossy[id] = map[lsfs.VolumeID]lsfs.Epoch{}
 	}
 	for v := lsfs.VolumeID(1); int(v) <= w.volumes; v++ {
 		owner := replication.NodeID(1 + (int(v)-1)%w.nodes)
-		rec := &replication.Record{Volume: v, SizeBytes: volumeBlocks * blockBytes, Epoch: 1, Owner: owner, InSync: []replication.NodeID{owner}, Dedup: v == 1, Compress: true}
+		away := replication.NodeID(0)
+		if w.placing {
+			away = owner%replication.NodeID(w.nodes) + 1
+		}
+		rec := &replication.Record{Volume: v, SizeBytes: volumeBlocks * blockBytes, Epoch: 1, Owner: owner, InSync: []replication.NodeID{owner}, Dedup: v == 1, Compress: true, MirroredRAM: w.ram[v]}
 		for id := replication.NodeID(1); int(id) <= w.nodes; id++ {
-			rec.Replicas = append(rec.Replicas, replication.Replica{Node: id, ID: replication.ReplicaID{byte(id), byte(v), 1}})
+			if id != away {
+				rec.Replicas = append(rec.Replicas, replication.Replica{Node: id, ID: replication.ReplicaID{byte(id), byte(v), 1}})
+			}
 		}
 		w.court.records[v] = rec
 	}
@@ -255,6 +274,9 @@ func (w *world) play() {
 	if w.snapshots {
 		w.group.Go(w.keep)
 	}
+	if w.placing {
+		w.group.Go(w.arrange)
+	}
 	w.strike(time.Now().Add(w.opt.Length))
 	w.pause(time.Until(w.began.Add(w.opt.Length)))
 
@@ -295,10 +317,11 @@ func (w *world) eventually(until time.Time, ok func() bool) bool {
 	return true
 }
 
-// healthy says that every replica is in sync and every owner serves.
+// healthy says that every replica is in sync, every owner serves, and copies are where they
+// should be and nowhere else.
 func (w *world) healthy() bool {
 	for _, rec := range w.court.all() {
-		if len(rec.InSync) != w.nodes {
+		if len(rec.InSync) != len(rec.Replicas) || w.placing && w.strays(&rec) {
 			return false
 		}
 		p, _ := w.processAt(rec.Owner)
@@ -405,7 +428,9 @@ func (w *world) begun(v *replication.Volume) {
 			log = x.meta.EpochLog
 		}
 		d.mu.Unlock()
-		if len(log) == 0 || log[len(log)-1].Epoch < began {
+		if len(log) > 0 && log[len(log)-1].Epoch >= began {
+			w.whole(id, rec.Volume, began)
+		} else {
 			w.fail("M3: node %d serves volume %d, and node %d, in sync, does not have the record of epoch %d", rec.Owner, rec.Volume, id, began)
 		}
 	}
@@ -414,13 +439,13 @@ func (w *world) begun(v *replication.Volume) {
 // compare looks at all disks when nothing moves any more.
 func (w *world) compare() {
 	for _, rec := range w.court.all() {
-		if len(rec.InSync) != w.nodes {
+		if len(rec.InSync) != len(rec.Replicas) {
 			continue // a liveness failure was reported, or a replica left meanwhile
 		}
 		own := w.disks[rec.Owner]
 		for id := replication.NodeID(1); int(id) <= w.nodes; id++ {
 			d := w.disks[id]
-			if id == rec.Owner {
+			if id == rec.Owner || copyOn(&rec, id) < 0 {
 				continue
 			}
 			a, b := own.volumes[rec.Volume], d.volumes[rec.Volume]

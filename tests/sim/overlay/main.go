@@ -8,7 +8,8 @@
 // detector) come from one stream while a goroutine of a bubble runs; no
 // goroutine is preempted for having run long; hashes of maps start from a fixed seed; no
 // mutex looks at how long it was waited for; a
-// context cancels its children in the order in which they were made.
+// context cancels its children in the order in which they were made; time passes while a
+// goroutine waits for a mutex.
 package main
 
 import (
@@ -69,6 +70,11 @@ func simSeed(seed uint64) {
 	},
 	"runtime/synctest.go": {
 		{"			gp.bubble.timers.check(bubble.now, bubble)\n", "			simTimers = true\n			gp.bubble.timers.check(bubble.now, bubble)\n			simTimers = false\n"},
+	},
+	// A lock that is held over I/O is held while
+	// virtual time passes; without this the bubble would stand still.
+	"runtime/runtime2.go": {
+		{"	waitReasonSyncCondWait:          true,\n", "	waitReasonSyncCondWait:          true,\n	waitReasonSyncMutexLock: true,\n	waitReasonSyncRWMutexLock: true,\n	waitReasonSyncRWMutexRLock: true,\n"},
 	},
 	// Speed: goroutines begin with a stack that most of them never outgrow, and memory that
 	// a seed leaves is kept for the next one.
