@@ -68,25 +68,23 @@ func (w *world) storedLate() {
 	w.mend(func() {})
 }
 
-// writesWhileFilled: a host writes to chunks that are being copied. Its writes come to the
+// writesWhileFilled: a host writes to a chunk that is being copied. Its writes come to the
 // replica at once, and to the owner's disk, which is slow, later.
 func (w *world) writesWhileFilled() {
 	c := w.clients[0]
+	regs := c.regs[1][runBlocks:]
 	w.procs[2].kill(false)
 	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
-	for chunk := range lsfs.BlockNo(4) {
-		w.fill(1, chunk*256+72, 8)
-	}
-	for _, reg := range c.regs[1] {
+	for _, reg := range regs {
 		c.pinned(1, reg, time.Minute)
 	}
 	stands := w.meta(1, 1).Durable.Seq
-	w.setSlow(1, 400*time.Millisecond)
+	w.setSlow(1, 800*time.Millisecond) // and 200 ms for a read
 	w.revive(2)
 	w.soon("the stream is open", func() bool { return w.meta(2, 1).Durable.Seq >= stands })
-	for i, reg := range c.regs[1] {
+	for i, reg := range regs {
 		w.open.Go(func() { _ = w.put(c, 1, reg, stamp(uint64(200+i), true)) })
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 	}
 	w.await("both in sync", w.healthy)
 	w.setSlow(1, 0)

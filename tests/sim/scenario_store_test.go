@@ -95,17 +95,21 @@ func (w *world) flushedAndDark() {
 		c.flush(1)
 		w.darken()
 		w.readAll(c)
-		w.await("both in sync", w.healthy)
-		w.regain(1)
+		if !w.regain(1) {
+			return
+		}
 	}
 	w.mend(func() {})
 }
 
-// regain has node 1 own, as at the beginning.
-func (w *world) regain(id replication.NodeID) {
-	if !w.serves(id) {
+// regain waits until both nodes are in sync, and has one of them own. It says whether
+// nothing has failed until now.
+func (w *world) regain(id replication.NodeID) bool {
+	w.await("both in sync", w.healthy)
+	if w.failure() == "" && !w.serves(id) {
 		w.move(3-id, id)
 	}
+	return w.failure() == ""
 }
 
 // unitAccessAndDark: all nodes lose power right after writes with FUA.
@@ -125,8 +129,9 @@ func (w *world) unitAccessAndDark() {
 		}
 		w.darken()
 		w.readAll(c)
-		w.await("both in sync", w.healthy)
-		w.regain(1)
+		if !w.regain(1) {
+			return
+		}
 	}
 	w.mend(func() {})
 }
@@ -147,8 +152,9 @@ func (w *world) oneDark() {
 		w.await("an owner", func() bool { return w.serves(3 - id) })
 		w.readAll(c)
 		w.revive(id)
-		w.await("both in sync", w.healthy)
-		w.regain(3 - id)
+		if !w.regain(3 - id) {
+			return
+		}
 	}
 	w.mend(func() {})
 }
