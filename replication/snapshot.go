@@ -217,6 +217,9 @@ func (v *Volume) FindSnapshot(ctx context.Context, id VolumeID) (found bool, err
 func (v *Volume) RollBack(ctx context.Context, id VolumeID) error {
 	return v.node.await(ctx, func() error {
 		h := whole(true)
+		if mutant("C7-hold") {
+			h.end = 0
+		}
 		if err := v.lockUntil(h, nil, ctx.Done()); err != nil {
 			return notOwner(err)
 		}

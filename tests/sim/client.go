@@ -115,6 +115,7 @@ func (c *client) do(vol lsfs.VolumeID, mk func() *replication.Request) (*replica
 
 func (c *client) run() {
 	for !c.w.over() {
+		c.w.hosts.enter()
 		if c.r.chance(0.1) && c.w.burst {
 			for range 5 + c.r.n(20) {
 				c.step()
@@ -122,6 +123,7 @@ func (c *client) run() {
 		} else {
 			c.step()
 		}
+		c.w.hosts.leave()
 		select {
 		case <-time.After(c.r.exp(c.w.think)):
 		case <-c.w.stop:

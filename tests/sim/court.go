@@ -24,15 +24,17 @@ type court struct {
 	records   map[lsfs.VolumeID]*replication.Record
 	starts    map[replication.NodeID]replication.Incarnation
 	version   int
-	subs      [maxNodes + 1]chan struct{}   // by node: its process is to look
-	lossy     float64                       // chance that an answer is lost
-	reigns    map[lsfs.VolumeID]lsfs.Epoch  // the epoch in which the owner of now began to own
+	subs      [maxNodes + 1]chan struct{}  // by node: its process is to look
+	lossy     float64                      // chance that an answer is lost
+	reigns    map[lsfs.VolumeID]lsfs.Epoch // the epoch in which the owner of now began to own
+	snaps     map[lsfs.VolumeID]*snapshotRecord
+	ids       int                           // of snapshots that were handed out
 	copies    int                           // that were added
 	catch     func(replication.Change) bool // of a scenario: the change is not decided now, its proposer hears nothing
 }
 
 func newCourt(w *world) *court {
-	return &court{w: w, witnessUp: true, records: map[lsfs.VolumeID]*replication.Record{}, starts: map[replication.NodeID]replication.Incarnation{}, reigns: map[lsfs.VolumeID]lsfs.Epoch{}}
+	return &court{w: w, witnessUp: true, records: map[lsfs.VolumeID]*replication.Record{}, starts: map[replication.NodeID]replication.Incarnation{}, reigns: map[lsfs.VolumeID]lsfs.Epoch{}, snaps: map[lsfs.VolumeID]*snapshotRecord{}}
 }
 
 // decide applies one change, and looks whether the owner of before serves at that instant:

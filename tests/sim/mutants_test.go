@@ -109,6 +109,8 @@ var mutants = []struct{ name, rule string }{
 	{"S-hollow", "a replica that is being filled takes the snapshots of the stream"},
 	{"S-forge", "a resync brings no snapshots"},
 	{"S-strangers", "a replica keeps snapshots of another history"},
+	{"S-reconcile", "snapshots that no record names stay"},
+	{"C7-hold", "a rollback does not wait for what is under way"},
 	{"S-later", "a snapshot is forged from a copy that has moved on, and the difference is not brought"},
 }
 

@@ -37,6 +37,9 @@ func (s *store) apply(op *lsfs.Op) error {
 		h.Write(op.Blocks[i].Fingerprint[:])
 	}
 	h.Write(op.State)
+	if op.Kind == lsfs.OpRollback {
+		h.Write([]byte{byte(op.Snapshot), byte(op.Snapshot >> 8)})
+	}
 	w, what, at := s.w, h.Sum64(), operation{op.Volume, op.ID}
 	w.mu.Lock()
 	was, seen := w.named[at]

@@ -26,6 +26,7 @@ type register struct {
 	versions []version
 	floor    int
 	firm     int  // not above floor: this one is durable (W6)
+	turns    int  // changes by others than the writer
 	losses   int  // how often all above firm may have been lost
 	fenced   bool // its writer is fenced: nothing changes any more (I12)
 	fixed    int  // with fenced: the version that was read since, or -1
@@ -102,12 +103,13 @@ type begin struct {
 	fenced bool
 	firm   int
 	losses int
+	turns  int
 }
 
 func (r *register) begin() begin {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return begin{r.floor, len(r.versions), r.fenced, r.firm, r.losses}
+	return begin{r.floor, len(r.versions), r.fenced, r.firm, r.losses, r.turns}
 }
 
 // read checks what a read returned that began at b; own says that the writer itself
@@ -121,8 +123,9 @@ func (r *register) found(w *world, b begin, h uint64, own bool, who int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if b.losses != r.losses {
-		b.floor, b.fenced = min(b.floor, b.firm), false
+		b.floor = min(b.floor, b.firm)
 	}
+	b.fenced = b.fenced && b.losses == r.losses && b.turns == r.turns
 	at := -1
 	for i := b.floor; i < len(r.versions); i++ {
 		if v := &r.versions[i]; v.hash == h && !v.void {

@@ -254,3 +254,72 @@ func (w *world) snapshotOfDeposed() {
 	w.await("node 2 owns", func() bool { return w.serves(2) })
 	w.mend(heal)
 }
+
+// snapshotDeleted: a snapshot is deleted while a replica is away, and another one was never
+// recorded: neither stays anywhere.
+func (w *world) snapshotDeleted() {
+	c := w.clients[0]
+	for _, reg := range c.regs[1][:3] {
+		c.pinned(1, reg, time.Minute)
+		w.take(1)
+	}
+	w.procs[2].kill(false)
+	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
+	ready := w.court.listed(true)
+	if len(ready) != 3 {
+		w.fail("%s: three snapshots", wrongScenario)
+		return
+	}
+	w.court.taken(ready[1], false)
+	id := w.court.pending(1)
+	if err := w.takeSnapshot(1, id); err != nil {
+		w.fail("a snapshot of a lone owner ends with: %v", err)
+	}
+	w.court.taken(id, false)
+	c.pinned(1, c.regs[1][4], time.Minute)
+	w.revive(2)
+	w.await("both in sync", w.healthy)
+	if !w.eventually(time.Now().Add(20*time.Second), w.recorded) {
+		w.fail("C6: nodes have other snapshots than are recorded")
+	}
+	w.mend(func() {})
+}
+
+// rolledBackUnder: a volume is rolled back while a command reads what it changes a part of.
+func (w *world) rolledBackUnder() {
+	c, reg := w.clients[0], w.clients[0].regs[1][0]
+	c.pinned(1, reg, time.Minute)
+	first, _ := reg.settled()
+	w.take(1)
+	c.pinned(1, reg, time.Minute)
+	merged, _ := reg.settled()
+	merged = append([]byte(nil), merged...)
+	sector := stamp(83, true)[:512]
+	copy(merged, sector)
+	w.setSlow(1, 4*time.Second) // one for a read
+	i := reg.sent(merged)
+	p, _ := w.processAt(1)
+	p.submit(p.login(c), 1, &replication.Request{Op: replication.OpWriteSame, Off: off(reg), Len: 512, Data: sector}, func(r *replication.Request) {
+		if r.Err == nil {
+			reg.good(i)
+		}
+	})
+	time.Sleep(50 * time.Millisecond)
+	w.setSlow(1, 0)
+	v, _ := w.ownerOf(1)
+	ready := w.court.listed(true)
+	if v == nil || len(ready) != 1 {
+		w.fail("%s: a snapshot", wrongScenario)
+		return
+	}
+	rolled := reg.sent(first)
+	ctx, cancel := timeout(10 * time.Second)
+	defer cancel()
+	if err := v.RollBack(ctx, ready[0]); err != nil {
+		w.fail("C7: a rollback ends with: %v", err)
+	}
+	reg.good(rolled)
+	time.Sleep(2 * time.Second)
+	c.readAt(1, reg, 10*time.Second)
+	w.mend(func() {})
+}

@@ -99,6 +99,8 @@ var scenarios = []scenario{
 	{name: "a disk that hangs", nodes: 2, play: (*world).hangingDisk},
 	{name: "a stray command after a silence on its link", nodes: 2, play: (*world).strayAfterSilence},
 	{name: "a volume that is given away by another node", nodes: 2, play: (*world).givenByAnother},
+	{name: "a snapshot is deleted while a replica is away", nodes: 2, play: (*world).snapshotDeleted},
+	{name: "a rollback under a command that reads", nodes: 2, play: (*world).rolledBackUnder},
 	{name: "clones of what is being written", nodes: 2, play: (*world).cloneOfWritten, volumes: 2},
 }
 

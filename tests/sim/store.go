@@ -216,7 +216,10 @@ func (d *disk) apply(op *lsfs.Op) error {
 			d.snap(op.Snapshot, op.Volume, v).point = op.ID
 		}
 	case lsfs.OpRollback:
-		return lsfs.ErrInvalidOp // nobody of the simulator rolls back
+		if err := d.rollTo(v, op); err != nil {
+			return err
+		}
+		start, end = 0, 0
 	case lsfs.OpState:
 		v.meta.State = append([]byte(nil), op.State...)
 		start, end = 0, 0
@@ -587,7 +590,7 @@ func (c *localCopy) AdmitClone(lsfs.BlockNo, lsfs.VolumeID, lsfs.BlockNo, uint32
 
 func (c *localCopy) AdmitUnmap(lsfs.BlockNo, uint32) bool { return true }
 func (c *localCopy) AdmitSnapshot() error                 { return nil }
-func (c *localCopy) AdmitRollback(lsfs.VolumeID) error    { return lsfs.ErrNoVolume }
+func (c *localCopy) AdmitRollback(lsfs.VolumeID) error    { return nil }
 func (c *localCopy) Wanted(lsfs.BlockNo, []bool) bool     { return false }
 func (c *localCopy) Kept(lsfs.BlockNo, uint32) bool       { return false }
 

@@ -77,6 +77,8 @@ type world struct {
 	locks       bool
 	fences      bool
 	snapshots   bool
+	rollbacks   bool // and snapshots are deleted
+	hosts       *quiet
 	placing     bool    // copies come and go
 	ram         [3]bool // by volume: mirrored-ram
 	rot         bool
@@ -185,7 +187,12 @@ func newWorld(opt Options) *world {
 		}
 		w.rot = w.enabled["rot"]
 	}
-	w.snapshots = newRandom(seed, 8).chance(0.5) && !w.rot              // a block that only a snapshot has cannot be written again
+	w.hosts = newQuiet()
+	snaps := newRandom(seed, 8)
+	w.snapshots = snaps.chance(0.5) && !w.rot // a block that only a snapshot has cannot be written again
+	if w.snapshots && snaps.chance(0.5) {
+		w.rollbacks, w.locks = true, false // a lock would be rolled back with the rest
+	}
 	if r := newRandom(seed, 10); opt.Only == nil || len(opt.Only) > 0 { // no scenario
 		if r.chance(0.15) && !w.rot {
 			w.placing, w.nodes = true, 3
@@ -285,7 +292,7 @@ func (w *world) play() {
 	close(w.healing)
 	w.open.Wait()
 	healed := time.Now()
-	if !w.eventually(healed.Add(liveWithin), func() bool { return w.healthy() && w.served(healed) }) && !w.over() {
+	if !w.eventually(healed.Add(liveWithin), func() bool { return w.healthy() && w.served(healed) && w.recorded() }) && !w.over() {
 		w.fail("I20: %s after the last fault was healed: %s", liveWithin, w.state(healed))
 	}
 	w.finish()
