@@ -19,9 +19,6 @@ import (
 // acknowledged before a flush was asked for that was answered, what was written with FUA,
 // what is no write, and what was acknowledged by an owner that was alone.
 
-// flushAfter is how long a log stays unflushed.
-const flushAfter = 200 * time.Millisecond
-
 // relaxed is an operation that is written and not flushed, with what it replaced.
 type relaxed struct {
 	volume   lsfs.VolumeID
@@ -83,7 +80,7 @@ func (d *disk) flushed(n int) {
 // flushLater flushes the log again and again until nothing waits for it.
 func (s *store) flushLater() {
 	for {
-		time.Sleep(flushAfter)
+		time.Sleep(s.w.unflushed)
 		s.p.gate()
 		s.mu.Lock()
 		until := s.disk.flushes + len(s.disk.loose)

@@ -79,8 +79,9 @@ type world struct {
 	snapshots   bool
 	rollbacks   bool // and snapshots are deleted
 	hosts       *quiet
-	placing     bool    // copies come and go
-	ram         [3]bool // by volume: mirrored-ram
+	placing     bool          // copies come and go
+	ram         [3]bool       // by volume: mirrored-ram
+	unflushed   time.Duration // how long what is only written waits for its flush
 	rot         bool
 	rotten      replication.NodeID
 	rates       [maxNodes + 1]float64
@@ -161,6 +162,7 @@ func newWorld(opt Options) *world {
 	w.follow = pick(2*time.Millisecond, 20*time.Millisecond, 300*time.Millisecond)
 	w.wander = []float64{0, 0.05, 0.5}[r.n(3)]
 	w.patience = 30 * time.Second
+	w.unflushed = 200 * time.Millisecond
 	w.inspectAcks = 0.25
 	w.oneNetwork, w.burst = r.chance(0.5), r.chance(0.3)
 	w.clones, w.locks, w.fences = r.chance(0.5), r.chance(0.5), r.chance(0.5)
@@ -199,6 +201,7 @@ func newWorld(opt Options) *world {
 		}
 		if r.chance(0.15) {
 			w.ram = [3]bool{1: r.chance(0.7), 2: r.chance(0.7)}
+			w.unflushed = []time.Duration{200 * time.Millisecond, 2 * time.Second, 10 * time.Second}[r.n(3)]
 			w.clones = w.clones && !w.ram[1] && !w.ram[2] // nobody knows for certain what is cloned
 		}
 	}
