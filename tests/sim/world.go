@@ -201,6 +201,9 @@ func newWorld(opt Options) *world {
 		}
 		if r.chance(0.15) {
 			w.ram = [3]bool{1: r.chance(0.7), 2: r.chance(0.7)}
+			if opt.Only == nil { // that is what it is about
+				w.enabled["power"], w.enabled["kill-all"] = true, true
+			}
 			w.unflushed = []time.Duration{200 * time.Millisecond, 2 * time.Second, 10 * time.Second}[r.n(3)]
 			w.clones = w.clones && !w.ram[1] && !w.ram[2] // nobody knows for certain what is cloned
 		}
