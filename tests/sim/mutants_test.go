@@ -110,6 +110,7 @@ var mutants = []struct{ name, rule string }{
 	{"S-forge", "a resync brings no snapshots"},
 	{"S-strangers", "a replica keeps snapshots of another history"},
 	{"S-reconcile", "snapshots that no record names stay"},
+	{"C6-freeze", "the volumes of a group are not held"},
 	{"C7-hold", "a rollback does not wait for what is under way"},
 	{"S-later", "a snapshot is forged from a copy that has moved on, and the difference is not brought"},
 }

@@ -323,3 +323,23 @@ func (w *world) rolledBackUnder() {
 	c.readAt(1, reg, 10*time.Second)
 	w.mend(func() {})
 }
+
+// groupsOfWritten: two volumes are snapshot as a group again and again, while a host
+// writes to one and then to the other.
+func (w *world) groupsOfWritten() {
+	w.think = 4 * time.Millisecond
+	w.setSlow(2, 10*time.Millisecond)
+	w.open.Go(w.chain)
+	good := 0
+	for range 60 {
+		time.Sleep(w.clientRandom.between(10*time.Millisecond, 50*time.Millisecond))
+		if w.failure() == "" && w.takeGroup() {
+			good++
+		}
+	}
+	if good < 40 {
+		w.fail("%s: enough groups, only %d", wrongScenario, good)
+	}
+	w.setSlow(2, 0)
+	w.mend(func() {})
+}

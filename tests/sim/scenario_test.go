@@ -101,6 +101,7 @@ var scenarios = []scenario{
 	{name: "a volume that is given away by another node", nodes: 2, play: (*world).givenByAnother},
 	{name: "a snapshot is deleted while a replica is away", nodes: 2, play: (*world).snapshotDeleted},
 	{name: "a rollback under a command that reads", nodes: 2, play: (*world).rolledBackUnder},
+	{name: "groups of what is being written", nodes: 2, play: (*world).groupsOfWritten, volumes: 2},
 	{name: "clones of what is being written", nodes: 2, play: (*world).cloneOfWritten, volumes: 2},
 }
 

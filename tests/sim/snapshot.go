@@ -207,6 +207,8 @@ func (w *world) keep() {
 			id := ready[r.n(len(ready))]
 			w.note("delete", uint64(id))
 			w.court.taken(id, false)
+		case w.groups && r.chance(0.5) && w.court.ids < w.volumes*snapshotsMax:
+			w.takeGroup()
 		case w.court.ids < w.volumes*snapshotsMax:
 			w.take(lsfs.VolumeID(1 + r.n(w.volumes)))
 		}

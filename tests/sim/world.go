@@ -78,6 +78,7 @@ type world struct {
 	fences      bool
 	snapshots   bool
 	rollbacks   bool // and snapshots are deleted
+	groups      bool // and of two volumes at one moment
 	hosts       *quiet
 	placing     bool          // copies come and go
 	ram         [3]bool       // by volume: mirrored-ram
@@ -94,7 +95,8 @@ type world struct {
 	disks   [maxNodes + 1]*disk
 	procs   [maxNodes + 1]*process
 	hostUp  [maxNodes + 1]bool
-	hostCut [8][maxNodes + 1]int
+	hostCut [chainHost + 1][maxNodes + 1]int
+	links   map[uint64]uint64 // of chain: by the sum of a block
 	slow    [maxNodes + 1]time.Duration
 	ids     uint64
 	hash    uint64
@@ -147,7 +149,7 @@ func newWorld(opt Options) *world {
 		seed: seed, opt: opt, began: time.Now(), timing: replication.DefaultTiming, hash: 14695981039346656037,
 		faultRandom: newRandom(seed, 1), netRandom: newRandom(seed, 2), storeRandom: newRandom(seed, 3), courtRandom: newRandom(seed, 4),
 		clientRandom: newRandom(seed, 5), checkRandom: newRandom(seed, 6),
-		stop: make(chan struct{}), healing: make(chan struct{}), enabled: map[string]bool{}, named: map[operation]uint64{}, frozen: map[lsfs.VolumeID]uint64{},
+		stop: make(chan struct{}), healing: make(chan struct{}), enabled: map[string]bool{}, named: map[operation]uint64{}, frozen: map[lsfs.VolumeID]uint64{}, links: map[uint64]uint64{},
 	}
 	r := newRandom(seed, 7)
 	binary.LittleEndian.PutUint64(w.key[:], seed)
@@ -208,6 +210,7 @@ func newWorld(opt Options) *world {
 			w.clones = w.clones && !w.ram[1] && !w.ram[2] // nobody knows for certain what is cloned
 		}
 	}
+	w.groups = w.snapshots && !w.rollbacks && w.volumes == 2 && w.ram == [3]bool{} && snaps.chance(0.5)
 	w.net = &network{w: w, delay: pick(50*time.Microsecond, 300*time.Microsecond, 3*time.Millisecond), rate: []int64{1 << 30, 100 << 20, 10 << 20}[r.n(3)]}
 	w.court = newCourt(w)
 	for i := range 6 {
@@ -286,6 +289,9 @@ func (w *world) play() {
 	}
 	if w.snapshots {
 		w.group.Go(w.keep)
+	}
+	if w.groups {
+		w.group.Go(w.chain)
 	}
 	if w.placing {
 		w.group.Go(w.arrange)
