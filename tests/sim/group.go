@@ -85,6 +85,9 @@ func (w *world) takeGroup() bool {
 			h = x.diskVolume.sum(chainBlock)
 		}
 		d.mu.Unlock()
+		if x == nil && w.placing && !w.offers(owners[vol].id, vol) {
+			return true // its copy was taken off meanwhile; settle finds out
+		}
 		if x == nil {
 			w.fail("C6: snapshot %d of volume %d was taken in a group, and node %d does not have it", ids[vol], vol, owners[vol].id)
 			return false

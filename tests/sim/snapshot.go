@@ -246,6 +246,9 @@ func (w *world) take(vol lsfs.VolumeID) {
 				h = x.diskVolume.sum(reg.no)
 			}
 			s.mu.Unlock()
+			if x == nil && w.placing && !w.offers(p.id, vol) {
+				return // its copy was taken off meanwhile; settle finds out
+			}
 			if x == nil {
 				w.fail("snapshot %d of volume %d was taken, and node %d does not have it", id, vol, p.id)
 				return
