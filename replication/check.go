@@ -199,9 +199,13 @@ type ReplicaStatus struct {
 	Consistent bool // of the local replica
 }
 
+// Serving says whether this node answers reads from its copy now: it is the active owner
+// and has a lease (R1).
+func (v *Volume) Serving() bool { return v.mayServe() }
+
 // Status reports the volume's state as this node sees it.
 func (v *Volume) Status() Status {
-	serving := v.mayServe()
+	serving := v.Serving()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s := Status{

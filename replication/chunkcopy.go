@@ -167,7 +167,7 @@ func (j *chunkJob) send() error {
 	if err != nil {
 		return err
 	}
-	if want := chunkDigest(j.sc.Fingerprints); string(rep.meta) != string(want[:]) {
+	if want := chunkDigest(j.sc.Fingerprints); string(rep.meta) != string(want[:]) && !mutant("Y5") {
 		return fmt.Errorf("chunk %d differs after it was copied to node %d", j.sc.Chunk, j.s.peer)
 	}
 	return nil

@@ -12,18 +12,18 @@ func (v *Volume) relaxes(w *work) bool {
 	// Two logs at least. The record counts and not the replicas that a proposal would
 	// leave: an operation that was sequenced for more is looked at again when it
 	// retires. What compares is what hosts agree by; it is as durable as reservations.
-	return v.ram.Load() && w.op.Kind == lsfs.OpWrite && r != nil && !r.FUA && r.Op != OpCompareAndWrite && len(v.g.rec.InSync) > 1
+	return v.ram.Load() && w.op.Kind == lsfs.OpWrite && r != nil && (!r.FUA || mutant("W6-fua")) && r.Op != OpCompareAndWrite && (len(v.g.rec.InSync) > 1 || mutant("W6-single"))
 }
 
 // unflushed says whether something that is acknowledged, or soon will be, may not be
 // durable everywhere. Called with mu, by the owner.
-func (v *Volume) unflushed() bool { return v.loose > v.firm }
+func (v *Volume) unflushed() bool { return v.loose > v.firm && !mutant("W6-flush") }
 
 // lone says whether w must not be acknowledged yet although it is written everywhere:
 // the set it was sequenced for has shrunk, and the EPOCH operation that opened the new
 // reign, before which the log is flushed, is not durable here. Called with mu.
 func (v *Volume) lone(w *work) bool {
-	return w.op.Relaxed && v.local < v.opened
+	return w.op.Relaxed && v.local < v.opened && !mutant("W6-lone")
 }
 
 // flushFirst goes on with r, a read or a flush that has to be of what is on stable

@@ -215,9 +215,10 @@ func (n *Node) Update(records []Record, nodes []NodeID) {
 	// must never cost data).
 	for _, rec := range records {
 		placed := slices.ContainsFunc(rec.Replicas, func(r Replica) bool { return r.Node == n.self })
-		if (rec.Deleted || !placed) && n.pool.Copy(rec.Volume) != nil {
+		if (rec.Deleted || !placed && !mutant("M8-free")) && n.pool.Copy(rec.Volume) != nil {
 			if err := n.pool.DeleteCopy(n.ctx, rec.Volume); err != nil {
 				n.log.Error("cannot delete local copy", "volume", rec.Volume, "err", err)
+				n.failedBy(err)
 			}
 		}
 	}

@@ -500,7 +500,7 @@ func (g *reign) tickOwner(now Instant) {
 			reason = "its process is gone"
 		case now > max(p.seen, g.evictFrom).After(g.timing.Evict):
 			reason = "it is silent"
-		case now > max(p.progress, g.evictFrom).After(g.timing.Stall):
+		case now > max(p.progress, g.evictFrom).After(g.timing.Stall) && !mutant("M1-stall"):
 			reason = "it makes no progress"
 		case p.slow && g.spares && g.role == Active:
 			reason = "its device is slow"

@@ -112,6 +112,7 @@ func (s *resync) run(r Replica) {
 	s.cancel()
 	if err != nil {
 		v.log.Info("resync ended early", "peer", s.peer, "err", err)
+		n.failedBy(err)
 		again := 500 * time.Millisecond
 		if errors.Is(err, ErrMedium) {
 			again = lostAgain

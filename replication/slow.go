@@ -74,6 +74,7 @@ func (v *Volume) modify(r *Request) error {
 
 // fail ends r with an error of its own kind; an unreadable block says where it is.
 func (v *Volume) fail(r *Request, err error) {
+	v.node.failedBy(err) // a flush in the background may have failed, and nothing was appended since
 	end := translate(err)
 	if end == ErrMedium {
 		r.Bad = r.Off &^ (blockSize - 1)
@@ -90,7 +91,8 @@ type badBlock struct{ block lsfs.BlockNo }
 func (b *badBlock) Error() string { return ErrMedium.Error() }
 func (b *badBlock) Unwrap() error { return ErrMedium }
 
-// translate keeps the errors of a Request and of its Recheck, and turns any other into ErrMedium.
+// translate keeps the errors of a Request and of its Recheck, and turns any other into
+// ErrMedium: another path may have what a store that has stopped had.
 func translate(err error) error {
 	var known volumeError
 	var refused verdict
@@ -101,7 +103,7 @@ func translate(err error) error {
 		return refused.error
 	case errors.As(err, &known):
 		return known
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, lsfs.ErrClosed), errors.Is(err, lsfs.ErrPoisoned) && !mutant("W6-stopped"):
 		return ErrUnavailable
 	default:
 		return ErrMedium

@@ -110,6 +110,9 @@ func (v *Volume) order(h *hold, kind lsfs.OpKind, id VolumeID) (lsfs.OpID, error
 func (v *Volume) Freeze(ctx context.Context, group VolumeID) error {
 	return v.node.await(ctx, func() error {
 		h := whole(false)
+		if mutant("C6-freeze") {
+			h.end = 0
+		}
 		if err := v.lockUntil(h, nil, ctx.Done()); err != nil {
 			return notOwner(err)
 		}
@@ -217,6 +220,9 @@ func (v *Volume) FindSnapshot(ctx context.Context, id VolumeID) (found bool, err
 func (v *Volume) RollBack(ctx context.Context, id VolumeID) error {
 	return v.node.await(ctx, func() error {
 		h := whole(true)
+		if mutant("C7-hold") {
+			h.end = 0
+		}
 		if err := v.lockUntil(h, nil, ctx.Done()); err != nil {
 			return notOwner(err)
 		}

@@ -24,7 +24,7 @@ func (n *Node) ReconcileSnapshots(known KnownSnapshots) {
 	n.reconcile.Lock()
 	defer n.reconcile.Unlock()
 	list := n.pool.Snapshots(0)
-	if len(list) == 0 {
+	if len(list) == 0 || mutant("S-reconcile") {
 		return
 	}
 	young := func(id lsfs.VolumeID) bool { return id >= known.Next }
@@ -38,6 +38,7 @@ func (n *Node) ReconcileSnapshots(known KnownSnapshots) {
 		}
 		if err := n.pool.DeleteSnapshot(n.ctx, s.ID()); err != nil && !errors.Is(err, lsfs.ErrNoVolume) && n.ctx.Err() == nil {
 			n.log.Error("cannot delete a snapshot that no record names", "snapshot", s.ID(), "err", err)
+			n.failedBy(err)
 		}
 	}
 }

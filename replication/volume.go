@@ -210,15 +210,17 @@ func (v *Volume) prepareCopy(rec Record) bool {
 	c := v.node.pool.Copy(v.id)
 	blocks := rec.SizeBytes / blockSize
 	inSync := rec.Has(v.node.self)
-	if c != nil && ReplicaID(c.Meta().Replica) != id && !inSync {
+	if c != nil && ReplicaID(c.Meta().Replica) != id && !inSync && !mutant("M8-life") {
 		// Another life of this replica: its content means nothing any more.
 		v.forgetCopy()
 		if err := v.node.pool.DeleteCopy(v.node.ctx, v.id); err != nil {
 			v.log.Error("cannot delete the old copy", "err", err)
+			v.node.failedBy(err)
 			return false
 		}
 		if err := v.dropSnapshots(v.node.ctx); err != nil {
 			v.log.Error("cannot delete the snapshots of the old copy", "err", err)
+			v.node.failedBy(err)
 			return false
 		}
 		c = nil
@@ -232,6 +234,9 @@ func (v *Volume) prepareCopy(rec Record) bool {
 		var err error
 		if c, err = v.createCopy(rec, id, inSync); err != nil {
 			v.log.Log(v.node.ctx, v.placing.failed(v.node.now()), "cannot create the local copy yet", "err", err)
+			if !mutant("W6-placed") {
+				v.node.failedBy(err)
+			}
 			return false
 		}
 	}
@@ -239,6 +244,7 @@ func (v *Volume) prepareCopy(rec Record) bool {
 	if c.Blocks() < blocks {
 		if err := c.Resize(v.node.ctx, blocks); err != nil {
 			v.log.Error("cannot grow the local copy", "err", err)
+			v.node.failedBy(err)
 			return false
 		}
 	}

@@ -27,6 +27,7 @@ type client struct {
 	current  atomic.Pointer[command]
 	busy     bool           // an attempt at it ended with BUSY
 	done     []atomic.Int64 // by volume: when its newest good write ended, in nanoseconds of the clock
+	room     []byte         // for the next read; nil: a new one
 	lockSeq  uint64
 	lockDead map[uint64]bool
 }
@@ -54,14 +55,19 @@ func newClient(w *world, id int) *client {
 	return c
 }
 
-// session is a session on the present path, or on another one if that gives none.
-func (c *client) session() *session {
+// session is a session on the present path, or on another one if that gives none. Nodes
+// without a copy of the volume offer no path to it (ALUA: unavailable).
+func (c *client) session(vol lsfs.VolumeID) *session {
 	w := c.w
 	if c.r.chance(w.wander) {
 		c.path = replication.NodeID(1 + c.r.n(w.nodes))
 	}
 	for !w.over() {
 		for range w.nodes {
+			if w.placing && !w.offers(c.path, vol) {
+				c.path = c.path%replication.NodeID(w.nodes) + 1
+				continue
+			}
 			if s := c.sessions[c.path]; s != nil && !s.isOver() && w.reaches(c, c.path) {
 				return s
 			}
@@ -86,7 +92,7 @@ func (c *client) session() *session {
 // request anew for each attempt.
 func (c *client) do(vol lsfs.VolumeID, mk func() *replication.Request) (*replication.Request, error) {
 	for {
-		s := c.session()
+		s := c.session(vol)
 		if s == nil {
 			return nil, errLost
 		}
@@ -109,6 +115,7 @@ func (c *client) do(vol lsfs.VolumeID, mk func() *replication.Request) (*replica
 
 func (c *client) run() {
 	for !c.w.over() {
+		c.w.hosts.enter()
 		if c.r.chance(0.1) && c.w.burst {
 			for range 5 + c.r.n(20) {
 				c.step()
@@ -116,6 +123,7 @@ func (c *client) run() {
 		} else {
 			c.step()
 		}
+		c.w.hosts.leave()
 		select {
 		case <-time.After(c.r.exp(c.w.think)):
 		case <-c.w.stop:
@@ -141,6 +149,10 @@ func (c *client) step() {
 		return
 	}
 	v := 1 + c.r.n(c.w.volumes)
+	if c.w.ram[v] {
+		c.stepRelaxed(v)
+		return
+	}
 	switch k := c.r.n(100); {
 	case c.w.restore[v].Load() && c.r.chance(0.5):
 		c.rewrite(v)
@@ -167,6 +179,27 @@ func (c *client) step() {
 	}
 }
 
+// stepRelaxed does one thing with a volume of which acknowledged writes may be lost. What
+// makes a block from what it was is left out: nobody knows for certain what it is.
+func (c *client) stepRelaxed(v int) {
+	switch k := c.r.n(100); {
+	case k < 50:
+		c.write(v)
+	case k < 60:
+		c.observe(v)
+	case k < 72:
+		c.readOwn(v)
+	case k < 80:
+		c.unmap(v)
+	case k < 85:
+		c.same(v)
+	case k < 92 || !c.w.locks:
+		c.flush(v)
+	default:
+		c.lock(v)
+	}
+}
+
 // run1 is a run of own registers in one place of a volume.
 func (c *client) some(v int) []*register {
 	half := c.regs[v][c.r.n(2)*8:][:8]
@@ -180,22 +213,46 @@ func (c *client) some(v int) []*register {
 
 // content makes a block: mostly unlike any other, sometimes one of few.
 func (c *client) content() []byte {
+	b := make([]byte, blockBytes)
+	c.invent(b)
+	return b
+}
+
+// invent fills a block.
+func (c *client) invent(b []byte) {
 	if c.r.chance(0.15) {
-		return c.w.shared[c.r.n(len(c.w.shared))]
+		copy(b, c.w.shared[c.r.n(len(c.w.shared))])
+		return
 	}
-	return stamp(c.r.u64(), c.r.chance(0.2))
+	stampOn(b, c.r.u64(), c.r.chance(0.2))
+}
+
+// contents makes one block for each register, and all of them as the data of a write. A
+// write only reads it, so all attempts at it share it.
+func (c *client) contents(regs []*register) (each [][]byte, data []byte) {
+	data = make([]byte, len(regs)*blockBytes)
+	each = make([][]byte, len(regs))
+	for i := range regs {
+		each[i] = data[i*blockBytes:][:blockBytes:blockBytes]
+		c.invent(each[i])
+	}
+	return each, data
 }
 
 // stamp fills a block from a number, compressible or not.
 func stamp(x uint64, noise bool) []byte {
 	b := make([]byte, blockBytes)
+	stampOn(b, x, noise)
+	return b
+}
+
+func stampOn(b []byte, x uint64, noise bool) {
 	for i := 0; i < len(b); i += 8 {
 		if noise || i < 16 {
 			x = x*6364136223846793005 + 1442695040888963407
 		}
 		binary.LittleEndian.PutUint64(b[i:], x)
 	}
-	return b
 }
 
 // change sends a command that gives regs new contents and notes how it ended.
@@ -214,6 +271,9 @@ func (c *client) change(regs []*register, contents [][]byte, mk func() *replicat
 		case err == nil:
 			for _, t := range cmd.regs {
 				t.reg.good(t.version)
+				if r.FUA || r.Op != replication.OpWrite && r.Op != replication.OpWriteSame {
+					t.reg.secure(t.version) // not relaxed (W6)
+				}
 			}
 			c.done[vol].Store(time.Now().UnixNano())
 			c.w.note("good", uint64(c.id), uint64(vol), uint64(regs[0].no), uint64(cmd.regs[0].version))
@@ -249,15 +309,10 @@ func off(r *register) uint64 { return uint64(r.no) * blockBytes }
 
 func (c *client) write(v int) {
 	regs := c.some(v)
-	contents := make([][]byte, len(regs))
-	var data []byte
-	for i := range regs {
-		contents[i] = c.content()
-		data = append(data, contents[i]...)
-	}
-	atomic := c.r.chance(0.3)
+	contents, data := c.contents(regs)
+	atomic, fua := c.r.chance(0.3), c.w.ram[v] && c.r.chance(0.15)
 	c.change(regs, contents, func() *replication.Request {
-		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: append([]byte(nil), data...), Atomic: atomic}
+		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: data, Atomic: atomic, FUA: fua}
 	})
 }
 
@@ -265,14 +320,9 @@ func (c *client) write(v int) {
 // run of them.
 func (c *client) rewrite(v int) {
 	regs := c.regs[v][c.r.n(2)*8:][:8]
-	contents := make([][]byte, len(regs))
-	var data []byte
-	for i := range regs {
-		contents[i] = c.content()
-		data = append(data, contents[i]...)
-	}
+	contents, data := c.contents(regs)
 	c.change(regs, contents, func() *replication.Request {
-		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: append([]byte(nil), data...)}
+		return &replication.Request{Op: replication.OpWrite, Off: off(regs[0]), Len: uint64(len(data)), Data: data}
 	})
 }
 
@@ -295,7 +345,7 @@ func (c *client) same(v int) {
 		contents[i] = data
 	}
 	c.change(regs, contents, func() *replication.Request {
-		return &replication.Request{Op: replication.OpWriteSame, Off: off(regs[0]), Len: uint64(len(regs)) * blockBytes, Data: append([]byte(nil), data...)}
+		return &replication.Request{Op: replication.OpWriteSame, Off: off(regs[0]), Len: uint64(len(regs)) * blockBytes, Data: data}
 	})
 }
 
@@ -349,9 +399,9 @@ func (c *client) ragged(v int) {
 		r := &replication.Request{Op: op, Off: off(regs[0]) + uint64(first)*512, Len: uint64(n) * 512}
 		switch op {
 		case replication.OpWrite, replication.OpOrWrite:
-			r.Data = append([]byte(nil), data...)
+			r.Data = data
 		case replication.OpWriteSame:
-			r.Data = append([]byte(nil), data[:512]...)
+			r.Data = data[:512]
 		}
 		return r
 	})
@@ -364,9 +414,12 @@ func (c *client) compare(v int) {
 	if !ok {
 		return
 	}
-	data := c.content()
+	both := make([]byte, 2*blockBytes)
+	data := both[blockBytes:]
+	c.invent(data)
+	copy(both, old[0])
 	c.change(regs, [][]byte{data}, func() *replication.Request {
-		return &replication.Request{Op: replication.OpCompareAndWrite, Off: off(regs[0]), Len: blockBytes, Data: append(append([]byte(nil), old[0]...), data...)}
+		return &replication.Request{Op: replication.OpCompareAndWrite, Off: off(regs[0]), Len: blockBytes, Data: both}
 	})
 }
 
@@ -393,7 +446,13 @@ func (c *client) read(regs []*register, own bool) bool {
 			begins[i] = r.begin()
 		}
 		r, err := c.do(regs[0].vol, func() *replication.Request {
-			return &replication.Request{Op: replication.OpRead, Off: off(regs[0]), Len: uint64(len(regs)) * blockBytes, Data: make([]byte, len(regs)*blockBytes)}
+			size := len(regs) * blockBytes
+			if c.room == nil {
+				c.room = make([]byte, runBlocks*blockBytes)
+			}
+			data := c.room[:size]
+			c.room = nil // whoever answers late still writes there
+			return &replication.Request{Op: replication.OpRead, Off: off(regs[0]), Len: uint64(size), Data: data}
 		})
 		switch {
 		case err == nil:
@@ -401,6 +460,7 @@ func (c *client) read(regs []*register, own bool) bool {
 				x.read(c.w, begins[i], r.Data[i*blockBytes:][:blockBytes], own, c.id)
 			}
 			c.w.note("read", uint64(c.id), uint64(regs[0].vol), uint64(regs[0].no), uint64(len(regs)), sum(r.Data))
+			c.room = r.Data[:cap(r.Data)]
 			return true
 		case c.w.over():
 			return false

@@ -24,14 +24,17 @@ type court struct {
 	records   map[lsfs.VolumeID]*replication.Record
 	starts    map[replication.NodeID]replication.Incarnation
 	version   int
-	subs      [maxNodes + 1]chan struct{}   // by node: its process is to look
-	lossy     float64                       // chance that an answer is lost
-	reigns    map[lsfs.VolumeID]lsfs.Epoch  // the epoch in which the owner of now began to own
+	subs      [maxNodes + 1]chan struct{}  // by node: its process is to look
+	lossy     float64                      // chance that an answer is lost
+	reigns    map[lsfs.VolumeID]lsfs.Epoch // the epoch in which the owner of now began to own
+	snaps     map[lsfs.VolumeID]*snapshotRecord
+	ids       int                           // of snapshots that were handed out
+	copies    int                           // that were added
 	catch     func(replication.Change) bool // of a scenario: the change is not decided now, its proposer hears nothing
 }
 
 func newCourt(w *world) *court {
-	return &court{w: w, witnessUp: true, records: map[lsfs.VolumeID]*replication.Record{}, starts: map[replication.NodeID]replication.Incarnation{}, reigns: map[lsfs.VolumeID]lsfs.Epoch{}}
+	return &court{w: w, witnessUp: true, records: map[lsfs.VolumeID]*replication.Record{}, starts: map[replication.NodeID]replication.Incarnation{}, reigns: map[lsfs.VolumeID]lsfs.Epoch{}, snaps: map[lsfs.VolumeID]*snapshotRecord{}}
 }
 
 // decide applies one change, and looks whether the owner of before serves at that instant:
@@ -44,7 +47,7 @@ func (c *court) decide(ch replication.Change) (replication.Record, error) {
 	}
 	if p, _ := c.w.processAt(before); p != nil && !p.isPaused() {
 		if n, ok := p.isServing(); ok {
-			if v := n.Volume(ch.Volume); v != nil && v.Status().Serving {
+			if v := n.Volume(ch.Volume); v != nil && v.Serving() {
 				c.w.fail("I3: node %d is recorded as owner of volume %d while node %d serves", rec.Owner, ch.Volume, before)
 			}
 		}
@@ -94,6 +97,7 @@ func (c *court) apply(ch replication.Change) (replication.Record, error) {
 	rec.Owner, rec.InSync = ch.Owner, slices.Clone(ch.InSync)
 	slices.Sort(rec.InSync)
 	c.records[ch.Volume] = &rec
+	c.w.owned(&rec)
 	c.publish()
 	c.w.note("record", uint64(ch.Volume), uint64(rec.Epoch), uint64(rec.Owner), mask(rec.InSync), uint64(ch.By))
 	return rec, nil

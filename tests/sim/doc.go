@@ -25,7 +25,12 @@
 //	fencing     nothing of a fenced host lands after the change of the ordered state was
 //	            acknowledged, or follows it in the stream (I12, order.go)
 //	snapshots   one holds what a read could have returned that lasted as long as taking it,
-//	            and is the same on every node (ORDERED, I7, snapshot.go)
+//	            and is the same on every node (ORDERED, I7, snapshot.go); each copy has those
+//	            that are recorded; a rollback is whole (C6, C7, rollback.go); those of a group
+//	            are of one moment (group.go)
+//	copies      that come and go are filled, and freed (M8, placing.go)
+//	power       what is only written may go with it, from the end, and nothing else (W6,
+//	            unflushed.go)
 //	names       the number of an operation names one operation, on every disk, for ever
 //	            (ORDERED, order.go)
 //

@@ -180,7 +180,7 @@ func (c *client) ask(s *session, vol lsfs.VolumeID, r *replication.Request) erro
 		}
 		s.p.gate()
 		s.p.submit(s, vol, r, func(r *replication.Request) {
-			c.acknowledged(vol, cmd, r)
+			c.acknowledged(s.p, vol, cmd, r)
 			w.group.Go(func() {
 				s.p.gate()
 				if s.isOver() {

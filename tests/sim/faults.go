@@ -328,7 +328,7 @@ func (w *world) faultDisk(old bool) (func(), time.Duration) {
 	w.eventually(time.Now().Add(30*time.Second), func() bool { // it is struck (B4)
 		now := w.court.all()
 		for i := range now {
-			if now[i].Epoch == before[i].Epoch {
+			if now[i].Epoch == before[i].Epoch && copyOn(&now[i], id) >= 0 {
 				return false
 			}
 		}

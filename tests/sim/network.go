@@ -40,6 +40,9 @@ type network struct {
 	rate  int64         // bytes per second of a link
 }
 
+// window is how many bytes of a connection are on their way; more has to wait.
+const window = 4 << 20
+
 const patience = 10 * time.Second
 
 // pair is one connection.
@@ -48,21 +51,52 @@ type pair struct {
 	id   uint64
 }
 
-// pipe is one direction of a connection.
+// pipe is one direction of a connection. The bytes of all chunks lie one after another
+// in data[at:].
 type pipe struct {
 	from, to replication.NodeID
-	queue    []chunk
-	bytes    int
+	queue    []chunk // queue[head:] are on their way
+	head     int
+	data     []byte
+	at       int
 	last     time.Time // when the newest chunk arrives
 	stalled  time.Time
-	read     chan struct{} // something changed for the reader
+	arrival  *time.Timer   // of the next chunk, for the reader
+	read     chan struct{} // something else changed for the reader
 	write    chan struct{} // and for the writer
 }
 
 type chunk struct {
-	data []byte
+	size int
 	due  time.Time
 	end  error // io.EOF or a reset instead of data
+}
+
+func newPipe(from, to replication.NodeID) *pipe {
+	p := &pipe{from: from, to: to, arrival: time.NewTimer(0), read: make(chan struct{}, 1), write: make(chan struct{}, 1)}
+	p.arrival.Stop()
+	return p
+}
+
+func (p *pipe) bytes() int       { return len(p.data) - p.at }
+func (p *pipe) waiting() []chunk { return p.queue[p.head:] }
+
+// clear loses everything that is on its way.
+func (p *pipe) clear() { p.queue, p.head, p.data, p.at = p.queue[:0], 0, p.data[:0], 0 }
+
+// drop takes the first chunk off.
+func (p *pipe) drop() {
+	if p.head++; p.head == len(p.queue) {
+		p.queue, p.head = p.queue[:0], 0
+	}
+}
+
+// due is when the first chunk arrives.
+func (p *pipe) due() time.Time {
+	if due := p.queue[p.head].due; !p.stalled.After(due) {
+		return due
+	}
+	return p.stalled
 }
 
 // end is one side of a connection: a net.Conn.
@@ -76,8 +110,6 @@ type end struct {
 	deadline chan struct{}
 }
 
-const window = 4 << 20
-
 func wakeup(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -89,10 +121,7 @@ func wakeup(c chan struct{}) {
 func (n *network) connect(a, b *process) (*end, *end) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	mk := func(from, to replication.NodeID) *pipe {
-		return &pipe{from: from, to: to, read: make(chan struct{}, 1), write: make(chan struct{}, 1)}
-	}
-	ab, ba := mk(a.id, b.id), mk(b.id, a.id)
+	ab, ba := newPipe(a.id, b.id), newPipe(b.id, a.id)
 	c := &pair{id: n.w.nextID()}
 	x := &end{n: n, p: a, pair: c, in: ba, out: ab, deadline: make(chan struct{}, 1)}
 	y := &end{n: n, p: b, pair: c, in: ab, out: ba, deadline: make(chan struct{}, 1)}
@@ -108,81 +137,66 @@ func (n *network) connect(a, b *process) (*end, *end) {
 }
 
 func (e *end) Read(b []byte) (int, error) {
-	var t *time.Timer
-	defer func() {
-		if t != nil {
-			t.Stop()
-		}
-	}()
 	for {
 		e.p.gate()
-		n, wait, err := e.take(b)
+		n, err := e.take(b)
 		if n > 0 || err != nil {
 			return n, err
 		}
-		var expired <-chan time.Time
-		if wait >= 0 {
-			if t == nil {
-				t = time.NewTimer(wait)
-			} else {
-				t.Reset(wait)
-			}
-			expired = t.C
-		}
 		select {
+		case <-e.in.arrival.C:
 		case <-e.in.read:
 		case <-e.deadline:
-		case <-expired:
 		}
 	}
 }
 
-// take copies what has arrived; wait is how long until more may have, -1 for unknown.
-func (e *end) take(b []byte) (n int, wait time.Duration, err error) {
+// take copies what has arrived. With nothing it sets the timer to when that may change.
+func (e *end) take(b []byte) (n int, err error) {
 	e.n.mu.Lock()
 	defer e.n.mu.Unlock()
 	if e.err != nil {
-		return 0, 0, e.err
+		return 0, e.err
 	}
 	p := e.in
 	now := time.Now()
-	wait = -1
-	if !e.rd.IsZero() {
-		if wait = e.rd.Sub(now); wait <= 0 {
-			return 0, 0, os.ErrDeadlineExceeded
-		}
+	until := e.rd
+	if !until.IsZero() && !until.After(now) {
+		return 0, os.ErrDeadlineExceeded
 	}
-	for n < len(b) && len(p.queue) > 0 {
-		c := &p.queue[0]
-		due := c.due
-		if p.stalled.After(due) {
-			due = p.stalled
-		}
+	for n < len(b) && len(p.waiting()) > 0 {
+		c := &p.queue[p.head]
 		if !e.n.data.up(p.from, p.to) {
 			break // healing wakes us
 		}
-		if due.After(now) {
-			if n == 0 && (wait < 0 || due.Sub(now) < wait) {
-				wait = due.Sub(now)
+		if due := p.due(); due.After(now) {
+			if until.IsZero() || due.Before(until) {
+				until = due
 			}
 			break
 		}
 		if c.end != nil {
 			if n == 0 {
 				e.err = c.end
-				return 0, 0, c.end
+				return 0, c.end
 			}
 			break
 		}
-		m := copy(b[n:], c.data)
+		m := copy(b[n:], p.data[p.at:][:c.size])
 		n += m
-		p.bytes -= m
-		if c.data = c.data[m:]; len(c.data) == 0 {
-			p.queue = p.queue[1:]
+		p.at += m
+		if c.size -= m; c.size == 0 {
+			p.drop()
+		}
+		if p.at == len(p.data) {
+			p.data, p.at = p.data[:0], 0
 		}
 		wakeup(p.write)
 	}
-	return n, wait, nil
+	if n == 0 && !until.IsZero() {
+		p.arrival.Reset(until.Sub(now))
+	}
+	return n, nil
 }
 
 func (e *end) Write(b []byte) (int, error) {
@@ -199,8 +213,8 @@ func (e *end) Write(b []byte) (int, error) {
 			e.n.mu.Unlock()
 			return 0, os.ErrDeadlineExceeded
 		}
-		if p.bytes < window {
-			e.push(chunk{data: append([]byte(nil), b...)})
+		if p.bytes() < window {
+			e.push(b, nil)
 			e.n.mu.Unlock()
 			return len(b), nil
 		}
@@ -220,18 +234,32 @@ func (e *end) Write(b []byte) (int, error) {
 	}
 }
 
-// push sends a chunk on its way. Called with the network's mutex.
-func (e *end) push(c chunk) {
+// push sends bytes on their way, or the end of the connection. Called with the network's
+// mutex.
+func (e *end) push(b []byte, over error) {
 	p := e.out
 	at := time.Now().Add(e.n.w.netRandom.between(e.n.delay/2, e.n.delay*2))
 	if at.Before(p.last) {
 		at = p.last
 	}
-	at = at.Add(time.Duration(int64(len(c.data)) * int64(time.Second) / e.n.rate))
-	p.last, c.due = at, at
-	p.bytes += len(c.data)
-	p.queue = append(p.queue, c)
-	wakeup(p.read)
+	at = at.Add(time.Duration(int64(len(b)) * int64(time.Second) / e.n.rate))
+	p.last = at
+	if p.at > len(p.data)/2 && len(p.data)+len(b) > cap(p.data) {
+		p.data, p.at = p.data[:copy(p.data, p.data[p.at:])], 0
+	}
+	if p.head > len(p.queue)/2 && len(p.queue) == cap(p.queue) {
+		p.queue, p.head = p.queue[:copy(p.queue, p.waiting())], 0
+	}
+	p.data = append(p.data, b...)
+	p.queue = append(p.queue, chunk{len(b), at, over})
+	if len(p.waiting()) > 1 {
+		return // the timer runs for those before
+	}
+	if p.stalled.After(at) {
+		wakeup(p.read) // its deadline may come first
+	} else {
+		p.arrival.Reset(time.Until(at))
+	}
 }
 
 func (e *end) Close() error {
@@ -245,7 +273,7 @@ func (e *end) Close() error {
 	if e.n.w.netRandom.chance(0.5) {
 		over = io.EOF
 	}
-	e.push(chunk{end: over})
+	e.push(nil, over)
 	return nil
 }
 
@@ -317,7 +345,7 @@ func (n *network) block(from, to replication.NodeID) {
 func (e *end) timeOut() {
 	if e.err == nil {
 		e.finish(syscall.ETIMEDOUT)
-		e.push(chunk{end: syscall.ECONNRESET})
+		e.push(nil, syscall.ECONNRESET)
 	}
 }
 
@@ -338,9 +366,10 @@ func (n *network) heal(from, to replication.NodeID) {
 			if p := e.in; p.from == from && p.to == to {
 				// What was held up comes with the sender's next repetition.
 				late := now.Add(n.w.netRandom.between(0, time.Second))
-				for i := range p.queue {
-					if p.queue[i].due.Before(late) {
-						p.queue[i].due = late
+				list := p.waiting()
+				for i := range list {
+					if list[i].due.Before(late) {
+						list[i].due = late
 					}
 				}
 				if p.last.Before(late) {
@@ -387,9 +416,9 @@ func (n *network) gone(p *process, hostDown bool) {
 				continue
 			}
 			if n.w.netRandom.chance(0.5) {
-				e.out.queue, e.out.bytes = nil, 0 // unread input: a reset overtakes what was sent
+				e.out.clear() // unread input: a reset overtakes what was sent
 			}
-			e.push(chunk{end: syscall.ECONNRESET})
+			e.push(nil, syscall.ECONNRESET)
 		}
 	}
 }

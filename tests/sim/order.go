@@ -17,7 +17,15 @@ type operation struct {
 // promises: a number names one operation (ORDERED, M5), and nothing of a fenced host
 // follows the change of the ordered state that fences it (I12). Called with mu.
 func (s *store) apply(op *lsfs.Op) error {
-	if err := s.disk.apply(op); err != nil || op.Kind == lsfs.OpCopy {
+	loose := len(s.disk.loose)
+	if op.Relaxed {
+		s.disk.remember(op)
+	}
+	err := s.disk.apply(op)
+	if err != nil {
+		s.disk.loose = s.disk.loose[:loose]
+	}
+	if err != nil || op.Kind == lsfs.OpCopy {
 		return err
 	}
 	if op.Kind == lsfs.OpSnapshot && op.Snapshot != 0 {
@@ -29,6 +37,9 @@ func (s *store) apply(op *lsfs.Op) error {
 		h.Write(op.Blocks[i].Fingerprint[:])
 	}
 	h.Write(op.State)
+	if op.Kind == lsfs.OpRollback {
+		h.Write([]byte{byte(op.Snapshot), byte(op.Snapshot >> 8)})
+	}
 	w, what, at := s.w, h.Sum64(), operation{op.Volume, op.ID}
 	w.mu.Lock()
 	was, seen := w.named[at]

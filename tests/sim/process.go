@@ -82,7 +82,7 @@ func (p *process) run() {
 	p.inc = c.starts[p.id]
 	c.subs[p.id] = changed
 	c.mu.Unlock()
-	records := c.all() // B1: read through a quorum
+	records, snaps := c.all(), c.known() // B1: read through a quorum
 	if trusting {
 		records = told
 	}
@@ -110,20 +110,25 @@ func (p *process) run() {
 	}
 	p.w.tell(p.id, records)
 	node.Update(records, ids)
+	node.ReconcileSnapshots(snaps)
 	p.watch()
 	p.w.note("serving", uint64(p.id), uint64(p.inc))
 	for {
 		select {
 		case <-changed:
+		case <-time.After(5 * time.Second): // snapshots that no record names may have come meanwhile
+			node.ReconcileSnapshots(c.known())
+			continue
 		case <-ctx.Done():
 			return
 		}
 		if s.pause(ctx, p.w.courtRandom.exp(p.w.follow)) != nil || c.await(ctx, p) != nil {
 			return
 		}
-		records := c.all()
+		records, snaps := c.all(), c.known()
 		p.w.tell(p.id, records)
 		node.Update(records, ids)
+		node.ReconcileSnapshots(snaps)
 	}
 }
 
@@ -163,7 +168,7 @@ func (p *process) kill(hostDown bool) {
 	p.sessions = nil
 	p.mu.Unlock()
 	p.w.note("kill", uint64(p.id), b2u(hostDown))
-	p.store.crash(p.w.storeRandom)
+	p.store.crash(p.w.storeRandom, hostDown)
 	p.w.net.gone(p, hostDown)
 	p.w.court.disturb()
 	for _, s := range sessions {

@@ -68,25 +68,26 @@ func (w *world) storedLate() {
 	w.mend(func() {})
 }
 
-// writesWhileFilled: a host writes to a chunk that takes seconds to copy.
+// writesWhileFilled: a host writes to a chunk that is being copied. Its writes come to the
+// replica at once, and to the owner's disk, which is slow, later.
 func (w *world) writesWhileFilled() {
 	c := w.clients[0]
+	regs := c.regs[1][runBlocks:]
 	w.procs[2].kill(false)
 	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
-	w.fill(1)
-	for _, reg := range c.regs[1] { // behind what fill has written, in the same chunk
+	for _, reg := range regs {
 		c.pinned(1, reg, time.Minute)
 	}
-	w.setSlow(2, 50*time.Millisecond)
-	w.revive(2)
 	stands := w.meta(1, 1).Durable.Seq
+	w.setSlow(1, 800*time.Millisecond) // and 200 ms for a read
+	w.revive(2)
 	w.soon("the stream is open", func() bool { return w.meta(2, 1).Durable.Seq >= stands })
-	time.Sleep(time.Second)
-	for i, reg := range c.regs[1] {
+	for i, reg := range regs {
 		w.open.Go(func() { _ = w.put(c, 1, reg, stamp(uint64(200+i), true)) })
+		time.Sleep(20 * time.Millisecond)
 	}
 	w.await("both in sync", w.healthy)
-	w.setSlow(2, 0)
+	w.setSlow(1, 0)
 	w.mend(func() {})
 }
 
@@ -125,22 +126,24 @@ func (w *world) cloneWhileFilled() {
 	for _, reg := range c.regs[1][:runBlocks] {
 		c.pinned(1, reg, time.Minute)
 	}
-	w.setSlow(2, 100*time.Millisecond)
+	w.fill(1, 72, 112)
+	w.setSlow(1, 100*time.Millisecond) // a quarter of it for each block that is read to be copied
 	w.revive(2)
 	stands := w.meta(1, 1).Durable.Seq
 	w.soon("the stream is open", func() bool { return w.meta(2, 1).Durable.Seq >= stands })
+	time.Sleep(500 * time.Millisecond)
 	for !w.clone(c, c.regs[1][runBlocks:][:4], c.regs[1][:4]) && w.failure() == "" {
 		time.Sleep(20 * time.Millisecond)
 	}
-	w.setSlow(2, 0)
+	w.setSlow(1, 0)
 	w.mend(func() {})
 }
 
 // fill writes to every second block of a part of a volume: much to copy for a resync.
-func (w *world) fill(vol lsfs.VolumeID) {
+func (w *world) fill(vol lsfs.VolumeID, start, blocks lsfs.BlockNo) {
 	p, _ := w.processAt(1)
 	s := p.login(w.clients[2])
-	for no := 520; no < 680; no += 2 {
+	for no := start; no < start+blocks; no += 2 {
 		done := make(chan struct{})
 		p.submit(s, vol, &replication.Request{Op: replication.OpWrite, Off: uint64(no) * blockBytes, Len: blockBytes, Data: stamp(uint64(no), true)}, func(*replication.Request) { close(done) })
 		<-done
@@ -158,8 +161,8 @@ func (w *world) cloneFromFilled() {
 	for _, reg := range src {
 		c.pinned(1, reg, time.Minute)
 	}
-	w.fill(2)
-	w.setSlow(2, 50*time.Millisecond)
+	w.fill(2, 520, 160)
+	w.setSlow(1, 200*time.Millisecond) // a quarter of it for each block that is read to be copied
 	w.revive(2)
 	w.soon("the volume of the clone is in sync", func() bool { return len(w.court.record(1).InSync) == 2 })
 	if len(w.court.record(2).InSync) == 2 {
@@ -167,7 +170,7 @@ func (w *world) cloneFromFilled() {
 	}
 	w.clone(c, dst, src)
 	time.Sleep(time.Second)
-	w.setSlow(2, 0)
+	w.setSlow(1, 0)
 	w.mend(func() {})
 }
 
@@ -250,4 +253,93 @@ func (w *world) snapshotOfDeposed() {
 	}
 	w.await("node 2 owns", func() bool { return w.serves(2) })
 	w.mend(heal)
+}
+
+// snapshotDeleted: a snapshot is deleted while a replica is away, and another one was never
+// recorded: neither stays anywhere.
+func (w *world) snapshotDeleted() {
+	c := w.clients[0]
+	for _, reg := range c.regs[1][:3] {
+		c.pinned(1, reg, time.Minute)
+		w.take(1)
+	}
+	w.procs[2].kill(false)
+	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
+	ready := w.court.listed(true)
+	if len(ready) != 3 {
+		w.fail("%s: three snapshots", wrongScenario)
+		return
+	}
+	w.court.taken(ready[1], false)
+	id := w.court.pending(1)
+	if err := w.takeSnapshot(1, id); err != nil {
+		w.fail("a snapshot of a lone owner ends with: %v", err)
+	}
+	w.court.taken(id, false)
+	c.pinned(1, c.regs[1][4], time.Minute)
+	w.revive(2)
+	w.await("both in sync", w.healthy)
+	if !w.eventually(time.Now().Add(20*time.Second), w.recorded) {
+		w.fail("C6: nodes have other snapshots than are recorded")
+	}
+	w.mend(func() {})
+}
+
+// rolledBackUnder: a volume is rolled back while a command reads what it changes a part of.
+func (w *world) rolledBackUnder() {
+	c, reg := w.clients[0], w.clients[0].regs[1][0]
+	c.pinned(1, reg, time.Minute)
+	first, _ := reg.settled()
+	w.take(1)
+	c.pinned(1, reg, time.Minute)
+	merged, _ := reg.settled()
+	merged = append([]byte(nil), merged...)
+	sector := stamp(83, true)[:512]
+	copy(merged, sector)
+	w.setSlow(1, 4*time.Second) // one for a read
+	i := reg.sent(merged)
+	p, _ := w.processAt(1)
+	p.submit(p.login(c), 1, &replication.Request{Op: replication.OpWriteSame, Off: off(reg), Len: 512, Data: sector}, func(r *replication.Request) {
+		if r.Err == nil {
+			reg.good(i)
+		}
+	})
+	time.Sleep(50 * time.Millisecond)
+	w.setSlow(1, 0)
+	v, _ := w.ownerOf(1)
+	ready := w.court.listed(true)
+	if v == nil || len(ready) != 1 {
+		w.fail("%s: a snapshot", wrongScenario)
+		return
+	}
+	rolled := reg.sent(first)
+	ctx, cancel := timeout(10 * time.Second)
+	defer cancel()
+	if err := v.RollBack(ctx, ready[0]); err != nil {
+		w.fail("C7: a rollback ends with: %v", err)
+	}
+	reg.good(rolled)
+	time.Sleep(2 * time.Second)
+	c.readAt(1, reg, 10*time.Second)
+	w.mend(func() {})
+}
+
+// groupsOfWritten: two volumes are snapshot as a group again and again, while a host
+// writes to one and then to the other.
+func (w *world) groupsOfWritten() {
+	w.think = 4 * time.Millisecond
+	w.setSlow(2, 10*time.Millisecond)
+	w.open.Go(w.chain)
+	good := 0
+	for range 60 {
+		time.Sleep(w.clientRandom.between(10*time.Millisecond, 50*time.Millisecond))
+		if w.failure() == "" && w.takeGroup() {
+			good++
+		}
+	}
+	if good < 40 {
+		w.fail("%s: enough groups, only %d", wrongScenario, good)
+	}
+	w.setSlow(2, 0)
+	w.mend(func() {})
 }

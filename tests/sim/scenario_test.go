@@ -86,6 +86,22 @@ var scenarios = []scenario{
 	{name: "a clone from a volume that is filled", nodes: 2, play: (*world).cloneFromFilled, volumes: 2},
 	{name: "snapshots while a replica is away and filled", nodes: 2, play: (*world).snapshotsWhileFilled},
 	{name: "a snapshot of an owner that is cut off", nodes: 2, play: (*world).snapshotOfDeposed},
+	{name: "copies come and go", nodes: 3, play: (*world).copiesComeAndGo},
+	{name: "a copy is added again while its node is away", nodes: 3, play: (*world).addedAgain},
+	{name: "flushed, and dark", nodes: 2, play: (*world).flushedAndDark},
+	{name: "written with FUA, and dark", nodes: 2, play: (*world).unitAccessAndDark},
+	{name: "one node is dark", nodes: 2, play: (*world).oneDark},
+	{name: "the lone survivor of a write in two RAMs", nodes: 2, play: (*world).loneInRAM},
+	{name: "a store that stops between two commands", nodes: 2, play: (*world).stoppedUnnoticed},
+	{name: "a store that stops before it has a copy", nodes: 3, play: (*world).stoppedEmpty},
+	{name: "a disk that loses what a resync brings", nodes: 2, play: (*world).lyingDisk},
+	{name: "a block that no copy has", nodes: 2, play: (*world).lostBlock},
+	{name: "a disk that hangs", nodes: 2, play: (*world).hangingDisk},
+	{name: "a stray command after a silence on its link", nodes: 2, play: (*world).strayAfterSilence},
+	{name: "a volume that is given away by another node", nodes: 2, play: (*world).givenByAnother},
+	{name: "a snapshot is deleted while a replica is away", nodes: 2, play: (*world).snapshotDeleted},
+	{name: "a rollback under a command that reads", nodes: 2, play: (*world).rolledBackUnder},
+	{name: "groups of what is being written", nodes: 2, play: (*world).groupsOfWritten, volumes: 2},
 	{name: "clones of what is being written", nodes: 2, play: (*world).cloneOfWritten, volumes: 2},
 }
 
@@ -121,7 +137,7 @@ func (w *world) serves(id replication.NodeID) bool {
 		return false
 	}
 	n, ok := p.isServing()
-	return ok && n.Volume(1) != nil && n.Volume(1).Status().Serving
+	return ok && n.Volume(1) != nil && n.Volume(1).Serving()
 }
 
 // readAt reads a block through one node, again and again until it is answered.

@@ -3,13 +3,13 @@ package sim
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"hash/fnv"
 	"maps"
 	"slices"
 	"time"
 
-	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs"
 	"github.com/twinsan/twinsan/replication"
 )
@@ -62,10 +62,12 @@ func (d *disk) snapshotsOf(of lsfs.VolumeID) (list []*diskSnapshot) {
 
 // sum is a digest of what a snapshot holds.
 func (x *diskSnapshot) sum() uint64 {
-	h := fnv.New64a()
-	fmt.Fprint(h, x.of, x.point)
+	h, b := fnv.New64a(), make([]byte, 0, 40)
+	b = binary.LittleEndian.AppendUint64(b, uint64(x.of))
+	b = binary.LittleEndian.AppendUint64(b, uint64(x.point.Epoch))
+	h.Write(binary.LittleEndian.AppendUint64(b, uint64(x.point.Seq)))
 	for _, no := range slices.Sorted(maps.Keys(x.at)) {
-		fmt.Fprint(h, no, x.at[no].fp)
+		h.Write(append(binary.LittleEndian.AppendUint64(b[:0], uint64(no)), x.at[no].fp[:]...))
 	}
 	return h.Sum64()
 }
@@ -178,63 +180,84 @@ func (l *localSnapshot) Point() lsfs.OpID {
 	return l.x.point
 }
 
-// snapshotsMax bounds the snapshots that a run takes of a volume.
+// snapshotsMax is how many snapshots a run takes of a volume, about.
 const snapshotsMax = 8
 
-// keep takes snapshots of the volumes now and then. One that is good holds of every block
-// a version that a read might have returned that lasted as long.
+// keep takes snapshots of the volumes now and then, and, in some seeds, deletes some and
+// rolls volumes back.
 func (w *world) keep() {
 	r := newRandom(w.seed, 9)
-	for id := lsfs.VolumeID(1000); id < 1000+lsfs.VolumeID(w.volumes*snapshotsMax); id++ {
+	for !w.over() {
+		mean := w.opt.Length / snapshotsMax
+		if w.isHealing() {
+			mean = 2 * time.Second
+		}
 		select {
-		case <-time.After(r.exp(w.opt.Length / snapshotsMax)):
+		case <-time.After(r.exp(mean)):
 		case <-w.stop:
 			return
 		}
-		vol := lsfs.VolumeID(1 + r.n(w.volumes))
-		p, _ := w.processAt(w.court.record(vol).Owner)
-		if p == nil || p.isPaused() {
-			continue
-		}
-		n, ok := p.isServing()
-		if !ok || n.Volume(vol) == nil {
-			continue
-		}
-		var begins []begin
-		for _, c := range w.clients {
-			for _, reg := range c.regs[vol] {
-				begins = append(begins, reg.begin())
-			}
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		err := n.Volume(vol).TakeSnapshot(ctx, id)
-		cancel()
-		w.note("snapshot", uint64(vol), uint64(id), b2u(err == nil))
-		if err != nil {
-			w.logf("no snapshot %d of volume %d: %v", id, vol, err)
-			continue
-		}
-		s := p.store
-		for _, c := range w.clients {
-			for _, reg := range c.regs[vol] {
-				s.mu.Lock()
-				var data []byte
-				if x := s.disk.snaps[id]; x != nil {
-					data = make([]byte, blockBytes)
-					if b := x.at[reg.no]; b != nil && dedup.Decode(data, b.enc, b.data) != nil {
-						data = nil
-					}
-				}
-				s.mu.Unlock()
-				if data == nil {
-					w.fail("snapshot %d of volume %d was taken, and node %d does not have it", id, vol, p.id)
-					return
-				}
-				reg.read(w, begins[0], data, false, clientCount)
-				begins = begins[1:]
-			}
+		w.settle()
+		ready := w.court.listed(true)
+		switch {
+		case w.isHealing() || w.amnesia.Load():
+		case w.rollbacks && len(ready) > 0 && r.chance(0.3):
+			w.rollBack(ready[r.n(len(ready))])
+		case w.rollbacks && len(ready) > 0 && r.chance(0.3):
+			id := ready[r.n(len(ready))]
+			w.note("delete", uint64(id))
+			w.court.taken(id, false)
+		case w.groups && r.chance(0.5) && w.court.ids < w.volumes*snapshotsMax:
+			w.takeGroup()
+		case w.court.ids < w.volumes*snapshotsMax:
+			w.take(lsfs.VolumeID(1 + r.n(w.volumes)))
 		}
 	}
+}
+
+// take takes a snapshot. One that is good holds of every block a version that a read might
+// have returned that lasted as long.
+func (w *world) take(vol lsfs.VolumeID) {
+	v, p := w.ownerOf(vol)
+	if v == nil {
+		return
+	}
+	var begins []begin
+	for _, c := range w.clients {
+		for _, reg := range c.regs[vol] {
+			begins = append(begins, reg.begin())
+		}
+	}
+	id := w.court.pending(vol)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	err := v.TakeSnapshot(ctx, id)
+	cancel()
+	w.note("snapshot", uint64(vol), uint64(id), b2u(err == nil))
+	if err != nil {
+		w.logf("no snapshot %d of volume %d: %v", id, vol, err)
+		return // settle finds out
+	}
+	s := p.store
+	for _, c := range w.clients {
+		for _, reg := range c.regs[vol] {
+			s.mu.Lock()
+			x, h := s.disk.snaps[id], uint64(0)
+			if x != nil {
+				h = x.diskVolume.sum(reg.no)
+			}
+			s.mu.Unlock()
+			if x == nil && w.placing && !w.offers(p.id, vol) {
+				return // its copy was taken off meanwhile; settle finds out
+			}
+			if x == nil {
+				w.fail("snapshot %d of volume %d was taken, and node %d does not have it", id, vol, p.id)
+				return
+			}
+			reg.found(w, begins[0], h, false, clientCount)
+			begins = begins[1:]
+		}
+	}
+	w.court.taken(id, true)
 }
 
 // compareSnapshots looks whether two disks have the same snapshots of a volume.

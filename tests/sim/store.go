@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twinsan/twinsan/dedup"
@@ -21,6 +22,9 @@ type disk struct {
 	contents map[dedup.Fingerprint]*content
 	byID     map[lsfs.BID]*content
 	last     lsfs.BID
+	loose    []relaxed    // written and not flushed, in order (W6)
+	flushes  int          // how many have been
+	lies     atomic.Int32 // blocks of resyncs that it will lose
 }
 
 // content is one stored block.
@@ -33,6 +37,22 @@ type content struct {
 	refs   int // blocks of volumes that name it
 	pins   int // of the running process
 	rotten bool
+
+	plain    []byte // decoded, as soon as somebody has read it
+	plainSum uint64
+}
+
+// decode is the plain content and its sum. Called with the disk's mutex, as all that
+// changes a content is.
+func (c *content) decode() ([]byte, uint64, error) {
+	if c.plain == nil {
+		plain := make([]byte, dedup.BlockSize)
+		if err := dedup.Decode(plain, c.enc, c.data); err != nil {
+			return nil, 0, err
+		}
+		c.plain, c.plainSum = plain, sum(plain)
+	}
+	return c.plain, c.plainSum, nil
 }
 
 type diskVolume struct {
@@ -76,17 +96,24 @@ func (d *disk) clone() *disk {
 	return c
 }
 
-// block is the plain content of a block, for checks.
-func (d *disk) block(v lsfs.VolumeID, no lsfs.BlockNo) []byte {
-	plain := make([]byte, dedup.BlockSize)
+// sum is that of the plain content of a block, for checks.
+func (d *disk) sum(v lsfs.VolumeID, no lsfs.BlockNo) uint64 {
 	if dv := d.volumes[v]; dv != nil {
-		if c := dv.at[no]; c != nil {
-			if err := dedup.Decode(plain, c.enc, c.data); err != nil {
-				return nil
-			}
-		}
+		return dv.sum(no)
 	}
-	return plain
+	return holeSum
+}
+
+func (v *diskVolume) sum(no lsfs.BlockNo) uint64 {
+	c := v.at[no]
+	if c == nil {
+		return holeSum
+	}
+	_, h, err := c.decode()
+	if err != nil {
+		return 0
+	}
+	return h
 }
 
 // holdsLock says whether a content is a lock's.
@@ -150,6 +177,10 @@ func (d *disk) apply(op *lsfs.Op) error {
 		for i := range op.Blocks {
 			b := &op.Blocks[i]
 			var c *content
+			if n := d.lies.Load(); op.Kind == lsfs.OpCopy && n > 0 && b.Encoding != dedup.Zero {
+				d.lies.Store(n - 1)
+				continue
+			}
 			switch {
 			case b.Encoding == dedup.Zero:
 			case b.Data != nil:
@@ -185,7 +216,10 @@ func (d *disk) apply(op *lsfs.Op) error {
 			d.snap(op.Snapshot, op.Volume, v).point = op.ID
 		}
 	case lsfs.OpRollback:
-		return lsfs.ErrInvalidOp // nobody of the simulator rolls back
+		if err := d.rollTo(v, op); err != nil {
+			return err
+		}
+		start, end = 0, 0
 	case lsfs.OpState:
 		v.meta.State = append([]byte(nil), op.State...)
 		start, end = 0, 0
@@ -212,6 +246,7 @@ type store struct {
 	queue    []entry
 	flying   []entry // being flushed
 	busy     bool
+	flushing bool // flushLater runs
 	dead     bool // the process is gone
 	poisoned bool // a flush failed
 	expect   map[lsfs.VolumeID]lsfs.Seq
@@ -230,6 +265,7 @@ func newStore(w *world, p *process, d *disk) *store {
 	for _, c := range d.contents {
 		c.pins = 0
 	}
+	d.flushed(len(d.loose)) // a store flushes what it finds when it opens
 	return &store{w: w, p: p, disk: d, mu: &d.mu, expect: map[lsfs.VolumeID]lsfs.Seq{}}
 }
 
@@ -285,9 +321,14 @@ func (s *store) commit() {
 			return
 		}
 		s.flying, s.queue = s.queue, nil
+		relaxed := !slices.ContainsFunc(s.flying, func(e entry) bool { return e.op == nil || !e.op.Relaxed })
 		s.mu.Unlock()
 
-		time.Sleep(s.w.flushDelay(s.p.id))
+		took := s.w.flushDelay(s.p.id)
+		if relaxed {
+			took /= 4 // it is only written
+		}
+		time.Sleep(took)
 		s.p.gate()
 
 		s.mu.Lock()
@@ -297,7 +338,7 @@ func (s *store) commit() {
 		}
 		batch := s.flying
 		s.flying = nil
-		if s.p.poison.Swap(false) {
+		if !relaxed && s.p.poison.Swap(false) {
 			s.poisoned = true
 			s.w.note("poisoned", uint64(s.p.id))
 		}
@@ -324,6 +365,13 @@ func (s *store) commit() {
 				}
 			}
 		}
+		if !relaxed && !s.poisoned {
+			s.disk.flushed(len(s.disk.loose))
+		}
+		if len(s.disk.loose) > 0 && !s.flushing && !s.poisoned {
+			s.flushing = true
+			s.w.group.Go(s.flushLater)
+		}
 		s.mu.Unlock()
 		for i := range batch {
 			if e := &batch[i]; e.op != nil {
@@ -337,12 +385,16 @@ func (s *store) commit() {
 }
 
 // crash ends the process's hold: of what was being flushed a random part has reached
-// the disk, in order, and the rest is lost.
-func (s *store) crash(r *random) {
+// the disk, in order, and the rest is lost. So is, with the power, what was only written.
+func (s *store) crash(r *random, power bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dead = true
-	if !s.poisoned {
+	whole := true
+	if (power || s.poisoned) && len(s.disk.loose) > 0 {
+		whole = s.blackout(r)
+	}
+	if !s.poisoned && whole {
 		for i := range r.n(len(s.flying) + 1) {
 			switch e := &s.flying[i]; {
 			case e.err != nil:
@@ -352,6 +404,9 @@ func (s *store) crash(r *random) {
 				_ = s.apply(e.op)
 			}
 		}
+	}
+	if power || s.poisoned {
+		s.disk.flushed(len(s.disk.loose)) // what is there now is on the disk
 	}
 	for _, e := range append(s.flying, s.queue...) {
 		if e.done != nil {
@@ -535,7 +590,7 @@ func (c *localCopy) AdmitClone(lsfs.BlockNo, lsfs.VolumeID, lsfs.BlockNo, uint32
 
 func (c *localCopy) AdmitUnmap(lsfs.BlockNo, uint32) bool { return true }
 func (c *localCopy) AdmitSnapshot() error                 { return nil }
-func (c *localCopy) AdmitRollback(lsfs.VolumeID) error    { return lsfs.ErrNoVolume }
+func (c *localCopy) AdmitRollback(lsfs.VolumeID) error    { return nil }
 func (c *localCopy) Wanted(lsfs.BlockNo, []bool) bool     { return false }
 func (c *localCopy) Kept(lsfs.BlockNo, uint32) bool       { return false }
 
@@ -550,7 +605,6 @@ func (c *localCopy) Read(_ context.Context, off uint64, dst []byte) error {
 
 func (c *localCopy) read(off uint64, dst []byte) error {
 	return c.with(func(v *diskVolume) error {
-		var plain [dedup.BlockSize]byte
 		for len(dst) > 0 {
 			no, in := lsfs.BlockNo(off/dedup.BlockSize), off%dedup.BlockSize
 			n := min(uint64(len(dst)), dedup.BlockSize-in)
@@ -561,7 +615,8 @@ func (c *localCopy) read(off uint64, dst []byte) error {
 			case x.rotten:
 				return &lsfs.CorruptError{BID: x.id, Volume: c.id, Block: no, Fingerprint: x.fp, What: "block"}
 			default:
-				if err := dedup.Decode(plain[:], x.enc, x.data); err != nil {
+				plain, _, err := x.decode()
+				if err != nil {
 					return err
 				}
 				copy(dst[:n], plain[in:])
@@ -675,7 +730,7 @@ func (c *localCopy) Repair(ctx context.Context, no lsfs.BlockNo, b dedup.Block) 
 			return lsfs.ErrNoVolume
 		}
 		if x := v.at[no]; x != nil && x.fp == b.Fingerprint {
-			x.enc, x.sum, x.data, x.rotten = b.Encoding, b.Sum, b.Data, false
+			x.enc, x.sum, x.data, x.plain, x.rotten = b.Encoding, b.Sum, b.Data, nil, false
 			if d.contents[x.fp] == nil {
 				d.contents[x.fp] = x
 			}

@@ -77,6 +77,12 @@ type world struct {
 	locks       bool
 	fences      bool
 	snapshots   bool
+	rollbacks   bool // and snapshots are deleted
+	groups      bool // and of two volumes at one moment
+	hosts       *quiet
+	placing     bool          // copies come and go
+	ram         [3]bool       // by volume: mirrored-ram
+	unflushed   time.Duration // how long what is only written waits for its flush
 	rot         bool
 	rotten      replication.NodeID
 	rates       [maxNodes + 1]float64
@@ -89,16 +95,18 @@ type world struct {
 	disks   [maxNodes + 1]*disk
 	procs   [maxNodes + 1]*process
 	hostUp  [maxNodes + 1]bool
-	hostCut [8][maxNodes + 1]int
+	hostCut [chainHost + 1][maxNodes + 1]int
+	links   map[uint64]uint64 // of chain: by the sum of a block
 	slow    [maxNodes + 1]time.Duration
 	ids     uint64
 	hash    uint64
 	good    int
 	reads   int
 	err     string
-	frozen  map[lsfs.VolumeID]uint64           // what every snapshot holds
-	named   map[operation]uint64               // what every number that was given stands for (ORDERED)
-	last    [maxNodes + 1][]replication.Record // what a node was told last
+	frozen  map[lsfs.VolumeID]uint64                   // what every snapshot holds
+	named   map[operation]uint64                       // what every number that was given stands for (ORDERED)
+	lossy   [maxNodes + 1]map[lsfs.VolumeID]lsfs.Epoch // in which a node has lost something that it had acknowledged (W6)
+	last    [maxNodes + 1][]replication.Record         // what a node was told last
 
 	stop      chan struct{} // closed at the end, or at the first failure
 	healing   chan struct{} // closed when all faults heal
@@ -141,7 +149,7 @@ func newWorld(opt Options) *world {
 		seed: seed, opt: opt, began: time.Now(), timing: replication.DefaultTiming, hash: 14695981039346656037,
 		faultRandom: newRandom(seed, 1), netRandom: newRandom(seed, 2), storeRandom: newRandom(seed, 3), courtRandom: newRandom(seed, 4),
 		clientRandom: newRandom(seed, 5), checkRandom: newRandom(seed, 6),
-		stop: make(chan struct{}), healing: make(chan struct{}), enabled: map[string]bool{}, named: map[operation]uint64{}, frozen: map[lsfs.VolumeID]uint64{},
+		stop: make(chan struct{}), healing: make(chan struct{}), enabled: map[string]bool{}, named: map[operation]uint64{}, frozen: map[lsfs.VolumeID]uint64{}, links: map[uint64]uint64{},
 	}
 	r := newRandom(seed, 7)
 	binary.LittleEndian.PutUint64(w.key[:], seed)
@@ -156,6 +164,7 @@ func newWorld(opt Options) *world {
 	w.follow = pick(2*time.Millisecond, 20*time.Millisecond, 300*time.Millisecond)
 	w.wander = []float64{0, 0.05, 0.5}[r.n(3)]
 	w.patience = 30 * time.Second
+	w.unflushed = 200 * time.Millisecond
 	w.inspectAcks = 0.25
 	w.oneNetwork, w.burst = r.chance(0.5), r.chance(0.3)
 	w.clones, w.locks, w.fences = r.chance(0.5), r.chance(0.5), r.chance(0.5)
@@ -182,7 +191,26 @@ func newWorld(opt Options) *world {
 		}
 		w.rot = w.enabled["rot"]
 	}
-	w.snapshots = newRandom(seed, 8).chance(0.5) && !w.rot // a block that only a snapshot has cannot be written again
+	w.hosts = newQuiet()
+	snaps := newRandom(seed, 8)
+	w.snapshots = snaps.chance(0.5) && !w.rot // a block that only a snapshot has cannot be written again
+	if w.snapshots && snaps.chance(0.5) {
+		w.rollbacks, w.locks = true, false // a lock would be rolled back with the rest
+	}
+	if r := newRandom(seed, 10); opt.Only == nil || len(opt.Only) > 0 { // no scenario
+		if r.chance(0.15) && !w.rot {
+			w.placing, w.nodes = true, 3
+		}
+		if r.chance(0.15) {
+			w.ram = [3]bool{1: r.chance(0.7), 2: r.chance(0.7)}
+			if opt.Only == nil { // that is what it is about
+				w.enabled["power"], w.enabled["kill-all"] = true, true
+			}
+			w.unflushed = []time.Duration{200 * time.Millisecond, 2 * time.Second, 10 * time.Second}[r.n(3)]
+			w.clones = w.clones && !w.ram[1] && !w.ram[2] // nobody knows for certain what is cloned
+		}
+	}
+	w.groups = w.snapshots && !w.rollbacks && w.volumes == 2 && w.ram == [3]bool{} && snaps.chance(0.5)
 	w.net = &network{w: w, delay: pick(50*time.Microsecond, 300*time.Microsecond, 3*time.Millisecond), rate: []int64{1 << 30, 100 << 20, 10 << 20}[r.n(3)]}
 	w.court = newCourt(w)
 	for i := range 6 {
@@ -197,12 +225,19 @@ func newWorld(opt Options) *world {
 func (w *world) prepare() {
 	for id := replication.NodeID(1); int(id) <= w.nodes; id++ {
 		w.disks[id] = newDisk()
+		w.lossy[id] = map[lsfs.VolumeID]lsfs.Epoch{}
 	}
 	for v := lsfs.VolumeID(1); int(v) <= w.volumes; v++ {
 		owner := replication.NodeID(1 + (int(v)-1)%w.nodes)
-		rec := &replication.Record{Volume: v, SizeBytes: volumeBlocks * blockBytes, Epoch: 1, Owner: owner, InSync: []replication.NodeID{owner}, Dedup: v == 1, Compress: true}
+		away := replication.NodeID(0)
+		if w.placing {
+			away = owner%replication.NodeID(w.nodes) + 1
+		}
+		rec := &replication.Record{Volume: v, SizeBytes: volumeBlocks * blockBytes, Epoch: 1, Owner: owner, InSync: []replication.NodeID{owner}, Dedup: v == 1, Compress: true, MirroredRAM: w.ram[v]}
 		for id := replication.NodeID(1); int(id) <= w.nodes; id++ {
-			rec.Replicas = append(rec.Replicas, replication.Replica{Node: id, ID: replication.ReplicaID{byte(id), byte(v), 1}})
+			if id != away {
+				rec.Replicas = append(rec.Replicas, replication.Replica{Node: id, ID: replication.ReplicaID{byte(id), byte(v), 1}})
+			}
 		}
 		w.court.records[v] = rec
 	}
@@ -255,6 +290,12 @@ func (w *world) play() {
 	if w.snapshots {
 		w.group.Go(w.keep)
 	}
+	if w.groups {
+		w.group.Go(w.chain)
+	}
+	if w.placing {
+		w.group.Go(w.arrange)
+	}
 	w.strike(time.Now().Add(w.opt.Length))
 	w.pause(time.Until(w.began.Add(w.opt.Length)))
 
@@ -263,7 +304,7 @@ func (w *world) play() {
 	close(w.healing)
 	w.open.Wait()
 	healed := time.Now()
-	if !w.eventually(healed.Add(liveWithin), func() bool { return w.healthy() && w.served(healed) }) && !w.over() {
+	if !w.eventually(healed.Add(liveWithin), func() bool { return w.healthy() && w.served(healed) && w.recorded() }) && !w.over() {
 		w.fail("I20: %s after the last fault was healed: %s", liveWithin, w.state(healed))
 	}
 	w.finish()
@@ -295,10 +336,11 @@ func (w *world) eventually(until time.Time, ok func() bool) bool {
 	return true
 }
 
-// healthy says that every replica is in sync and every owner serves.
+// healthy says that every replica is in sync, every owner serves, and copies are where they
+// should be and nowhere else.
 func (w *world) healthy() bool {
 	for _, rec := range w.court.all() {
-		if len(rec.InSync) != w.nodes {
+		if len(rec.InSync) != len(rec.Replicas) || w.placing && w.strays(&rec) {
 			return false
 		}
 		p, _ := w.processAt(rec.Owner)
@@ -309,7 +351,7 @@ func (w *world) healthy() bool {
 		if !ok {
 			return false
 		}
-		if v := n.Volume(rec.Volume); v == nil || !v.Status().Serving {
+		if v := n.Volume(rec.Volume); v == nil || !v.Serving() {
 			return false
 		}
 	}
@@ -374,7 +416,7 @@ func (w *world) inspect(done chan struct{}) {
 				if !ok {
 					continue
 				}
-				if x := n.Volume(v); x != nil && x.Status().Serving {
+				if x := n.Volume(v); x != nil && x.Serving() {
 					if serving != 0 {
 						w.fail("I3: nodes %d and %d both serve volume %d", serving, id, v)
 					}
@@ -405,7 +447,9 @@ func (w *world) begun(v *replication.Volume) {
 			log = x.meta.EpochLog
 		}
 		d.mu.Unlock()
-		if len(log) == 0 || log[len(log)-1].Epoch < began {
+		if len(log) > 0 && log[len(log)-1].Epoch >= began {
+			w.whole(id, rec.Volume, began)
+		} else {
 			w.fail("M3: node %d serves volume %d, and node %d, in sync, does not have the record of epoch %d", rec.Owner, rec.Volume, id, began)
 		}
 	}
@@ -414,13 +458,13 @@ func (w *world) begun(v *replication.Volume) {
 // compare looks at all disks when nothing moves any more.
 func (w *world) compare() {
 	for _, rec := range w.court.all() {
-		if len(rec.InSync) != w.nodes {
+		if len(rec.InSync) != len(rec.Replicas) {
 			continue // a liveness failure was reported, or a replica left meanwhile
 		}
 		own := w.disks[rec.Owner]
 		for id := replication.NodeID(1); int(id) <= w.nodes; id++ {
 			d := w.disks[id]
-			if id == rec.Owner {
+			if id == rec.Owner || copyOn(&rec, id) < 0 {
 				continue
 			}
 			a, b := own.volumes[rec.Volume], d.volumes[rec.Volume]
@@ -442,7 +486,7 @@ func (w *world) compare() {
 		}
 		for _, c := range w.clients {
 			for _, r := range c.regs[rec.Volume] {
-				r.read(w, r.begin(), own.block(rec.Volume, r.no), false, c.id)
+				r.found(w, r.begin(), own.sum(rec.Volume, r.no), false, c.id)
 			}
 		}
 	}

@@ -8,7 +8,8 @@
 // detector) come from one stream while a goroutine of a bubble runs; no
 // goroutine is preempted for having run long; hashes of maps start from a fixed seed; no
 // mutex looks at how long it was waited for; a
-// context cancels its children in the order in which they were made.
+// context cancels its children in the order in which they were made; time passes while a
+// goroutine waits for a mutex.
 package main
 
 import (
@@ -70,6 +71,18 @@ func simSeed(seed uint64) {
 	"runtime/synctest.go": {
 		{"			gp.bubble.timers.check(bubble.now, bubble)\n", "			simTimers = true\n			gp.bubble.timers.check(bubble.now, bubble)\n			simTimers = false\n"},
 	},
+	// A lock that is held over I/O is held while
+	// virtual time passes; without this the bubble would stand still.
+	"runtime/runtime2.go": {
+		{"	waitReasonSyncCondWait:          true,\n", "	waitReasonSyncCondWait:          true,\n	waitReasonSyncMutexLock: true,\n	waitReasonSyncRWMutexLock: true,\n	waitReasonSyncRWMutexRLock: true,\n"},
+	},
+	// Speed: goroutines begin with a stack that most of them never outgrow, and memory that
+	// a seed leaves is kept for the next one.
+	"runtime/stack.go": {
+		{"var startingStackSize uint32 = fixedStack", "var startingStackSize uint32 = 16384"},
+		{"	if debug.adaptivestackstart == 0 {", "	if true {"},
+	},
+	"runtime/mgcscavenge.go": {{"	if lastHeapGoal == 0 {", "	if true {"}},
 	"internal/sync/mutex.go": {{"starvationThresholdNs = 1e6", "starvationThresholdNs = 1e18"}},
 	"runtime/select.go":      {{"cheaprandn(uint32(norder + 1))", "uint32(uint64(simRand()) * uint64(norder+1) >> 32)"}},
 	"runtime/sema.go":        {{"s.ticket = cheaprand() | 1", "s.ticket = simRand() | 1"}},
@@ -77,6 +90,7 @@ func simSeed(seed uint64) {
 	"runtime/proc.go": {
 		{"const forcePreemptNS = 10 * 1000 * 1000 // 10ms", "const forcePreemptNS = 1 << 60"},
 		{"const randomizeScheduler = raceenabled", "const randomizeScheduler = true"},
+		{"newg = malg(stackMin)", "newg = malg(16384)"},
 		// A goroutine of the runtime comes at its own times: it must not push one of the bubble back.
 		{"if randomizeScheduler && next && randn(2) == 0 {", "if simOn && gp.bubble == nil {\n\t\tnext = false\n\t}\n\tif randomizeScheduler && next && simRand()&1 == 0 {"},
 	},
