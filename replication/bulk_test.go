@@ -240,8 +240,8 @@ func (p *meddled) CreateCopy(ctx context.Context, id VolumeID, blocks uint64, re
 	return meddledCopy{c, p}, nil
 }
 
-func (c meddledCopy) ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error {
-	err := c.Copy.ReadReduced(ctx, start, dst, buf)
+func (c meddledCopy) ReadChosen(ctx context.Context, start lsfs.BlockNo, index []uint32, dst []dedup.Block, buf []byte) error {
+	err := c.Copy.ReadChosen(ctx, start, index, dst, buf)
 	c.p.read(start, len(dst))
 	return err
 }

@@ -116,7 +116,7 @@ func (j *chunkJob) survey(fps []dedup.Fingerprint) error {
 	return j.read()
 }
 
-// read reads the contents that the index names, neighbours together.
+// read reads the contents that the index names, all of them at once.
 func (j *chunkJob) read() error {
 	r, index := j.room, j.sc.Index
 	if len(index) > len(j.sc.Fingerprints) {
@@ -124,18 +124,13 @@ func (j *chunkJob) read() error {
 	}
 	blocks := r.blocks[:len(index)]
 	r.fill = 0
-	for k := 0; k < len(index); {
-		run := 1
-		for k+run < len(index) && index[k+run] == index[k]+uint32(run) {
-			run++
-		}
-		if i := index[k]; int(i)+run > len(j.sc.Fingerprints) {
+	for k, i := range index {
+		if int(i) >= len(j.sc.Fingerprints) || k > 0 && i <= index[k-1] {
 			return fmt.Errorf("%w: index %d", wire.ErrFrame, i)
 		}
-		if err := j.s.readIntact(j.source, j.start+lsfs.BlockNo(index[k]), blocks[k:k+run], r.buf[k*blockSize:(k+run)*blockSize]); err != nil {
-			return err
-		}
-		k += run
+	}
+	if err := j.s.readIntact(j.source, j.start, index, blocks, r.buf[:]); err != nil {
+		return err
 	}
 	for k := range blocks { // one after another; each moves towards the beginning, or not at all
 		b := &blocks[k]

@@ -8,11 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Network is a cluster whose members live in network namespaces of their own,
@@ -359,6 +362,26 @@ func (n *Network) Slow(ctx context.Context, name string, rate int) error {
 func (n *Network) Inside(program string) (string, error) {
 	path := filepath.Join(n.Dir, filepath.Base(program))
 	return path, os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec ip netns exec %s %s \"$@\"\n", n.hub, program), 0o700)
+}
+
+// Do runs f where the initiators are: sockets that f opens itself, on no goroutine of its
+// own, are in that network for as long as they live.
+func (n *Network) Do(f func()) error {
+	done := make(chan error)
+	go func() {
+		// The thread has another network now and ends with its goroutine.
+		runtime.LockOSThread()
+		ns, err := os.Open(filepath.Join("/run/netns", n.hub))
+		if err == nil {
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+			ns.Close()
+		}
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // Close kills all members and removes the namespaces. The files stay.
