@@ -30,6 +30,11 @@ func (v *Volume) ReadChosen(ctx context.Context, start BlockNo, index []uint32, 
 	}
 	defer s.giveBack(rc)
 	first := uint64(start) + uint64(index[0])
+	if index[n-1]-index[0] == uint32(n-1) {
+		// Neighbours that are stored whole are read to where they are wanted.
+		rc.to = makeTarget(first*dedup.BlockSize, buf[:n*dedup.BlockSize])
+		defer func() { rc.to = target{} }()
+	}
 	k := 0
 	err = v.resolve(ctx, rc, first, int(index[n-1]-index[0])+1, func(i int, bid BID) (skip bool) {
 		if i == 0 {
@@ -49,6 +54,10 @@ func (v *Volume) ReadChosen(ctx context.Context, start BlockNo, index []uint32, 
 	}
 	return s.fetchAll(rc, v, first, func(l *located, stored []byte) error {
 		k, _ := slices.BinarySearch(index, index[0]+uint32(l.index))
+		if l.direct {
+			dst[k] = dedup.Block{Fingerprint: l.e.Fingerprint, Sum: l.e.Sum, Encoding: l.e.Encoding, Data: stored[:len(stored):len(stored)]}
+			return nil
+		}
 		dst[k], err = rc.portable(l, stored, buf[k*dedup.BlockSize:])
 		return err
 	})

@@ -28,12 +28,12 @@ type chunkRoom struct {
 	again  [wire.ChunkBlocks]dedup.Fingerprint // with the range locked
 	blocks [wire.ChunkBlocks]dedup.Block       // contents that the replica lacks, in buf
 	head   []byte                              // frame up to its data part
-	buf    [wire.ChunkBlocks * blockSize]byte
-	fill   int // bytes of buf, from its beginning, that are contents
+	buf    []byte                              // of a chunk; as large an allocation is aligned, so that devices read into it
+	fill   int                                 // bytes of buf, from its beginning, that are contents
 }
 
 // Between resyncs the garbage collector has the rooms back.
-var chunkRooms = sync.Pool{New: func() any { return new(chunkRoom) }}
+var chunkRooms = sync.Pool{New: func() any { return &chunkRoom{buf: make([]byte, wire.ChunkBlocks*blockSize)} }}
 
 // chunkJob is the copying of one chunk.
 type chunkJob struct {
@@ -129,7 +129,7 @@ func (j *chunkJob) read() error {
 			return fmt.Errorf("%w: index %d", wire.ErrFrame, i)
 		}
 	}
-	if err := j.s.readIntact(j.source, j.start, index, blocks, r.buf[:]); err != nil {
+	if err := j.s.readIntact(j.source, j.start, index, blocks, r.buf); err != nil {
 		return err
 	}
 	for k := range blocks { // one after another; each moves towards the beginning, or not at all
