@@ -74,6 +74,12 @@ func (s *resync) carry(j *chunkJob, locked bool) error {
 	if err := j.survey(j.room.fps[:j.end-j.start]); err != nil {
 		return err
 	}
+	select {
+	case s.sending <- struct{}{}:
+		defer func() { <-s.sending }()
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
 	if locked && !mutant("Y4") {
 		h := &hold{start: j.start, end: j.end}
 		if err := s.v.lockRange(h); err != nil {

@@ -84,6 +84,7 @@ func BenchmarkResync(b *testing.B) {
 				} else {
 					fillVolume(b, a, volume, c.entropy)
 				}
+				eventually(b, "nobody works", func() bool { return !a.throttle.working(a.now()) })
 				load := startWriters(b, a, volume, c.writers)
 				stop := profile(b, c.name)
 				before, sent := lab.OwnCPU(), a.Resyncs().SentBytes
