@@ -210,7 +210,9 @@ func (r *trialRig) try(x *trial, name string) (verdict, detail string, quiet boo
 	}
 	v := r.volume(trialVolume)
 	owner, other := v.Owner, v.Other()
+	start := time.Now()
 	x.hurt(r, owner, other)
+	hurt := time.Since(start)
 	now := owner
 	if v, err := r.via(other); err == nil {
 		now = v.Owner
@@ -234,6 +236,7 @@ func (r *trialRig) try(x *trial, name string) (verdict, detail string, quiet boo
 	r.eraser.result("WRITE SAME", initiator.WriteSame16(0, 4096, false), make([]byte, 512), 0)
 	before, err := r.via(now)
 	r.must(err, "volume")
+	ready := time.Since(start) - hurt
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -244,6 +247,7 @@ func (r *trialRig) try(x *trial, name string) (verdict, detail string, quiet boo
 		x.meanwhile(r, owner, other)
 	}
 	<-ended
+	ran := time.Since(start) - ready - hurt
 	after, err := r.via(now)
 	r.must(err, "volume")
 	if x.heal != nil {
@@ -253,5 +257,6 @@ func (r *trialRig) try(x *trial, name string) (verdict, detail string, quiet boo
 		rate("auto")
 	}
 	r.must(r.n.WaitServed(r.ctx, time.Minute), "%s: recovery", x.name)
+	r.Logf("%s under %q: %.1f s, ready after another %.1f s, ran %.1f s, healed after %.1f s", name, x.name, hurt.Seconds(), ready.Seconds(), ran.Seconds(), (time.Since(start) - ran - ready - hurt).Seconds())
 	return verdict, detail, before.Epoch == after.Epoch
 }

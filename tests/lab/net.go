@@ -367,21 +367,27 @@ func (n *Network) Inside(program string) (string, error) {
 // Do runs f where the initiators are: sockets that f opens itself, on no goroutine of its
 // own, are in that network for as long as they live.
 func (n *Network) Do(f func()) error {
-	done := make(chan error)
-	go func() {
-		// The thread has another network now and ends with its goroutine.
-		runtime.LockOSThread()
-		ns, err := os.Open(filepath.Join("/run/netns", n.hub))
-		if err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-			ns.Close()
-		}
-		if err == nil {
-			f()
-		}
-		done <- err
-	}()
-	return <-done
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.Close()
+	hub, err := os.Open(filepath.Join("/run/netns", n.hub))
+	if err == nil {
+		err = unix.Setns(int(hub.Fd()), unix.CLONE_NEWNET)
+		hub.Close()
+	}
+	if err == nil {
+		f()
+	}
+	// The thread is not left to its end: members that it started would get their signal.
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, back) // and nothing else runs on it
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // Close kills all members and removes the namespaces. The files stay.
