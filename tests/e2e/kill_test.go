@@ -132,19 +132,20 @@ func kill(t *testing.T, limit time.Duration, hurt func(*rig, *lab.Volume, *verif
 	r := up(t, lab.Options{DeviceSize: "4G", Volumes: []string{"demo:512M"}})
 	longest, total := time.Duration(0), int64(0)
 	for round := 1; round <= *rounds; round++ {
-		pause, writes := r.round(round, limit, hurt, more...)
+		pause, writes := r.round(round, 32*mib, limit, hurt, more...)
 		longest, total = max(longest, pause), total+writes
 	}
 	r.Logf("%d rounds, %d acknowledged writes, 0 lost, 0 stale, 0 corrupt, longest pause %.2f s", *rounds, total, longest.Seconds())
 }
 
-// round is one blow under a verified load of its own, which is read back afterwards.
-func (r *rig) round(round int, limit time.Duration, hurt func(*rig, *lab.Volume, *verified), more ...string) (pause time.Duration, writes int64) {
+// round is one blow under a verified load of its own on so much of the volume, which is
+// read back afterwards. limit 0: the pause has none.
+func (r *rig) round(round int, size int64, limit time.Duration, hurt func(*rig, *lab.Volume, *verified), more ...string) (pause time.Duration, writes int64) {
 	r.Helper()
 	start := time.Now()
 	// A small range that is written over and over: each round ends when the node
 	// has caught up with it, and that should not take longer than it has to.
-	load := r.verify(r.both(r.volume("demo").LUN), 0, 32*mib, append([]string{"--failover", "--io-timeout", "20", "--iodepth", "8"}, more...)...)
+	load := r.verify(r.both(r.volume("demo").LUN), 0, size, append([]string{"--failover", "--io-timeout", "20", "--iodepth", "8"}, more...)...)
 	// The blow falls at another moment each time.
 	load.progress(100+r.rand.Int64N(3000), 30*time.Second)
 	v := r.volume("demo")

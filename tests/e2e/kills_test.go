@@ -71,7 +71,7 @@ func TestKills(t *testing.T) {
 			draw -= blows[kind].chance
 			kind++
 		}
-		pause, n := r.round(rounds+1, 0, blows[kind].hurt)
+		pause, n := r.round(rounds+1, 8*mib, 0, blows[kind].hurt)
 		if !t.Failed() {
 			rounds, writes = rounds+1, writes+n
 			pauses[kind] = append(pauses[kind], pause)
