@@ -24,12 +24,13 @@ RUN       ?= .
 BENCH     ?=
 STATES    ?= 1000000
 FIRST     ?= 1
+KILLS     ?= 1000
 MIB       ?= 1024
 
 # Where the race detector is worth its price: whatever shares memory between goroutines.
 RACE_PACKAGES := ./cache/... ./dedup/... ./lsfs/... ./replication/... ./server/... ./api/... ./cmd/... ./tests/initiator/...
 
-.PHONY: help build demo test lint unit race fuzz sim sim-short sim-test mutants e2e e2e-short e2e-upgrade conformance crash rot bench bench-ha bench-space bench-open bench-budget bench-64t bench-corpus soak gen clean FORCE
+.PHONY: help build demo test lint unit race fuzz sim sim-short sim-test mutants e2e e2e-short e2e-upgrade conformance kills crash rot bench bench-ha bench-space bench-open bench-budget bench-64t bench-corpus soak gen clean FORCE
 
 ## build: the one binary, bin/twinsan
 build: bin/twinsan
@@ -122,6 +123,12 @@ e2e-upgrade:
 	cd bin/before && $(GO) build -o twinsan ./cmd/twinsan
 	tests/e2e.sh 20m -bin $(CURDIR)/bin/twinsan -before $(CURDIR)/bin/before/twinsan -test.run '^TestUpgrade$$'
 
+## kills: nodes are killed KILLS times under verified load; Ctrl-C ends it with the total so far
+kills:
+	tests/install.sh e2e
+	$(MAKE) --no-print-directory bin/twinsan
+	tests/kills.sh $(KILLS)
+
 ## crash: STATES crash states of the store, from seed FIRST on
 crash:
 	$(GO) test ./lsfs -run '^TestCrashStates$$' -v -timeout 0 -crash.states $(STATES) -crash.first $(FIRST)
@@ -134,7 +141,7 @@ rot:
 conformance:
 	tests/install.sh e2e
 	$(MAKE) --no-print-directory bin/twinsan
-	tests/e2e.sh 24h -bin $(CURDIR)/bin/twinsan -test.run '^TestConformance$$' -conformance . -conformance-runs $(RUNS)
+	tests/e2e.sh 24h -bin $(CURDIR)/bin/twinsan -test.run '^TestConformance' -conformance . -conformance-runs $(RUNS)
 
 ## bench: a table beside tgt, saved below bin/bench; BENCH= are flags of tests/bench
 bench:

@@ -162,7 +162,7 @@ func (s *Store) runBatch(refuse bool) {
 		dirty := s.pg.nDirty.Load()
 		b.relaxed = true
 		for _, op := range b.ops {
-			b.relaxed = b.relaxed && (op.err != nil || op.Relaxed && op.Kind == OpWrite)
+			b.relaxed = b.relaxed && (op.err != nil || op.Relaxed && (op.Kind == OpWrite || op.Kind == OpCopy))
 		}
 		err := s.write()
 		if err == nil {

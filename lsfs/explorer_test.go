@@ -267,7 +267,7 @@ func (d *driver) run(ops ...*Op) error {
 			op.Done = func(_ *Op, err error) {
 				left--
 				if failed = errors.Join(failed, err); failed == nil {
-					if before++; !op.Relaxed || op.Kind != OpWrite {
+					if before++; !op.Relaxed || op.Kind != OpWrite && op.Kind != OpCopy {
 						firm = before
 					}
 				}

@@ -36,8 +36,12 @@ type flusher struct {
 
 	durable atomic.Uint64 // sequence of the newest commit that is flushed, and all before it
 	wake    chan struct{} // something is written and not flushed
-	full    chan struct{} // half of FlushBytes is
+	full    chan struct{} // half of FlushBytes is, or copyFlush
 }
+
+// copyFlush is the log that waits when a flush begins beside a resync's next commits: an
+// operation that is durable itself does not come to stand behind much more than that.
+const copyFlush = 8 << 20
 
 func (f *flusher) init() {
 	f.wake, f.full = make(chan struct{}, 1), make(chan struct{}, 1)
@@ -108,7 +112,11 @@ func (s *Store) relax(waiting int64) error {
 	case f.wake <- struct{}{}:
 	default:
 	}
-	if s.cfg.FlushBytes/2 <= waiting {
+	early := s.cfg.FlushBytes / 2
+	if b := &s.batch; len(b.ops) > 0 && b.ops[0].Kind == OpCopy {
+		early = min(early, copyFlush)
+	}
+	if early <= waiting {
 		select {
 		case f.full <- struct{}{}:
 		default:

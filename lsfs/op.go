@@ -91,7 +91,7 @@ type Op struct {
 	// journals): new blocks of it enter the cache on this node.
 	Warm bool
 
-	// Relaxed: an OpWrite that is done when it is written and visible, before it is
+	// Relaxed: an OpWrite or OpCopy that is done when it is written and visible, before it is
 	// durable. It becomes durable with the next operation that is not relaxed, and after
 	// Config.FlushInterval at the latest; until then a power cut may take it back,
 	// together with everything that came after it.

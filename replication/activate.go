@@ -234,7 +234,7 @@ func (v *Volume) equalize(ctx context.Context, peer NodeID, pos wire.Position, e
 	if mutant("M3-level") {
 		return nil
 	}
-	s := &resync{v: v, peer: peer, link: l, epoch: epoch}
+	s := newResync(v, peer, l, epoch)
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	defer s.cancel()
 	return s.level(pos, m)

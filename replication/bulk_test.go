@@ -240,8 +240,8 @@ func (p *meddled) CreateCopy(ctx context.Context, id VolumeID, blocks uint64, re
 	return meddledCopy{c, p}, nil
 }
 
-func (c meddledCopy) ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error {
-	err := c.Copy.ReadReduced(ctx, start, dst, buf)
+func (c meddledCopy) ReadChosen(ctx context.Context, start lsfs.BlockNo, index []uint32, dst []dedup.Block, buf []byte) error {
+	err := c.Copy.ReadChosen(ctx, start, index, dst, buf)
 	c.p.read(start, len(dst))
 	return err
 }
@@ -424,7 +424,7 @@ func TestLinkBreaksInWindow(t *testing.T) {
 	}
 	sent := a.Resyncs().SentBytes - before
 	t.Logf("%d MiB were sent for %d, over %d connections", sent>>20, size>>20, dialled.Load())
-	if most := int64(size + len(breaks)*(quietChunks+2)<<20); sent > most {
+	if most := int64(size + len(breaks)*(sentChunks+2)<<20); sent > most {
 		t.Errorf("%d MiB were sent, at most %d may have been", sent>>20, most>>20)
 	}
 	b.equal()

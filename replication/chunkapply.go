@@ -14,11 +14,15 @@ import (
 // without an error, nothing refers to data any more.
 func (v *Volume) syncApply(ctx context.Context, meta, data []byte) ([]byte, error) {
 	c := v.copy()
-	return v.applyChunk(ctx, c, c.Blocks(), v.id, meta, data)
+	// In M3 the copy stays in sync: what changes it there is durable as what it replaces.
+	return v.applyChunk(ctx, c, c.Blocks(), v.id, c.Meta().Inconsistent, meta, data)
 }
 
-// applyChunk is syncApply for what is not the copy itself, too: target takes the operations.
-func (v *Volume) applyChunk(ctx context.Context, c fingerprinted, blocks uint64, target VolumeID, meta, data []byte) ([]byte, error) {
+// applyChunk is syncApply for what is not the copy itself, too: target takes the
+// operations. relaxed: they are answered when they are written, before they are flushed.
+// Nothing is built on them before a mark that is durable itself, and so makes them
+// durable first: SyncEnd or SnapSeal (Y9).
+func (v *Volume) applyChunk(ctx context.Context, c chunked, blocks uint64, target VolumeID, relaxed bool, meta, data []byte) ([]byte, error) {
 	sc, err := wire.DecodeSyncChunk(meta, data)
 	if err != nil {
 		return nil, err
@@ -28,6 +32,9 @@ func (v *Volume) applyChunk(ctx context.Context, c fingerprinted, blocks uint64,
 		return nil, err
 	}
 	works, err := v.chunkWorks(&sc, have, start, target)
+	if err == nil {
+		err = stampLast(ctx, c, &sc, works, relaxed)
+	}
 	if err != nil {
 		for _, w := range works {
 			v.node.unpin(w)
@@ -44,6 +51,31 @@ func (v *Volume) applyChunk(ctx context.Context, c fingerprinted, blocks uint64,
 	return d[:], nil
 }
 
+// chunked is what a chunk is stored in: a copy, or a snapshot that is being forged.
+type chunked interface {
+	fingerprinted
+	ChunkVersions(ctx context.Context, first uint32, dst []lsfs.Seq) error
+}
+
+// stampLast makes sure that the chunk has the owner's version when all of its works are in
+// the log, and not before. Where the replica had moved beyond the common point and the
+// owner had not, the owner's version is the lower one: with that and a part of the
+// content no later resync would look at the chunk again (Y1). The log keeps the order of
+// works, so what a loss of power leaves of them ends with one that has the higher one.
+func stampLast(ctx context.Context, c chunked, sc *wire.SyncChunk, works []*work, relaxed bool) error {
+	var have [1]lsfs.Seq
+	if err := c.ChunkVersions(ctx, sc.Chunk, have[:]); err != nil {
+		return err
+	}
+	for i, w := range works {
+		w.op.Relaxed = relaxed
+		if i < len(works)-1 {
+			w.op.ID.Seq = max(w.op.ID.Seq, have[0])
+		}
+	}
+	return nil
+}
+
 // chunkWorks are the operations that make a chunk what sc says: runs of blocks that
 // differ become one each. The first block always goes along, so that the chunk's version
 // moves even when nothing differs. After an error they hold pins.
@@ -51,8 +83,8 @@ func (v *Volume) chunkWorks(sc *wire.SyncChunk, have []dedup.Fingerprint, start 
 	var sent [wire.ChunkBlocks]*dedup.Block
 	for k, i := range sc.Index {
 		b := &sc.Blocks[k]
-		if b.Data == nil || dedup.Sum(b.Data) != b.Sum || b.Fingerprint != sc.Fingerprints[i] { // CHECKED
-			return nil, fmt.Errorf("block %d of chunk %d does not match its sum", i, sc.Chunk)
+		if b.Data == nil || b.Fingerprint != sc.Fingerprints[i] { // CHECKED: the store verifies the sum before it takes it
+			return nil, fmt.Errorf("block %d of chunk %d is not what was announced", i, sc.Chunk)
 		}
 		sent[i] = b
 	}

@@ -28,12 +28,12 @@ type chunkRoom struct {
 	again  [wire.ChunkBlocks]dedup.Fingerprint // with the range locked
 	blocks [wire.ChunkBlocks]dedup.Block       // contents that the replica lacks, in buf
 	head   []byte                              // frame up to its data part
-	buf    [wire.ChunkBlocks * blockSize]byte
-	fill   int // bytes of buf, from its beginning, that are contents
+	buf    []byte                              // of a chunk; as large an allocation is aligned, so that devices read into it
+	fill   int                                 // bytes of buf, from its beginning, that are contents
 }
 
 // Between resyncs the garbage collector has the rooms back.
-var chunkRooms = sync.Pool{New: func() any { return new(chunkRoom) }}
+var chunkRooms = sync.Pool{New: func() any { return &chunkRoom{buf: make([]byte, wire.ChunkBlocks*blockSize)} }}
 
 // chunkJob is the copying of one chunk.
 type chunkJob struct {
@@ -73,6 +73,12 @@ func (s *resync) carry(j *chunkJob, locked bool) error {
 	s.v.node.throttle.charge(chunkCost)
 	if err := j.survey(j.room.fps[:j.end-j.start]); err != nil {
 		return err
+	}
+	select {
+	case s.sending <- struct{}{}:
+		defer func() { <-s.sending }()
+	case <-s.ctx.Done():
+		return s.ctx.Err()
 	}
 	if locked && !mutant("Y4") {
 		h := &hold{start: j.start, end: j.end}
@@ -116,7 +122,7 @@ func (j *chunkJob) survey(fps []dedup.Fingerprint) error {
 	return j.read()
 }
 
-// read reads the contents that the index names, neighbours together.
+// read reads the contents that the index names, all of them at once.
 func (j *chunkJob) read() error {
 	r, index := j.room, j.sc.Index
 	if len(index) > len(j.sc.Fingerprints) {
@@ -124,18 +130,13 @@ func (j *chunkJob) read() error {
 	}
 	blocks := r.blocks[:len(index)]
 	r.fill = 0
-	for k := 0; k < len(index); {
-		run := 1
-		for k+run < len(index) && index[k+run] == index[k]+uint32(run) {
-			run++
-		}
-		if i := index[k]; int(i)+run > len(j.sc.Fingerprints) {
+	for k, i := range index {
+		if int(i) >= len(j.sc.Fingerprints) || k > 0 && i <= index[k-1] {
 			return fmt.Errorf("%w: index %d", wire.ErrFrame, i)
 		}
-		if err := j.s.readIntact(j.source, j.start+lsfs.BlockNo(index[k]), blocks[k:k+run], r.buf[k*blockSize:(k+run)*blockSize]); err != nil {
-			return err
-		}
-		k += run
+	}
+	if err := j.s.readIntact(j.source, j.start, index, blocks, r.buf); err != nil {
+		return err
 	}
 	for k := range blocks { // one after another; each moves towards the beginning, or not at all
 		b := &blocks[k]

@@ -61,11 +61,11 @@ func (l *lostBlocks) take() (chunks []uint32, blocks []lsfs.BlockNo) {
 	return chunks, blocks
 }
 
-// readIntact reads the stored form of blocks. A damaged one is repaired from another
-// node; the first that none has is a *badBlock.
-func (s *resync) readIntact(c chunkSource, no lsfs.BlockNo, dst []dedup.Block, buf []byte) error {
+// readIntact reads the stored form of blocks of a chunk. A damaged one is repaired from
+// another node; the first that none has is a *badBlock.
+func (s *resync) readIntact(c chunkSource, start lsfs.BlockNo, index []uint32, dst []dedup.Block, buf []byte) error {
 	for attempt := 0; ; attempt++ {
-		err := c.ReadReduced(s.ctx, no, dst, buf)
+		err := c.ReadChosen(s.ctx, start, index, dst, buf)
 		var bad *lsfs.CorruptError
 		if err == nil || !errors.As(err, &bad) || bad.BID == 0 || attempt == 2*len(dst) {
 			return err

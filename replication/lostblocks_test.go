@@ -69,6 +69,15 @@ func (c rottenCopy) Read(ctx context.Context, off uint64, dst []byte) error {
 	return c.Copy.Read(ctx, off, dst)
 }
 
+func (c rottenCopy) ReadChosen(ctx context.Context, start lsfs.BlockNo, index []uint32, dst []dedup.Block, buf []byte) error {
+	for _, i := range index {
+		if err := c.damage(start+lsfs.BlockNo(i), 1); err != nil {
+			return err
+		}
+	}
+	return c.Copy.ReadChosen(ctx, start, index, dst, buf)
+}
+
 func (c rottenCopy) ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error {
 	if err := c.damage(start, len(dst)); err != nil {
 		return err

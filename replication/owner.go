@@ -119,7 +119,7 @@ func (v *Volume) tripped(w *work, err error) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
-	case w.op.Kind == lsfs.OpCopy && full:
+	case w.op.Kind == lsfs.OpCopy && (full || errors.Is(err, lsfs.ErrInvalidOp)): // no room; or it is not what its sum says
 		w.err = err // the resync ends, and is tried again
 	case w.from == nil:
 		return false

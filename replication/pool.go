@@ -53,6 +53,8 @@ type Copy interface {
 	Read(ctx context.Context, off uint64, dst []byte) error
 	// ReadReduced reads stored forms with their fingerprints; Data lies in buf.
 	ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error
+	// ReadChosen does so for blocks start+index[k], which ascend within a chunk, all at once.
+	ReadChosen(ctx context.Context, start lsfs.BlockNo, index []uint32, dst []dedup.Block, buf []byte) error
 	// Fingerprints reads fingerprints, the zero value for holes.
 	Fingerprints(ctx context.Context, start lsfs.BlockNo, dst []dedup.Fingerprint) error
 	// Extents lists what is mapped of [start, end) in dst, up to its capacity; never nothing.
@@ -96,10 +98,10 @@ type SnapshotCopy interface {
 	Volume() lsfs.VolumeID // whose it is
 	Point() lsfs.OpID      // the operation that took it
 	Blocks() uint64
-	// Fingerprints, ReadReduced, ChangedChunks, ChunkVersions and Repair are those of
+	// Fingerprints, ReadChosen, ChangedChunks, ChunkVersions and Repair are those of
 	// Copy, as of the snapshot.
 	Fingerprints(ctx context.Context, start lsfs.BlockNo, dst []dedup.Fingerprint) error
-	ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error
+	ReadChosen(ctx context.Context, start lsfs.BlockNo, index []uint32, dst []dedup.Block, buf []byte) error
 	ChangedChunks(ctx context.Context, since lsfs.Seq) ([]uint32, error)
 	ChunkVersions(ctx context.Context, first uint32, dst []lsfs.Seq) error
 	Repair(ctx context.Context, block lsfs.BlockNo, intact dedup.Block) error

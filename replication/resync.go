@@ -28,10 +28,11 @@ type resync struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	total, done atomic.Int64 // chunks
-	flying      atomic.Int32 // chunks under way
-	sent        atomic.Int64 // bytes of stored blocks
-	started     time.Time    // with mu of the volume: when its turn came
+	total, done atomic.Int64  // chunks
+	flying      atomic.Int32  // chunks under way
+	sending     chan struct{} // a place for each chunk that is sent
+	sent        atomic.Int64  // bytes of stored blocks
+	started     time.Time     // with mu of the volume: when its turn came
 	turn        turn
 	lost        lostBlocks
 }
@@ -42,14 +43,20 @@ const (
 	syncFull  = 1 // the replica is out of sync: inconsistent until the end
 )
 
-// Chunks under way in one resync. Each holds its range against writes and waits for the
-// link and for a flush at the replica. While initiators work, few are under way, so
-// that none waits long for a range; while nobody does, enough to hide the waiting. They
-// take 17 MiB at most at each end.
+// Chunks under way in one resync. While initiators work, few are, so that none waits long
+// for a range; while nobody does, enough to hide the waiting. They take 33 MiB at the
+// owner. Of them sentChunks at most are on the link and at the replica, where they take
+// 17 MiB, and hold their ranges against writes; the others are compared and read
+// meanwhile, which is a third of the time that a chunk takes.
 const (
 	parallelChunks = 4
-	quietChunks    = 16
+	quietChunks    = 32
+	sentChunks     = 16
 )
+
+func newResync(v *Volume, peer NodeID, l *link, epoch lsfs.Epoch) *resync {
+	return &resync{v: v, peer: peer, link: l, epoch: epoch, sending: make(chan struct{}, sentChunks)}
+}
 
 // startResyncs starts what is missing: one resync for every replica that is out
 // of sync and in reach. Called with mu.
@@ -65,7 +72,8 @@ func (v *Volume) startResyncs() {
 		if l == nil || v.node.peerSlow(r.Node) {
 			continue
 		}
-		s := &resync{v: v, peer: r.Node, link: l, epoch: v.g.rec.Epoch, started: time.Now(), turn: turn{copies: len(v.g.rec.InSync), work: v.missing(r.Node)}}
+		s := newResync(v, r.Node, l, v.g.rec.Epoch)
+		s.started, s.turn = time.Now(), turn{copies: len(v.g.rec.InSync), work: v.missing(r.Node)}
 		s.ctx, s.cancel = context.WithCancel(v.node.ctx)
 		v.syncing[r.Node] = s
 		v.node.spawn(func() { s.run(r) })

@@ -28,7 +28,9 @@ func BenchmarkResync(b *testing.B) {
 		outage  bool
 		entropy int // of 4096 bytes so many are random, the rest zeros
 		writers int // initiators that write 4 KiB anywhere meanwhile
-	}{{"new-replica", false, 4096, 0}, {"new-replica-half", false, 2048, 0}, {"outage", true, 4096, 0}, {"beside-writes", false, 4096, 4}} {
+		single  int // blocks that are rewritten in the outage, one by one; 0: all of the volume
+	}{{"new-replica", false, 4096, 0, 0}, {"new-replica-half", false, 2048, 0, 0}, {"outage", true, 4096, 0, 0},
+		{"outage-single-blocks", true, 4096, 0, 16 << 10}, {"beside-writes", false, 4096, 4, 0}} {
 		b.Run(c.name, func(b *testing.B) {
 			const volume = 512 << 20
 			dir := os.Getenv("TWINSAN_BENCH_DIR")
@@ -67,14 +69,22 @@ func BenchmarkResync(b *testing.B) {
 				}
 				a := l.startWith(1, lsfs.Config{Devices: at[1:2]})
 				l.create(volume, 1)
+				if c.single > 0 {
+					fillVolume(b, a, volume, c.entropy)
+				}
 				if c.outage {
 					n := l.startWith(2, lsfs.Config{Devices: at[2:]})
+					<-done
 					l.inSync(1, 2)
 					l.stop(2, n)
-					<-done
 					l.inSync(1)
 				}
-				fillVolume(b, a, volume, c.entropy)
+				if c.single > 0 {
+					writeSingle(b, a, volume, c.single)
+				} else {
+					fillVolume(b, a, volume, c.entropy)
+				}
+				eventually(b, "nobody works", func() bool { return !a.throttle.working(a.now()) })
 				load := startWriters(b, a, volume, c.writers)
 				stop := profile(b, c.name)
 				before, sent := lab.OwnCPU(), a.Resyncs().SentBytes
@@ -123,6 +133,26 @@ func fillVolume(b *testing.B, n *testNode, volume, entropy int) {
 				}
 				if err := n.do(&Request{Op: OpWrite, Off: uint64(off), Len: piece, Data: data}); err != nil {
 					b.Errorf("write at %d: %v", off, err)
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
+// writeSingle writes new content to so many blocks anywhere in volume 1.
+func writeSingle(b *testing.B, n *testNode, volume, blocks int) {
+	b.Helper()
+	const under = 32
+	var group sync.WaitGroup
+	for range under {
+		group.Go(func() {
+			data := make([]byte, blockSize)
+			for range blocks / under {
+				rand.Read(data)
+				if err := n.do(&Request{Op: OpWrite, Off: binary.LittleEndian.Uint64(data) % uint64(volume) / blockSize * blockSize, Len: blockSize, Data: data}); err != nil {
+					b.Error(err)
 					return
 				}
 			}

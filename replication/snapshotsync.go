@@ -241,7 +241,7 @@ func (s *resync) fill(x SnapshotCopy, chunks []uint32) error {
 // chunkSource is what the contents of a chunk are read from: a copy or a snapshot.
 type chunkSource interface {
 	Fingerprints(ctx context.Context, start lsfs.BlockNo, dst []dedup.Fingerprint) error
-	ReadReduced(ctx context.Context, start lsfs.BlockNo, dst []dedup.Block, buf []byte) error
+	ReadChosen(ctx context.Context, start lsfs.BlockNo, index []uint32, dst []dedup.Block, buf []byte) error
 	ChunkVersions(ctx context.Context, first uint32, dst []lsfs.Seq) error
 	Repair(ctx context.Context, block lsfs.BlockNo, intact dedup.Block) error
 }
@@ -310,7 +310,7 @@ func (v *Volume) serveSnapshots(ctx context.Context, method wire.Method, meta, d
 	if method == wire.SnapCompare {
 		out, err = v.compareChunk(ctx, x, x.Blocks(), meta)
 	} else {
-		out, err = v.applyChunk(ctx, x, x.Blocks(), id, meta, data)
+		out, err = v.applyChunk(ctx, x, x.Blocks(), id, true, meta, data)
 	}
 	return out, nil, err
 }

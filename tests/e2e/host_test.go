@@ -56,12 +56,14 @@ func (h *host) connect(ctx context.Context) error {
 		if h.conn != nil {
 			return nil
 		}
-		h.r.must(h.r.c.Reload(), "demo.json")
+		if h.r.inside == nil {
+			h.r.must(h.r.c.Reload(), "demo.json")
+		}
 		node := h.r.c.Node(h.nodes[h.at])
 		dial, cancel := context.WithTimeout(ctx, 3*time.Second)
 		isid := h.isid
 		isid[5] = byte(h.at + 1)
-		conn, err := initiator.Dial(dial, initiator.Config{Addr: node.Portal, InitiatorName: h.name, TargetName: h.r.c.Target, ISID: isid})
+		conn, err := h.r.dial(dial, initiator.Config{Addr: node.Portal, InitiatorName: h.name, TargetName: h.r.c.Target, ISID: isid})
 		cancel()
 		if err == nil {
 			h.conn = conn
@@ -74,6 +76,15 @@ func (h *host) connect(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// dial logs in from where the initiators are.
+func (r *rig) dial(ctx context.Context, c initiator.Config) (conn *initiator.Conn, err error) {
+	if r.inside == nil {
+		return initiator.Dial(ctx, c)
+	}
+	r.must(r.inside(func() { conn, err = initiator.Dial(ctx, c) }), "network of the initiators")
+	return conn, err
 }
 
 // do runs a command once it can be run. Unit attentions, BUSY and paths in

@@ -33,12 +33,14 @@ func killOwner(r *rig, v *lab.Volume, load *verified) {
 
 // TestKillReplica kills the node that mirrors the volume.
 func TestKillReplica(t *testing.T) {
-	kill(t, pauseMax, func(r *rig, v *lab.Volume, load *verified) {
-		other := v.Other()
-		r.demo("kill", other)
-		load.progress(300, 30*time.Second)
-		r.demo("start", other)
-	})
+	kill(t, pauseMax, killReplica)
+}
+
+func killReplica(r *rig, v *lab.Volume, load *verified) {
+	other := v.Other()
+	r.demo("kill", other)
+	load.progress(300, 30*time.Second)
+	r.demo("start", other)
 }
 
 // TestKillBoth kills both nodes at once, as a power failure of the site does.
@@ -130,27 +132,35 @@ func kill(t *testing.T, limit time.Duration, hurt func(*rig, *lab.Volume, *verif
 	r := up(t, lab.Options{DeviceSize: "4G", Volumes: []string{"demo:512M"}})
 	longest, total := time.Duration(0), int64(0)
 	for round := 1; round <= *rounds; round++ {
-		start := time.Now()
-		// A small range that is written over and over: each round ends when the node
-		// has caught up with it, and that should not take longer than it has to.
-		load := r.verify(r.both(r.volume("demo").LUN), 0, 32*mib, append([]string{"--failover", "--io-timeout", "20", "--iodepth", "8"}, more...)...)
-		// The blow falls at another moment each time.
-		load.progress(100+r.rand.Int64N(3000), 30*time.Second)
-		v := r.volume("demo")
-		hurt(r, v, load)
-		// Both replicas are back while I/O goes on.
-		r.must(r.c.WaitHealthy(r.ctx, 2*time.Minute), "round %d: recovery", round)
-		load.progress(100, 30*time.Second)
-		result := load.stop()
-		pause := time.Duration(result.Failover.MaxGapMS * float64(time.Millisecond))
-		longest, total = max(longest, pause), total+load.acked()
-		if limit != 0 && pause > limit {
-			r.Errorf("round %d (owner %s): the initiator waited %.2f s, allowed are %s", round, v.Owner, pause.Seconds(), limit)
-		}
-		r.must(r.c.CheckEqual(r.ctx, "demo"), "round %d: volume check", round)
-		// Half of the rounds read back through each node.
-		load.check(r.c.URL([]string{"a", "b"}[round%2], v.LUN))
-		r.Logf("round %d: owner %s, pause %.2f s, %d writes, %.1f s", round, v.Owner, pause.Seconds(), load.acked(), time.Since(start).Seconds())
+		pause, writes := r.round(round, 32*mib, limit, hurt, more...)
+		longest, total = max(longest, pause), total+writes
 	}
 	r.Logf("%d rounds, %d acknowledged writes, 0 lost, 0 stale, 0 corrupt, longest pause %.2f s", *rounds, total, longest.Seconds())
+}
+
+// round is one blow under a verified load of its own on so much of the volume, which is
+// read back afterwards. limit 0: the pause has none.
+func (r *rig) round(round int, size int64, limit time.Duration, hurt func(*rig, *lab.Volume, *verified), more ...string) (pause time.Duration, writes int64) {
+	r.Helper()
+	start := time.Now()
+	// A small range that is written over and over: each round ends when the node
+	// has caught up with it, and that should not take longer than it has to.
+	load := r.verify(r.both(r.volume("demo").LUN), 0, size, append([]string{"--failover", "--io-timeout", "20", "--iodepth", "8"}, more...)...)
+	// The blow falls at another moment each time.
+	load.progress(100+r.rand.Int64N(3000), 30*time.Second)
+	v := r.volume("demo")
+	hurt(r, v, load)
+	// Both replicas are back while I/O goes on.
+	r.must(r.c.WaitHealthy(r.ctx, 2*time.Minute), "round %d: recovery", round)
+	load.progress(100, 30*time.Second)
+	result := load.stop()
+	pause, writes = time.Duration(result.Failover.MaxGapMS*float64(time.Millisecond)), load.acked()
+	if limit != 0 && pause > limit {
+		r.Errorf("round %d (owner %s): the initiator waited %.2f s, allowed are %s", round, v.Owner, pause.Seconds(), limit)
+	}
+	r.must(r.c.CheckEqual(r.ctx, "demo"), "round %d: volume check", round)
+	// Half of the rounds read back through each node.
+	load.check(r.c.URL([]string{"a", "b"}[round%2], v.LUN))
+	r.Logf("round %d: owner %s, pause %.2f s, %d writes, %.1f s", round, v.Owner, pause.Seconds(), writes, time.Since(start).Seconds())
+	return pause, writes
 }

@@ -22,6 +22,7 @@ var (
 	keep        = flag.Bool("keep", false, "keep the directories of tests that pass")
 	imageMiB    = flag.Int64("image-mib", 64, "size of the directory tree of the disk image")
 	rounds      = flag.Int("rounds", 3, "kills of each kind")
+	kills       = flag.Int("kills", 0, "rounds of TestKills")
 	copyMiB     = flag.Int64("copy-mib", 256, "size of the unit that is cloned")
 	stormMiB    = flag.Int64("storm-mib", 256, "size of the image of which a hundred clones are read at once")
 	locks       = flag.Int("locks", 3000, "COMPARE AND WRITE commands that have to win")

@@ -64,7 +64,8 @@ func upNetwork(t *testing.T, o lab.NetworkOptions) *netRig {
 	})
 	r.iscsiload, err = n.Inside(load)
 	r.must(err, "load generator")
-	return &netRig{r, n}
+	r.inside = n.Do
+	return &netRig{rig: r, n: n}
 }
 
 // fault is one thing that happens to the network. owner and other are the data

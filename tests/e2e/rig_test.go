@@ -31,6 +31,9 @@ type rig struct {
 	iscsiload string
 	rand      *rand.Rand
 	volatile  bool // the volume has a volatile cache: what was not flushed may be lost
+
+	// inside runs what opens a socket where the initiators are; nil: here.
+	inside func(func()) error
 }
 
 // up starts a cluster that lives as long as the test.

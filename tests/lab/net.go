@@ -8,11 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Network is a cluster whose members live in network namespaces of their own,
@@ -359,6 +362,32 @@ func (n *Network) Slow(ctx context.Context, name string, rate int) error {
 func (n *Network) Inside(program string) (string, error) {
 	path := filepath.Join(n.Dir, filepath.Base(program))
 	return path, os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec ip netns exec %s %s \"$@\"\n", n.hub, program), 0o700)
+}
+
+// Do runs f where the initiators are: sockets that f opens itself, on no goroutine of its
+// own, are in that network for as long as they live.
+func (n *Network) Do(f func()) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.Close()
+	hub, err := os.Open(filepath.Join("/run/netns", n.hub))
+	if err == nil {
+		err = unix.Setns(int(hub.Fd()), unix.CLONE_NEWNET)
+		hub.Close()
+	}
+	if err == nil {
+		f()
+	}
+	// The thread is not left to its end: members that it started would get their signal.
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, back) // and nothing else runs on it
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // Close kills all members and removes the namespaces. The files stay.
