@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs"
@@ -160,9 +161,10 @@ func (h *heldRequest) refused(v *Volume) bool {
 
 // forwarding is the table of requests that wait for the owner's answer.
 type forwarding struct {
-	mu   sync.Mutex
-	last uint64
-	open map[uint64]forwarded
+	mu     sync.Mutex
+	last   uint64
+	open   map[uint64]forwarded
+	wanted []*settling
 }
 
 type forwarded struct {
@@ -170,6 +172,59 @@ type forwarded struct {
 	r     *Request
 	l     *link
 	until Instant // Z3
+}
+
+// settling waits for some of the forwarded requests.
+type settling struct {
+	left map[uint64]bool
+	done chan struct{} // closed when none is left
+}
+
+// removeLocked takes a request off the table.
+func (f *forwarding) removeLocked(id uint64) {
+	delete(f.open, id)
+	for _, s := range f.wanted {
+		if s.left[id] {
+			if delete(s.left, id); len(s.left) == 0 {
+				close(s.done)
+			}
+		}
+	}
+}
+
+// SettleForwards returns when nothing that was abandoned before the call can take effect
+// any more because it is on its way to an owner: that has answered, or refuses it for its
+// age (Z3), so it takes a second and a half at most. Who drops a session calls it
+// before the initiator learns of that: it could be faster through another node than the
+// command, see it without effect, and be overtaken by it (Z1).
+func (n *Node) SettleForwards() {
+	if mutant("Z1-settle") {
+		return
+	}
+	f := &n.forwards
+	s := &settling{left: map[uint64]bool{}, done: make(chan struct{})}
+	fresh := n.now().After(n.timing.Drop - n.timing.Fresh)
+	f.mu.Lock()
+	for id, x := range f.open {
+		if x.r.Abandoned != nil && x.r.Abandoned.Load() && fresh <= x.until {
+			s.left[id] = true
+		}
+	}
+	if len(s.left) == 0 {
+		f.mu.Unlock()
+		return
+	}
+	f.wanted = append(f.wanted, s)
+	f.mu.Unlock()
+	t := time.NewTimer(n.timing.Fresh)
+	defer t.Stop()
+	select {
+	case <-s.done:
+	case <-t.C:
+	}
+	f.mu.Lock()
+	f.wanted = slices.DeleteFunc(f.wanted, func(x *settling) bool { return x == s })
+	f.mu.Unlock()
 }
 
 // forward ships a request to the owner with the epoch in which it was accepted (Z2).
@@ -202,6 +257,11 @@ func (n *Node) forward(v *Volume, l *link, epoch lsfs.Epoch, r *Request) {
 	}
 	f.open[id] = forwarded{v, r, l, n.now().After(n.timing.Drop)}
 	f.mu.Unlock()
+	if r.Abandoned != nil && r.Abandoned.Load() {
+		// Whoever gave it up may not have found it in the table.
+		n.endForwards(errNeverSent, func(x *forwarded) bool { return x.r == r })
+		return
+	}
 	l.lock()
 	dead := l.err != nil
 	at := len(l.out)
@@ -249,7 +309,7 @@ func (n *Node) forwardDone(p *peer, h wire.Header, meta, data []byte) error {
 	f := &n.forwards
 	f.mu.Lock()
 	x, ok := f.open[h.Seq]
-	delete(f.open, h.Seq)
+	f.removeLocked(h.Seq)
 	f.mu.Unlock()
 	if !ok {
 		return nil
@@ -356,7 +416,7 @@ func (n *Node) endForwards(err error, which func(*forwarded) bool) {
 	for id, x := range f.open {
 		if which(&x) {
 			lost = append(lost, x)
-			delete(f.open, id)
+			f.removeLocked(id)
 		}
 	}
 	f.mu.Unlock()

@@ -271,7 +271,7 @@ func (n *Node) start(s *cluster.State) (*serving, error) {
 	out.scsi = scsi.New(scsi.Config{Backend: out.replication, NodePort: uint16(self), PortGroup: uint16(self), TargetName: n.id.Target, Logger: n.log})
 	out.target, err = iscsi.New(iscsi.Config{
 		TargetName: n.id.Target, PortGroup: uint16(self), Listen: n.config.ISCSI.Portals,
-		Device: out.scsi, Directory: directory{n}, Logger: n.log,
+		Device: out.scsi, Directory: directory{n}, Settle: out.replication.SettleForwards, Logger: n.log,
 	})
 	if err != nil {
 		out.scsi.Close()

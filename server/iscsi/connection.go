@@ -84,6 +84,7 @@ type connection struct {
 
 	dropped  atomic.Bool // read nothing more, start nothing more, send nothing more
 	leaving  atomic.Bool // read nothing more, start nothing more
+	reset    atomic.Bool // dropped, and the peer is not to know before its tasks are settled
 	pushOnce func(fd uintptr) bool
 	pushAll  func(fd uintptr) bool
 	writers  sync.WaitGroup
@@ -431,7 +432,8 @@ func (c *connection) cutLocked(cause error) {
 }
 
 // cut is cutLocked; with reset the peer gets an RST and what was not sent is
-// thrown away.
+// thrown away, when the reader has aborted the tasks: who learns of the end before
+// may be faster with another path than a task with its effect.
 func (c *connection) cut(cause error, reset bool) {
 	c.mu.Lock()
 	if c.answered && reset {
@@ -441,7 +443,15 @@ func (c *connection) cut(cause error, reset bool) {
 	}
 	c.dropped.Store(true)
 	if reset {
-		_ = c.conn.SetLinger(0)
+		if c.cause == nil {
+			c.cause = cause
+		}
+		c.reset.Store(c.full)
+		if err := c.conn.SetLinger(0); err == nil && c.full && c.conn.SetDeadline(time.Unix(1, 0)) == nil {
+			c.changed.Broadcast()
+			c.mu.Unlock()
+			return
+		}
 	}
 	c.cutLocked(cause)
 	c.mu.Unlock()
@@ -508,10 +518,19 @@ func (c *connection) shut(gracefully bool) {
 	if gracefully {
 		linger(c.conn, c.in)
 	}
-	_ = c.conn.Close()
 	c.dropped.Store(true)
+	settled := c.reset.Load()
+	if !settled {
+		_ = c.conn.Close()
+	}
 	if c.session != nil && c.session.nexus != nil {
 		c.target.device.AbortNexus(c.session.nexus)
+	}
+	if settled {
+		if c.target.settle != nil {
+			c.target.settle()
+		}
+		_ = c.conn.Close()
 	}
 	c.mu.Lock()
 	for c.active > 0 || len(c.managements) > 0 || c.writing {

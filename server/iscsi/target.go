@@ -87,6 +87,10 @@ type Config struct {
 	// Available says whether normal sessions may log in now; else they are told to
 	// come back later. Nil: always.
 	Available func() bool
+	// Settle is called when connections are dropped, between the abort of their tasks
+	// and the moment when the initiator learns of it: it returns when none of them can take
+	// effect any more elsewhere, within two seconds. May be nil.
+	Settle func()
 	// Event is called for logins and ends of sessions. It must not block. May be nil.
 	Event func(Event)
 
@@ -131,6 +135,7 @@ type Target struct {
 	now       func() time.Time
 	born      time.Time
 	available func() bool
+	settle    func()
 	event     func(Event)
 	login     loginConfig
 	buffers   *bufferPool
@@ -177,6 +182,7 @@ func New(c Config) (*Target, error) {
 		log:       c.Logger,
 		now:       c.Now,
 		available: c.Available,
+		settle:    c.Settle,
 		event:     c.Event,
 
 		firstStatSN: c.firstStatSN,
@@ -299,7 +305,8 @@ func (t *Target) connections(initiator string) []*connection {
 
 // DropSessions resets (RST) the connections of an initiator, or all for "".
 // Nothing that was not sent yet is sent, nothing more is read. It does not
-// wait; the sessions end like lost ones. It is the device server's hook.
+// wait; the sessions end like lost ones, once their tasks have (Config.Settle).
+// It is the device server's hook.
 func (t *Target) DropSessions(initiator, reason string) {
 	for _, c := range t.connections(initiator) {
 		c.cut(fmt.Errorf("%w: %s", errDropped, reason), true)

@@ -75,7 +75,7 @@ func (c *client) session(vol lsfs.VolumeID) *session {
 			if p, _ := w.processAt(c.path); p != nil && w.reaches(c, c.path) {
 				if s := p.login(c); s != nil {
 					if old := c.sessions[c.path]; old != nil {
-						old.end(false) // session reinstatement (Z4)
+						old.end() // session reinstatement (Z4)
 					}
 					c.sessions[c.path] = s
 					return s

@@ -62,8 +62,14 @@ func (s *session) isOver() bool {
 	return s.over
 }
 
-// end resets the session; the host learns of it when the network lets it.
-func (s *session) end(silently bool) {
+// end resets the session; the host learns of it when what it abandons is settled, as
+// server/iscsi has it, and the network lets it.
+func (s *session) end() { s.finish(false, false) }
+
+// die ends the session with its process: nothing is settled then.
+func (s *session) die(silently bool) { s.finish(true, silently) }
+
+func (s *session) finish(dead, silently bool) {
 	s.mu.Lock()
 	was := s.over
 	s.over = true
@@ -72,8 +78,11 @@ func (s *session) end(silently bool) {
 	if was {
 		return
 	}
-	w := s.p.w
+	w, n := s.p.w, s.p.node
 	w.group.Go(func() {
+		if !dead {
+			n.SettleForwards()
+		}
 		d := w.clientRandom.between(100*time.Microsecond, 5*time.Millisecond)
 		if silently {
 			d = w.clientRandom.between(8*time.Second, 15*time.Second) // its own NOP-Out tells it
@@ -98,7 +107,7 @@ func (p *process) drop(reason string) {
 	}
 	time.Sleep(p.w.dropDelay)
 	for _, s := range sessions {
-		s.end(false)
+		s.end()
 	}
 }
 
@@ -154,7 +163,7 @@ func (p *process) submit(s *session, vol lsfs.VolumeID, r *replication.Request, 
 	r.Abandoned = &s.gone
 	r.Done = func(r *replication.Request) {
 		if errors.Is(r.Err, replication.ErrUnavailable) {
-			s.end(false) // as server/scsi does
+			s.end() // as server/scsi does
 			return
 		}
 		done(r)
@@ -203,7 +212,7 @@ func (c *client) ask(s *session, vol lsfs.VolumeID, r *replication.Request) erro
 		w.note("host-gave-up", uint64(c.id), uint64(s.p.id))
 	case <-w.stop:
 	}
-	s.end(false)
+	s.end()
 	return errLost
 }
 

@@ -84,6 +84,7 @@ var mutants = []struct{ name, rule string }{
 	{"Z1", "sessions outlive the loss of ownership"},
 	{"Z1-outlived", "a command of a dropped session is executed by the next owner"},
 	{"Z1-pause", "a pause goes unnoticed"},
+	{"Z1-settle", "a session is dropped while what it forwarded is on its way"},
 	{"Z1-late", "what a link delivers after a long silence is executed"},
 	{"Z1-link", "what lies in the buffer of a failed link is executed"},
 	{"Z2", "a forwarded command of another epoch is executed"},

@@ -172,7 +172,7 @@ func (p *process) kill(hostDown bool) {
 	p.w.net.gone(p, hostDown)
 	p.w.court.disturb()
 	for _, s := range sessions {
-		s.end(hostDown)
+		s.die(hostDown)
 	}
 	p.w.group.Go(func() {
 		if node != nil {

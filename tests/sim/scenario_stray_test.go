@@ -156,6 +156,23 @@ func (w *world) strayBehindSlowLink() {
 	w.mend(func() {})
 }
 
+// strayUnderWay: the session is dropped, because of something else, when the command has left for
+// the owner and is held up for a moment. Its host has another path at hand.
+func (w *world) strayUnderWay() {
+	c, reg := w.clients[0], w.clients[0].regs[1][0]
+	c.pinned(2, reg, time.Minute) // its link to the owner is up
+	w.stallFrom(2, 1, 300*time.Millisecond)
+	x := w.stray(c, 2, reg, replication.OpWrite)
+	x.arrive()
+	time.Sleep(10 * time.Millisecond)
+	p, _ := w.processAt(2)
+	p.drop("the scenario wants it")
+	<-x.s.lost
+	c.pinned(1, reg, time.Minute)
+	time.Sleep(2 * time.Second)
+	w.mend(func() {})
+}
+
 // strayOfEarlierReign: a node forwards the command, and it is held up on its way for less
 // than a second (Late). In that time the volume moves away from the owner three times, which
 // the node learns at once: it ends the command as BUSY, and its host goes on. Then

@@ -42,6 +42,7 @@ var scenarios = []scenario{
 	{name: "a take-over is repeated after its answer was lost", nodes: 2, play: (*world).lateTakeOver},
 
 	{name: "a stray command at a deposed owner", nodes: 2, play: (*world).strayAtDeposed},
+	{name: "a stray command under way when its session is dropped", nodes: 2, play: (*world).strayUnderWay},
 	{name: "a stray command after a pause", nodes: 2, play: (*world).strayAfterPause},
 	{name: "a stray command behind a slow link", nodes: 2, play: (*world).strayBehindSlowLink},
 	{name: "a stray command of an earlier reign", nodes: 3, play: (*world).strayOfEarlierReign},
