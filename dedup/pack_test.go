@@ -133,9 +133,6 @@ func TestGroup(t *testing.T) {
 			t.Fatalf("a group of %d bytes for %d is made: %v", n, c.alone, ok)
 		}
 	}
-	if _, ok := p.Group(bytes.Repeat([]byte{7}, PackedBytes), PackedBytes); ok {
-		t.Fatal("a group of fewer bytes than members")
-	}
 	plain = plain[:0]
 	for i := range PackedBlocks {
 		plain = append(plain, scattered(i)...)

@@ -43,7 +43,7 @@ type cleaner struct {
 
 	squeeze  bool // the victim's blocks are recompressed
 	grouping bool // into groups
-	eager    bool // all that moves is cold; of tests
+	eager    bool // all that moves is cold, and groups need not win anything; of tests
 	packing  recompressor
 
 	choice  []victim // best first

@@ -29,6 +29,11 @@ func storedOK(e *format.Entry) bool {
 	return dedup.StoredLenOK(e.Encoding, int(e.Len)) && e.Index == 0
 }
 
+// readable says whether what an identity names fits what readers provide for it.
+func readable(e *format.Entry) bool {
+	return e.Len <= dedup.BlockSize || e.Encoding == dedup.ZstdGroup && e.Len <= dedup.PackedMax
+}
+
 // groupPages is the pages that a group stands in at most.
 const groupPages = (dedup.PackedMax+format.PageSize-1)/format.PageSize + 1
 

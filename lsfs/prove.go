@@ -72,7 +72,7 @@ func (p *prover) prove(list []suspect, bad func(l *suspect, found uint32, why er
 	p.runs = p.runs[:0]
 	for i := range list {
 		l := &list[i]
-		if l.nowhere {
+		if l.nowhere || !storedOK(&l.e) {
 			bad(l, 0, format.ErrInvalid)
 			continue
 		}
@@ -113,6 +113,9 @@ func (p *prover) prove(list []suspect, bad func(l *suspect, found uint32, why er
 // read reads one block by itself and says whether it is right. The bytes are valid
 // until the next call.
 func (p *prover) read(l *suspect) (stored []byte, err error) {
+	if !storedOK(&l.e) {
+		return nil, format.ErrInvalid
+	}
 	from := l.e.Addr.Offset() &^ (format.PageSize - 1)
 	buf := p.alone[:roundUp(l.e.Addr.Offset()+uint32(l.e.Len))-from]
 	d, at := p.s.segs.locate(format.MakeAddr(l.e.Addr.Segment(), from))

@@ -97,6 +97,9 @@ func (s *Store) gather(bid BID, e *format.Entry, stored []byte) error {
 // stageGroup stages the blocks that were gathered as a group, if that wins.
 func (s *Store) stageGroup() error {
 	p, g := &s.cleaner.packing, &s.cleaner.packing.group
+	if s.cleaner.eager {
+		g.bytes = dedup.PackedBytes
+	}
 	frame, ok := p.packer.Group(g.plain, g.bytes)
 	if !ok {
 		return s.stageAlone()

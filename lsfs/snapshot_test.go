@@ -545,11 +545,14 @@ func (g *gallery) forge(tb testing.TB, s *Store, c *client) {
 // plain model, with pages evicted between looking and changing, cleaning, checkpoints,
 // restarts and power cuts.
 func TestSnapshotModel(t *testing.T) {
+	met := &coldStores{}
+	defer met.mustHaveMet(t)
 	eachSeed(t, 4, func(t *testing.T, seed uint64) {
 		ctx := context.Background()
 		g := newGallery(seed)
 		rng := g.rng
 		r := newRig(t, seed, 32<<20, 16<<20)
+		r.cold = met.every(2, seed)
 		s := r.start()
 		var c *client
 		begin := func() {
