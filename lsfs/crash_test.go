@@ -153,7 +153,12 @@ func TestCrashAtEveryWrite(t *testing.T) {
 					t.Fatal(err)
 				}
 			case 1:
-				if n, ok := s.victim(true); ok {
+				if n, ok := s.victim(true); r.cold != nil {
+					if err := s.post(&task{kind: taskTurn}); err != nil {
+						t.Fatal(err)
+					}
+					chill(s, 4)
+				} else if ok {
 					s.cleanSegment(n)
 				}
 			}

@@ -336,6 +336,11 @@ func (d *driver) checkpoint() error {
 }
 
 func (d *driver) clean(need bool) error {
+	if d.cold && !need {
+		d.alone(func() { _ = d.s.turnLog() })
+		chill(d.s, 4)
+		return d.s.failure()
+	}
 	if n, ok := d.s.victim(need); ok {
 		d.s.cleanSegment(n)
 	}

@@ -42,6 +42,29 @@ func (c *coldStores) add(s *Store) {
 	c.mu.Unlock()
 }
 
+// chill cleans up to most sealed segments that hold blocks, whatever it gains, and seals what was written, so that
+// it is cleaned by the next call.
+func chill(s *Store, most int) {
+	var full []uint32
+	s.mu.RLock()
+	for n := range s.segs.all {
+		if seg := &s.segs.all[n]; seg.state == segmentSealed && seg.live > 0 && !seg.bad && len(full) < most {
+			full = append(full, uint32(n))
+		}
+	}
+	s.mu.RUnlock()
+	for _, n := range full {
+		s.cleanSegment(n)
+	}
+	s.cleaner.turn.Lock()
+	s.mu.Lock()
+	for i := range s.cleaner.out {
+		s.sealStream(&s.cleaner.out[i])
+	}
+	s.mu.Unlock()
+	s.cleaner.turn.Unlock()
+}
+
 // mustHaveMet: a test of all seeds made groups, moved some, took some apart, and read some.
 func (c *coldStores) mustHaveMet(t *testing.T) {
 	var made, kept, ended, read int64

@@ -171,7 +171,12 @@ func TestModel(t *testing.T) {
 					t.Fatal(err)
 				}
 			case k < 34:
-				if n, ok := s.victim(rng.IntN(2) == 0); ok {
+				if n, ok := s.victim(rng.IntN(2) == 0); r.cold != nil {
+					if err := s.post(&task{kind: taskTurn}); err != nil {
+						t.Fatal(err)
+					}
+					chill(s, 4)
+				} else if ok {
 					s.cleaner.mu.Lock() // the cleaner itself is idle: the pool is far from full
 					s.cleanSegment(n)
 					s.cleaner.mu.Unlock()

@@ -613,7 +613,9 @@ func TestSnapshotModel(t *testing.T) {
 					t.Fatal(err)
 				}
 			case k == 30:
-				if n, ok := s.victim(rng.IntN(2) == 0); ok {
+				if n, ok := s.victim(rng.IntN(2) == 0); r.cold != nil {
+					chill(s, 8)
+				} else if ok {
 					s.cleaner.mu.Lock()
 					s.cleanSegment(n)
 					s.cleaner.mu.Unlock()
