@@ -300,6 +300,21 @@ func TestGroupLife(t *testing.T) {
 	if p.kept.Load() == 0 || p.ended.Load() == 0 || p.groups.Load() == 0 {
 		t.Fatalf("%d groups moved whole, %d taken apart, %d made", p.kept.Load(), p.ended.Load(), p.groups.Load())
 	}
+	// What was taken apart leaves no group behind that is garbage in part.
+	whole := map[format.Addr]int{}
+	err := s.eachEntryPage(nil, func(_ BID, page []byte) {
+		var e format.Entry
+		for i := range format.EntriesPerPage {
+			if format.ParseEntry(format.EntryAt(page, i), &e); e.Addr != 0 && e.Encoding == dedup.ZstdGroup {
+				whole[e.Addr]++
+			}
+		}
+	})
+	for a, n := range whole {
+		if err != nil || n != dedup.PackedBlocks {
+			t.Fatalf("%v: %d members are left at %x", err, n, uint64(a))
+		}
+	}
 	// The living do not take more room for it, but for a few that found no company.
 	if now := s.segs.data.Load(); data+data/20 < now {
 		t.Fatalf("%d bytes became %d", data, now)

@@ -187,7 +187,6 @@ func (s *Store) cleanGroup(n uint32, r format.Record, from, to int) error {
 			return err
 		}
 		if !ok || l.e.Encoding != dedup.ZstdGroup || count > 0 && !sameGroup(&l.e, &live[0].e) {
-			whole = false
 			continue
 		}
 		whole = whole && int(l.e.Index) == count
@@ -206,7 +205,7 @@ func (s *Store) cleanGroup(n uint32, r format.Record, from, to int) error {
 			damage = errChecksum
 		}
 	}
-	if damage == nil && whole {
+	if damage == nil && whole && count == dedup.PackedBlocks {
 		moves := c.packing.group.moves[:] // nothing is in it between two groups
 		for i := range moves {
 			l := &live[i]

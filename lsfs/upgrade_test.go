@@ -215,7 +215,7 @@ func encodings(t *testing.T, s *Store) map[dedup.Encoding]int {
 func openCold(t *testing.T, path string, was, will dedup.Encoding) {
 	start, want := openSample(t, path), coldSample()
 	s := start()
-	if n := encodings(t, s); n[was] < 700 {
+	if n := encodings(t, s); n[was] < 300 {
 		t.Fatalf("blocks by form: %v", n)
 	}
 	look := func() {
