@@ -246,7 +246,8 @@ func (c *cleaner) setStuck(s *Store, v bool) {
 const roundsMax = 8
 
 // roomToClean says whether the live bytes of a segment find room and checkpoints still
-// do after that.
+// do after that. What is left of groups may take more than its shares, but with all else that
+// lives there not much more than the segment, for which there are the four.
 func (s *Store) roomToClean(n uint32) bool {
 	s.mu.RLock()
 	need := int64(s.segs.all[n].live + s.segs.all[n].pages)

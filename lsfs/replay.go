@@ -595,8 +595,8 @@ func (s *Store) recoverFrom(checkpoint uint64, extents []format.Extent) error {
 	if err != nil {
 		return err
 	}
-	// Programs that know no groups can open the pool while either of the roots that the superblock
-	// names is older.
+	// Programs that know no groups can open the pool while its root is older, or the one that a
+	// start falls back to.
 	if s.cleaner.packing.from = 0; root.Version < 5 {
 		s.cleaner.packing.from = checkpoint + 2
 	}
