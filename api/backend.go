@@ -60,6 +60,9 @@ type NodeBackend interface {
 	// ScrubNode shows, starts or stops the scrub of a data node's pool; it does not
 	// wait for it. A node that is not that one asks it, unless here.
 	ScrubNode(ctx context.Context, name string, action server.ScrubAction, fullSpeed, here bool) (*server.Scrub, error)
+	// MergeNode shows, starts or stops the merging of duplicates in a data node's pool; it
+	// does not wait for it. A node that is not that one asks it, unless here.
+	MergeNode(ctx context.Context, name string, action server.MergeAction, here bool) (*server.Merge, error)
 	// ExplainPool walks the maps of a node's pool, and tells progress from 0 to 1; an
 	// error of progress ends it. A node that is not that one asks it, unless here.
 	ExplainPool(ctx context.Context, name string, exact, here bool, progress func(done float64) error) (*server.PoolExplained, error)

@@ -219,6 +219,19 @@ func (p *Peers) ScrubNode(ctx context.Context, node replication.NodeID, address,
 	return scrubOf(m), nil
 }
 
+// MergeNode asks a node to show, start or stop its merging of duplicates.
+func (p *Peers) MergeNode(ctx context.Context, node replication.NodeID, address, name string, action server.MergeAction) (*server.Merge, error) {
+	conn, err := p.conn(peerKey{node, address})
+	if err != nil {
+		return nil, err
+	}
+	m, err := v1.NewNodesClient(conn).MergeNode(ctx, &v1.MergeNodeRequest{Name: name, Action: string(action), Here: true})
+	if err != nil {
+		return nil, err
+	}
+	return mergeOf(m), nil
+}
+
 func (p *Peers) conn(key peerKey) (*grpc.ClientConn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -54,6 +54,18 @@ func (s *nodeService) ScrubNode(ctx context.Context, r *v1.ScrubNodeRequest) (*v
 	return scrubMessage(x), nil
 }
 
+func (s *nodeService) MergeNode(ctx context.Context, r *v1.MergeNodeRequest) (*v1.Merge, error) {
+	action := server.MergeAction(r.GetAction())
+	if action == "" {
+		action = server.MergeShow
+	}
+	m, err := s.backend.MergeNode(ctx, r.GetName(), action, r.GetHere())
+	if err != nil {
+		return nil, err
+	}
+	return mergeMessage(m), nil
+}
+
 type sessionService struct {
 	v1.UnimplementedSessionsServer
 	backend NodeBackend

@@ -104,6 +104,19 @@ func (s *Store) StartMerge() {
 	}
 }
 
+// StopMerge ends the pass that runs, or was asked for, between two of its steps: what it has merged stays
+// merged, and the next one goes on from there. It does not wait.
+func (s *Store) StopMerge() {
+	m := &s.merger
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.asked = false
+	if m.cancel != nil {
+		m.cancel()
+	}
+	m.cond.Broadcast()
+}
+
 // WaitMerge returns when the pass has ended that ran at the call or was asked for.
 func (s *Store) WaitMerge(ctx context.Context) error {
 	m := &s.merger

@@ -38,6 +38,8 @@ type Peers interface {
 	ChangeDevice(ctx context.Context, node replication.NodeID, address string, c DeviceChange) (*Device, error)
 	// ClearReservations drops the reservations of a volume that the asked node owns.
 	ClearReservations(ctx context.Context, node replication.NodeID, address, volume string) error
+	// MergeNode shows, starts or stops the merging of duplicates of the asked node, which is called name.
+	MergeNode(ctx context.Context, node replication.NodeID, address, name string, action MergeAction) (*Merge, error)
 	// ScrubNode shows, starts or stops the scrub of the asked node, which is called name.
 	ScrubNode(ctx context.Context, node replication.NodeID, address, name string, action ScrubAction, fullSpeed bool) (*Scrub, error)
 	// ExplainPool says what the pool of the asked node, which is called name, is taken by.

@@ -83,6 +83,13 @@ func (p labPeers) ScrubNode(ctx context.Context, node replication.NodeID, _, nam
 	return nil, errors.New("connection refused")
 }
 
+func (p labPeers) MergeNode(ctx context.Context, node replication.NodeID, _, name string, action MergeAction) (*Merge, error) {
+	if n := p.nodes[node]; n != nil {
+		return n.MergeNode(ctx, name, action, true)
+	}
+	return nil, errors.New("connection refused")
+}
+
 func (p labPeers) SnapshotStep(ctx context.Context, node replication.NodeID, _ string, step SnapshotStep) (bool, error) {
 	if n := p.nodes[node]; n != nil {
 		return n.SnapshotStep(ctx, step)

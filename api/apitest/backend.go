@@ -578,6 +578,23 @@ func (b *Backend) ScrubNode(_ context.Context, name string, action server.ScrubA
 	return nil, fmt.Errorf("node %q: %w", name, server.ErrNotFound)
 }
 
+// MergeNode shows a pass that has found something, and one that runs after start.
+func (b *Backend) MergeNode(_ context.Context, name string, action server.MergeAction, _ bool) (*server.Merge, error) {
+	if err := b.begin(fmt.Sprintf("MergeNode %s %s", name, action)); err != nil {
+		return nil, err
+	}
+	defer b.Mu.Unlock()
+	if !slices.ContainsFunc(b.State.Nodes, func(m server.Member) bool { return m.Name == name && m.Role == server.Data }) {
+		return nil, fmt.Errorf("node %q: %w", name, server.ErrNotFound)
+	}
+	m := &server.Merge{Node: name, On: true, CatalogueBytes: 1 << 20, Blocks: 100, Bytes: 300_000,
+		Last: server.MergeResult{Started: Epoch, Finished: Epoch.Add(time.Minute), Looked: 5000, Found: 120, Blocks: 100, Bytes: 300_000}}
+	if action == server.MergeStart {
+		m.Running, m.Done, m.Current = true, 0.25, server.MergeResult{Started: Epoch.Add(time.Hour), Looked: 40}
+	}
+	return m, nil
+}
+
 // DrainNode moves all volumes of the node at once.
 func (b *Backend) DrainNode(_ context.Context, name string, drain bool) (*server.Member, error) {
 	if err := b.begin(fmt.Sprintf("DrainNode %s %v", name, drain)); err != nil {

@@ -2231,6 +2231,277 @@ func (x *Scrub) GetLost() []string {
 	return nil
 }
 
+type MergeNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "show" (also when empty), "start", or "stop": the next pass comes at its time.
+	Action string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
+	// Do not ask another node: the one that is called must be it.
+	Here          bool `protobuf:"varint,3,opt,name=here,proto3" json:"here,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MergeNodeRequest) Reset() {
+	*x = MergeNodeRequest{}
+	mi := &file_twinsan_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MergeNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MergeNodeRequest) ProtoMessage() {}
+
+func (x *MergeNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MergeNodeRequest.ProtoReflect.Descriptor instead.
+func (*MergeNodeRequest) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *MergeNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MergeNodeRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *MergeNodeRequest) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
+}
+
+type Merge struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// False: merge-minutes is 0 in the node's file, and no pass can begin.
+	On      bool `protobuf:"varint,2,opt,name=on,proto3" json:"on,omitempty"`
+	Running bool `protobuf:"varint,3,opt,name=running,proto3" json:"running,omitempty"`
+	// Part of the pass that is done, 0 to 1.
+	Done float64 `protobuf:"fixed64,4,opt,name=done,proto3" json:"done,omitempty"`
+	// What the catalogue of fingerprints takes on disk.
+	CatalogueBytes uint64 `protobuf:"varint,5,opt,name=catalogue_bytes,json=catalogueBytes,proto3" json:"catalogue_bytes,omitempty"`
+	// Blocks that ended by merging since the node started, and their stored bytes.
+	Blocks  uint64       `protobuf:"varint,6,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Bytes   uint64       `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Current *MergeResult `protobuf:"bytes,8,opt,name=current,proto3" json:"current,omitempty"`
+	// The pass that ended last.
+	Last          *MergeResult `protobuf:"bytes,9,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Merge) Reset() {
+	*x = Merge{}
+	mi := &file_twinsan_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Merge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Merge) ProtoMessage() {}
+
+func (x *Merge) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Merge.ProtoReflect.Descriptor instead.
+func (*Merge) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Merge) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Merge) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
+func (x *Merge) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *Merge) GetDone() float64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *Merge) GetCatalogueBytes() uint64 {
+	if x != nil {
+		return x.CatalogueBytes
+	}
+	return 0
+}
+
+func (x *Merge) GetBlocks() uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *Merge) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Merge) GetCurrent() *MergeResult {
+	if x != nil {
+		return x.Current
+	}
+	return nil
+}
+
+func (x *Merge) GetLast() *MergeResult {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+type MergeResult struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Started  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=started,proto3" json:"started,omitempty"`
+	Finished *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=finished,proto3" json:"finished,omitempty"`
+	// Blocks whose fingerprints were looked up: those of pages that had changed.
+	Looked uint64 `protobuf:"varint,3,opt,name=looked,proto3" json:"looked,omitempty"`
+	// Of them, those that were stored already.
+	Found uint64 `protobuf:"varint,4,opt,name=found,proto3" json:"found,omitempty"`
+	// Stored blocks that ended, and their stored bytes.
+	Blocks uint64 `protobuf:"varint,5,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Bytes  uint64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Why it ended early; empty: it did not.
+	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MergeResult) Reset() {
+	*x = MergeResult{}
+	mi := &file_twinsan_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MergeResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MergeResult) ProtoMessage() {}
+
+func (x *MergeResult) ProtoReflect() protoreflect.Message {
+	mi := &file_twinsan_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MergeResult.ProtoReflect.Descriptor instead.
+func (*MergeResult) Descriptor() ([]byte, []int) {
+	return file_twinsan_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *MergeResult) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *MergeResult) GetFinished() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Finished
+	}
+	return nil
+}
+
+func (x *MergeResult) GetLooked() uint64 {
+	if x != nil {
+		return x.Looked
+	}
+	return 0
+}
+
+func (x *MergeResult) GetFound() uint64 {
+	if x != nil {
+		return x.Found
+	}
+	return 0
+}
+
+func (x *MergeResult) GetBlocks() uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *MergeResult) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *MergeResult) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type ExplainPoolRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2244,7 +2515,7 @@ type ExplainPoolRequest struct {
 
 func (x *ExplainPoolRequest) Reset() {
 	*x = ExplainPoolRequest{}
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2527,7 @@ func (x *ExplainPoolRequest) String() string {
 func (*ExplainPoolRequest) ProtoMessage() {}
 
 func (x *ExplainPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[21]
+	mi := &file_twinsan_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2540,7 @@ func (x *ExplainPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPoolRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPoolRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{21}
+	return file_twinsan_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExplainPoolRequest) GetName() string {
@@ -2305,7 +2576,7 @@ type ExplainPoolResponse struct {
 
 func (x *ExplainPoolResponse) Reset() {
 	*x = ExplainPoolResponse{}
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2588,7 @@ func (x *ExplainPoolResponse) String() string {
 func (*ExplainPoolResponse) ProtoMessage() {}
 
 func (x *ExplainPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[22]
+	mi := &file_twinsan_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2601,7 @@ func (x *ExplainPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPoolResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPoolResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{22}
+	return file_twinsan_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExplainPoolResponse) GetDone() float64 {
@@ -2389,7 +2660,7 @@ type PoolExplained struct {
 
 func (x *PoolExplained) Reset() {
 	*x = PoolExplained{}
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2401,7 +2672,7 @@ func (x *PoolExplained) String() string {
 func (*PoolExplained) ProtoMessage() {}
 
 func (x *PoolExplained) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[23]
+	mi := &file_twinsan_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2414,7 +2685,7 @@ func (x *PoolExplained) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolExplained.ProtoReflect.Descriptor instead.
 func (*PoolExplained) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{23}
+	return file_twinsan_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PoolExplained) GetNode() string {
@@ -2583,7 +2854,7 @@ type VolumeShare struct {
 
 func (x *VolumeShare) Reset() {
 	*x = VolumeShare{}
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2866,7 @@ func (x *VolumeShare) String() string {
 func (*VolumeShare) ProtoMessage() {}
 
 func (x *VolumeShare) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[24]
+	mi := &file_twinsan_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2879,7 @@ func (x *VolumeShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeShare.ProtoReflect.Descriptor instead.
 func (*VolumeShare) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{24}
+	return file_twinsan_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *VolumeShare) GetId() uint64 {
@@ -2710,7 +2981,7 @@ type Forecast struct {
 
 func (x *Forecast) Reset() {
 	*x = Forecast{}
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +2993,7 @@ func (x *Forecast) String() string {
 func (*Forecast) ProtoMessage() {}
 
 func (x *Forecast) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[25]
+	mi := &file_twinsan_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +3006,7 @@ func (x *Forecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
 func (*Forecast) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{25}
+	return file_twinsan_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Forecast) GetHistorySeconds() int64 {
@@ -2784,7 +3055,7 @@ type ForecastLevel struct {
 
 func (x *ForecastLevel) Reset() {
 	*x = ForecastLevel{}
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +3067,7 @@ func (x *ForecastLevel) String() string {
 func (*ForecastLevel) ProtoMessage() {}
 
 func (x *ForecastLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[26]
+	mi := &file_twinsan_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +3080,7 @@ func (x *ForecastLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastLevel.ProtoReflect.Descriptor instead.
 func (*ForecastLevel) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{26}
+	return file_twinsan_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ForecastLevel) GetPercent() uint32 {
@@ -2844,7 +3115,7 @@ type ScrubResult struct {
 
 func (x *ScrubResult) Reset() {
 	*x = ScrubResult{}
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +3127,7 @@ func (x *ScrubResult) String() string {
 func (*ScrubResult) ProtoMessage() {}
 
 func (x *ScrubResult) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[27]
+	mi := &file_twinsan_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +3140,7 @@ func (x *ScrubResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubResult.ProtoReflect.Descriptor instead.
 func (*ScrubResult) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{27}
+	return file_twinsan_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ScrubResult) GetStarted() *timestamppb.Timestamp {
@@ -2978,7 +3249,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3261,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[28]
+	mi := &file_twinsan_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3274,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{28}
+	return file_twinsan_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Node) GetId() uint32 {
@@ -3216,7 +3487,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3228,7 +3499,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[29]
+	mi := &file_twinsan_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3241,7 +3512,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{29}
+	return file_twinsan_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Pool) GetSizeBytes() uint64 {
@@ -3347,7 +3618,7 @@ type Reduction struct {
 
 func (x *Reduction) Reset() {
 	*x = Reduction{}
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +3630,7 @@ func (x *Reduction) String() string {
 func (*Reduction) ProtoMessage() {}
 
 func (x *Reduction) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[30]
+	mi := &file_twinsan_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +3643,7 @@ func (x *Reduction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reduction.ProtoReflect.Descriptor instead.
 func (*Reduction) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{30}
+	return file_twinsan_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Reduction) GetMerge() bool {
@@ -3468,7 +3739,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3480,7 +3751,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[31]
+	mi := &file_twinsan_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3493,7 +3764,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{31}
+	return file_twinsan_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Cache) GetTier() string {
@@ -3572,7 +3843,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3584,7 +3855,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[32]
+	mi := &file_twinsan_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3597,7 +3868,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{32}
+	return file_twinsan_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Traffic) GetReadOps() uint64 {
@@ -3647,7 +3918,7 @@ type AddDeviceRequest struct {
 
 func (x *AddDeviceRequest) Reset() {
 	*x = AddDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3930,7 @@ func (x *AddDeviceRequest) String() string {
 func (*AddDeviceRequest) ProtoMessage() {}
 
 func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[33]
+	mi := &file_twinsan_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3943,7 @@ func (x *AddDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDeviceRequest.ProtoReflect.Descriptor instead.
 func (*AddDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{33}
+	return file_twinsan_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AddDeviceRequest) GetNode() string {
@@ -3731,7 +4002,7 @@ type DrainDeviceRequest struct {
 
 func (x *DrainDeviceRequest) Reset() {
 	*x = DrainDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3743,7 +4014,7 @@ func (x *DrainDeviceRequest) String() string {
 func (*DrainDeviceRequest) ProtoMessage() {}
 
 func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[34]
+	mi := &file_twinsan_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3756,7 +4027,7 @@ func (x *DrainDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainDeviceRequest.ProtoReflect.Descriptor instead.
 func (*DrainDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{34}
+	return file_twinsan_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DrainDeviceRequest) GetNode() string {
@@ -3798,7 +4069,7 @@ type RemoveDeviceRequest struct {
 
 func (x *RemoveDeviceRequest) Reset() {
 	*x = RemoveDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3810,7 +4081,7 @@ func (x *RemoveDeviceRequest) String() string {
 func (*RemoveDeviceRequest) ProtoMessage() {}
 
 func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[35]
+	mi := &file_twinsan_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3823,7 +4094,7 @@ func (x *RemoveDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{35}
+	return file_twinsan_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RemoveDeviceRequest) GetNode() string {
@@ -3859,7 +4130,7 @@ type ReplaceDeviceRequest struct {
 
 func (x *ReplaceDeviceRequest) Reset() {
 	*x = ReplaceDeviceRequest{}
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3871,7 +4142,7 @@ func (x *ReplaceDeviceRequest) String() string {
 func (*ReplaceDeviceRequest) ProtoMessage() {}
 
 func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[36]
+	mi := &file_twinsan_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3884,7 +4155,7 @@ func (x *ReplaceDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{36}
+	return file_twinsan_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReplaceDeviceRequest) GetDevice() string {
@@ -3911,7 +4182,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3923,7 +4194,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[37]
+	mi := &file_twinsan_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3936,7 +4207,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{37}
+	return file_twinsan_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListDevicesRequest) GetNode() string {
@@ -3957,7 +4228,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3969,7 +4240,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[38]
+	mi := &file_twinsan_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3982,7 +4253,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{38}
+	return file_twinsan_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -4009,7 +4280,7 @@ type Unreachable struct {
 
 func (x *Unreachable) Reset() {
 	*x = Unreachable{}
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4021,7 +4292,7 @@ func (x *Unreachable) String() string {
 func (*Unreachable) ProtoMessage() {}
 
 func (x *Unreachable) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[39]
+	mi := &file_twinsan_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4034,7 +4305,7 @@ func (x *Unreachable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unreachable.ProtoReflect.Descriptor instead.
 func (*Unreachable) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{39}
+	return file_twinsan_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Unreachable) GetNode() string {
@@ -4075,7 +4346,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4087,7 +4358,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[40]
+	mi := &file_twinsan_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4100,7 +4371,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{40}
+	return file_twinsan_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Device) GetNode() string {
@@ -4228,7 +4499,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4240,7 +4511,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[41]
+	mi := &file_twinsan_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4253,7 +4524,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{41}
+	return file_twinsan_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Replica) GetNode() string {
@@ -4370,7 +4641,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4382,7 +4653,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[42]
+	mi := &file_twinsan_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4395,7 +4666,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{42}
+	return file_twinsan_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Volume) GetId() uint64 {
@@ -4657,7 +4928,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4669,7 +4940,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[43]
+	mi := &file_twinsan_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4682,7 +4953,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{43}
+	return file_twinsan_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Path) GetNode() string {
@@ -4731,7 +5002,7 @@ type ClassCount struct {
 
 func (x *ClassCount) Reset() {
 	*x = ClassCount{}
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4743,7 +5014,7 @@ func (x *ClassCount) String() string {
 func (*ClassCount) ProtoMessage() {}
 
 func (x *ClassCount) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[44]
+	mi := &file_twinsan_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4756,7 +5027,7 @@ func (x *ClassCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassCount.ProtoReflect.Descriptor instead.
 func (*ClassCount) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{44}
+	return file_twinsan_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ClassCount) GetClass() string {
@@ -4821,7 +5092,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4833,7 +5104,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[45]
+	mi := &file_twinsan_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4846,7 +5117,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{45}
+	return file_twinsan_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Refusal) GetStatus() uint32 {
@@ -4919,7 +5190,7 @@ type Offload struct {
 
 func (x *Offload) Reset() {
 	*x = Offload{}
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4931,7 +5202,7 @@ func (x *Offload) String() string {
 func (*Offload) ProtoMessage() {}
 
 func (x *Offload) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[46]
+	mi := &file_twinsan_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4944,7 +5215,7 @@ func (x *Offload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offload.ProtoReflect.Descriptor instead.
 func (*Offload) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{46}
+	return file_twinsan_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Offload) GetName() string {
@@ -4984,7 +5255,7 @@ type Reservations struct {
 
 func (x *Reservations) Reset() {
 	*x = Reservations{}
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4996,7 +5267,7 @@ func (x *Reservations) String() string {
 func (*Reservations) ProtoMessage() {}
 
 func (x *Reservations) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[47]
+	mi := &file_twinsan_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5009,7 +5280,7 @@ func (x *Reservations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservations.ProtoReflect.Descriptor instead.
 func (*Reservations) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{47}
+	return file_twinsan_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Reservations) GetGeneration() uint32 {
@@ -5062,7 +5333,7 @@ type Registration struct {
 
 func (x *Registration) Reset() {
 	*x = Registration{}
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5074,7 +5345,7 @@ func (x *Registration) String() string {
 func (*Registration) ProtoMessage() {}
 
 func (x *Registration) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[48]
+	mi := &file_twinsan_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5087,7 +5358,7 @@ func (x *Registration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Registration.ProtoReflect.Descriptor instead.
 func (*Registration) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{48}
+	return file_twinsan_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Registration) GetHost() string {
@@ -5140,7 +5411,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5152,7 +5423,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[49]
+	mi := &file_twinsan_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5165,7 +5436,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{49}
+	return file_twinsan_proto_rawDescGZIP(), []int{52}
 }
 
 type ListVolumesResponse struct {
@@ -5177,7 +5448,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5189,7 +5460,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[50]
+	mi := &file_twinsan_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5202,7 +5473,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{50}
+	return file_twinsan_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -5221,7 +5492,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5233,7 +5504,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[51]
+	mi := &file_twinsan_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5246,7 +5517,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{51}
+	return file_twinsan_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -5282,7 +5553,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5294,7 +5565,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[52]
+	mi := &file_twinsan_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5307,7 +5578,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{52}
+	return file_twinsan_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -5402,7 +5673,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5414,7 +5685,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[53]
+	mi := &file_twinsan_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5427,7 +5698,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{53}
+	return file_twinsan_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -5469,7 +5740,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5481,7 +5752,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[54]
+	mi := &file_twinsan_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5494,7 +5765,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{54}
+	return file_twinsan_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DeleteVolumeResponse) GetVolume() *Volume {
@@ -5522,7 +5793,7 @@ type SetVolumeRequest struct {
 
 func (x *SetVolumeRequest) Reset() {
 	*x = SetVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5534,7 +5805,7 @@ func (x *SetVolumeRequest) String() string {
 func (*SetVolumeRequest) ProtoMessage() {}
 
 func (x *SetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[55]
+	mi := &file_twinsan_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5547,7 +5818,7 @@ func (x *SetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{55}
+	return file_twinsan_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetVolumeRequest) GetName() string {
@@ -5574,7 +5845,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5586,7 +5857,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[56]
+	mi := &file_twinsan_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5599,7 +5870,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{56}
+	return file_twinsan_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -5629,7 +5900,7 @@ type MoveVolumeRequest struct {
 
 func (x *MoveVolumeRequest) Reset() {
 	*x = MoveVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5641,7 +5912,7 @@ func (x *MoveVolumeRequest) String() string {
 func (*MoveVolumeRequest) ProtoMessage() {}
 
 func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[57]
+	mi := &file_twinsan_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5654,7 +5925,7 @@ func (x *MoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{57}
+	return file_twinsan_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *MoveVolumeRequest) GetName() string {
@@ -5691,7 +5962,7 @@ type ClearReservationsRequest struct {
 
 func (x *ClearReservationsRequest) Reset() {
 	*x = ClearReservationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5703,7 +5974,7 @@ func (x *ClearReservationsRequest) String() string {
 func (*ClearReservationsRequest) ProtoMessage() {}
 
 func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[58]
+	mi := &file_twinsan_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5716,7 +5987,7 @@ func (x *ClearReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsRequest.ProtoReflect.Descriptor instead.
 func (*ClearReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{58}
+	return file_twinsan_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ClearReservationsRequest) GetName() string {
@@ -5751,7 +6022,7 @@ type ClearReservationsResponse struct {
 
 func (x *ClearReservationsResponse) Reset() {
 	*x = ClearReservationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5763,7 +6034,7 @@ func (x *ClearReservationsResponse) String() string {
 func (*ClearReservationsResponse) ProtoMessage() {}
 
 func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[59]
+	mi := &file_twinsan_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5776,7 +6047,7 @@ func (x *ClearReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearReservationsResponse.ProtoReflect.Descriptor instead.
 func (*ClearReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{59}
+	return file_twinsan_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ClearReservationsResponse) GetVolume() *Volume {
@@ -5804,7 +6075,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5816,7 +6087,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[60]
+	mi := &file_twinsan_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5829,7 +6100,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{60}
+	return file_twinsan_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -5856,7 +6127,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5868,7 +6139,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[61]
+	mi := &file_twinsan_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5881,7 +6152,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{61}
+	return file_twinsan_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CheckVolumeResponse) GetDigests() []*ReplicaDigest {
@@ -5915,7 +6186,7 @@ type ReplicaDigest struct {
 
 func (x *ReplicaDigest) Reset() {
 	*x = ReplicaDigest{}
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5927,7 +6198,7 @@ func (x *ReplicaDigest) String() string {
 func (*ReplicaDigest) ProtoMessage() {}
 
 func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[62]
+	mi := &file_twinsan_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5940,7 +6211,7 @@ func (x *ReplicaDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaDigest.ProtoReflect.Descriptor instead.
 func (*ReplicaDigest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{62}
+	return file_twinsan_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ReplicaDigest) GetNode() string {
@@ -6002,7 +6273,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6014,7 +6285,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[63]
+	mi := &file_twinsan_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6027,7 +6298,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{63}
+	return file_twinsan_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Snapshot) GetId() uint64 {
@@ -6110,7 +6381,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6122,7 +6393,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[64]
+	mi := &file_twinsan_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6135,7 +6406,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{64}
+	return file_twinsan_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -6154,7 +6425,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6166,7 +6437,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[65]
+	mi := &file_twinsan_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6179,7 +6450,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{65}
+	return file_twinsan_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -6199,7 +6470,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6211,7 +6482,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[66]
+	mi := &file_twinsan_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6224,7 +6495,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{66}
+	return file_twinsan_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -6253,7 +6524,7 @@ type CreateSnapshotsRequest struct {
 
 func (x *CreateSnapshotsRequest) Reset() {
 	*x = CreateSnapshotsRequest{}
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6265,7 +6536,7 @@ func (x *CreateSnapshotsRequest) String() string {
 func (*CreateSnapshotsRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[67]
+	mi := &file_twinsan_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6278,7 +6549,7 @@ func (x *CreateSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{67}
+	return file_twinsan_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CreateSnapshotsRequest) GetName() string {
@@ -6311,7 +6582,7 @@ type CreateSnapshotsResponse struct {
 
 func (x *CreateSnapshotsResponse) Reset() {
 	*x = CreateSnapshotsResponse{}
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6323,7 +6594,7 @@ func (x *CreateSnapshotsResponse) String() string {
 func (*CreateSnapshotsResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[68]
+	mi := &file_twinsan_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6336,7 +6607,7 @@ func (x *CreateSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{68}
+	return file_twinsan_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *CreateSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -6358,7 +6629,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6370,7 +6641,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[69]
+	mi := &file_twinsan_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6383,7 +6654,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{69}
+	return file_twinsan_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DeleteSnapshotRequest) GetVolume() string {
@@ -6416,7 +6687,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6428,7 +6699,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[70]
+	mi := &file_twinsan_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6441,7 +6712,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{70}
+	return file_twinsan_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *DeleteSnapshotResponse) GetSnapshot() *Snapshot {
@@ -6467,7 +6738,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6479,7 +6750,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[71]
+	mi := &file_twinsan_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6492,7 +6763,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{71}
+	return file_twinsan_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListChangesRequest) GetVolume() string {
@@ -6543,7 +6814,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6555,7 +6826,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[72]
+	mi := &file_twinsan_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6568,7 +6839,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{72}
+	return file_twinsan_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Changes) GetRanges() []*ChangedRange {
@@ -6597,7 +6868,7 @@ type ChangedRange struct {
 
 func (x *ChangedRange) Reset() {
 	*x = ChangedRange{}
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6609,7 +6880,7 @@ func (x *ChangedRange) String() string {
 func (*ChangedRange) ProtoMessage() {}
 
 func (x *ChangedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[73]
+	mi := &file_twinsan_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6622,7 +6893,7 @@ func (x *ChangedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedRange.ProtoReflect.Descriptor instead.
 func (*ChangedRange) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{73}
+	return file_twinsan_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ChangedRange) GetOffset() uint64 {
@@ -6663,7 +6934,7 @@ type CloneSnapshotRequest struct {
 
 func (x *CloneSnapshotRequest) Reset() {
 	*x = CloneSnapshotRequest{}
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6675,7 +6946,7 @@ func (x *CloneSnapshotRequest) String() string {
 func (*CloneSnapshotRequest) ProtoMessage() {}
 
 func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[74]
+	mi := &file_twinsan_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6688,7 +6959,7 @@ func (x *CloneSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CloneSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{74}
+	return file_twinsan_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *CloneSnapshotRequest) GetVolume() string {
@@ -6753,7 +7024,7 @@ type RollBackVolumeRequest struct {
 
 func (x *RollBackVolumeRequest) Reset() {
 	*x = RollBackVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6765,7 +7036,7 @@ func (x *RollBackVolumeRequest) String() string {
 func (*RollBackVolumeRequest) ProtoMessage() {}
 
 func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[75]
+	mi := &file_twinsan_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6778,7 +7049,7 @@ func (x *RollBackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{75}
+	return file_twinsan_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RollBackVolumeRequest) GetVolume() string {
@@ -6821,7 +7092,7 @@ type RollBackVolumeResponse struct {
 
 func (x *RollBackVolumeResponse) Reset() {
 	*x = RollBackVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6833,7 +7104,7 @@ func (x *RollBackVolumeResponse) String() string {
 func (*RollBackVolumeResponse) ProtoMessage() {}
 
 func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[76]
+	mi := &file_twinsan_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6846,7 +7117,7 @@ func (x *RollBackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollBackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{76}
+	return file_twinsan_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RollBackVolumeResponse) GetVolume() *Volume {
@@ -6888,7 +7159,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6900,7 +7171,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[77]
+	mi := &file_twinsan_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6913,7 +7184,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{77}
+	return file_twinsan_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Schedule) GetVolume() string {
@@ -6973,7 +7244,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6985,7 +7256,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[78]
+	mi := &file_twinsan_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6998,7 +7269,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{78}
+	return file_twinsan_proto_rawDescGZIP(), []int{81}
 }
 
 type ListSchedulesResponse struct {
@@ -7010,7 +7281,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7022,7 +7293,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[79]
+	mi := &file_twinsan_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7035,7 +7306,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{79}
+	return file_twinsan_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -7057,7 +7328,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7069,7 +7340,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[80]
+	mi := &file_twinsan_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7082,7 +7353,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{80}
+	return file_twinsan_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SetScheduleRequest) GetVolume() string {
@@ -7122,7 +7393,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7134,7 +7405,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[81]
+	mi := &file_twinsan_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7147,7 +7418,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{81}
+	return file_twinsan_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RemoveScheduleRequest) GetVolume() string {
@@ -7165,7 +7436,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7177,7 +7448,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[82]
+	mi := &file_twinsan_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7190,7 +7461,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{82}
+	return file_twinsan_proto_rawDescGZIP(), []int{85}
 }
 
 type Host struct {
@@ -7209,7 +7480,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7221,7 +7492,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[83]
+	mi := &file_twinsan_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7234,7 +7505,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{83}
+	return file_twinsan_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Host) GetName() string {
@@ -7287,7 +7558,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7299,7 +7570,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[84]
+	mi := &file_twinsan_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7312,7 +7583,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{84}
+	return file_twinsan_proto_rawDescGZIP(), []int{87}
 }
 
 type ListHostsResponse struct {
@@ -7324,7 +7595,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7336,7 +7607,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[85]
+	mi := &file_twinsan_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7349,7 +7620,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{85}
+	return file_twinsan_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -7373,7 +7644,7 @@ type AddHostRequest struct {
 
 func (x *AddHostRequest) Reset() {
 	*x = AddHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7385,7 +7656,7 @@ func (x *AddHostRequest) String() string {
 func (*AddHostRequest) ProtoMessage() {}
 
 func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[86]
+	mi := &file_twinsan_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7398,7 +7669,7 @@ func (x *AddHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddHostRequest.ProtoReflect.Descriptor instead.
 func (*AddHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{86}
+	return file_twinsan_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *AddHostRequest) GetName() string {
@@ -7455,7 +7726,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7467,7 +7738,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[87]
+	mi := &file_twinsan_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7480,7 +7751,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{87}
+	return file_twinsan_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -7513,7 +7784,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7525,7 +7796,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[88]
+	mi := &file_twinsan_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7538,7 +7809,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{88}
+	return file_twinsan_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RemoveHostResponse) GetHost() *Host {
@@ -7559,7 +7830,7 @@ type SetVolumeHostsRequest struct {
 
 func (x *SetVolumeHostsRequest) Reset() {
 	*x = SetVolumeHostsRequest{}
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7571,7 +7842,7 @@ func (x *SetVolumeHostsRequest) String() string {
 func (*SetVolumeHostsRequest) ProtoMessage() {}
 
 func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[89]
+	mi := &file_twinsan_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7584,7 +7855,7 @@ func (x *SetVolumeHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVolumeHostsRequest.ProtoReflect.Descriptor instead.
 func (*SetVolumeHostsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{89}
+	return file_twinsan_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *SetVolumeHostsRequest) GetVolume() string {
@@ -7620,7 +7891,7 @@ type MapVolumeRequest struct {
 
 func (x *MapVolumeRequest) Reset() {
 	*x = MapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7632,7 +7903,7 @@ func (x *MapVolumeRequest) String() string {
 func (*MapVolumeRequest) ProtoMessage() {}
 
 func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[90]
+	mi := &file_twinsan_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7645,7 +7916,7 @@ func (x *MapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{90}
+	return file_twinsan_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *MapVolumeRequest) GetVolume() string {
@@ -7679,7 +7950,7 @@ type UnmapVolumeRequest struct {
 
 func (x *UnmapVolumeRequest) Reset() {
 	*x = UnmapVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7691,7 +7962,7 @@ func (x *UnmapVolumeRequest) String() string {
 func (*UnmapVolumeRequest) ProtoMessage() {}
 
 func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[91]
+	mi := &file_twinsan_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7704,7 +7975,7 @@ func (x *UnmapVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmapVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmapVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{91}
+	return file_twinsan_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *UnmapVolumeRequest) GetVolume() string {
@@ -7729,7 +8000,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7741,7 +8012,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[92]
+	mi := &file_twinsan_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7754,7 +8025,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{92}
+	return file_twinsan_proto_rawDescGZIP(), []int{95}
 }
 
 type ListSessionsResponse struct {
@@ -7767,7 +8038,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7779,7 +8050,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[93]
+	mi := &file_twinsan_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7792,7 +8063,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{93}
+	return file_twinsan_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -7831,7 +8102,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7843,7 +8114,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[94]
+	mi := &file_twinsan_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7856,7 +8127,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{94}
+	return file_twinsan_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *Session) GetNode() string {
@@ -7970,7 +8241,7 @@ type SnapshotStepRequest struct {
 
 func (x *SnapshotStepRequest) Reset() {
 	*x = SnapshotStepRequest{}
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7982,7 +8253,7 @@ func (x *SnapshotStepRequest) String() string {
 func (*SnapshotStepRequest) ProtoMessage() {}
 
 func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[95]
+	mi := &file_twinsan_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7995,7 +8266,7 @@ func (x *SnapshotStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotStepRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{95}
+	return file_twinsan_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *SnapshotStepRequest) GetStep() string {
@@ -8036,7 +8307,7 @@ type SnapshotStepResponse struct {
 
 func (x *SnapshotStepResponse) Reset() {
 	*x = SnapshotStepResponse{}
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8048,7 +8319,7 @@ func (x *SnapshotStepResponse) String() string {
 func (*SnapshotStepResponse) ProtoMessage() {}
 
 func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[96]
+	mi := &file_twinsan_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8061,7 +8332,7 @@ func (x *SnapshotStepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotStepResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotStepResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{96}
+	return file_twinsan_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *SnapshotStepResponse) GetFound() bool {
@@ -8079,7 +8350,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8091,7 +8362,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[97]
+	mi := &file_twinsan_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8104,7 +8375,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{97}
+	return file_twinsan_proto_rawDescGZIP(), []int{100}
 }
 
 type NodeReport struct {
@@ -8124,7 +8395,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8136,7 +8407,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[98]
+	mi := &file_twinsan_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8149,7 +8420,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{98}
+	return file_twinsan_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *NodeReport) GetNode() uint32 {
@@ -8236,7 +8507,7 @@ type VolumeReport struct {
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8248,7 +8519,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[99]
+	mi := &file_twinsan_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8261,7 +8532,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{99}
+	return file_twinsan_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *VolumeReport) GetId() uint64 {
@@ -8360,7 +8631,7 @@ type Standing struct {
 
 func (x *Standing) Reset() {
 	*x = Standing{}
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8372,7 +8643,7 @@ func (x *Standing) String() string {
 func (*Standing) ProtoMessage() {}
 
 func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[100]
+	mi := &file_twinsan_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8385,7 +8656,7 @@ func (x *Standing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Standing.ProtoReflect.Descriptor instead.
 func (*Standing) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{100}
+	return file_twinsan_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *Standing) GetEpoch() uint64 {
@@ -8419,7 +8690,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8431,7 +8702,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[101]
+	mi := &file_twinsan_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8444,7 +8715,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{101}
+	return file_twinsan_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *AddReplicaRequest) GetVolume() string {
@@ -8472,7 +8743,7 @@ type MoveReplicaRequest struct {
 
 func (x *MoveReplicaRequest) Reset() {
 	*x = MoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8484,7 +8755,7 @@ func (x *MoveReplicaRequest) String() string {
 func (*MoveReplicaRequest) ProtoMessage() {}
 
 func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[102]
+	mi := &file_twinsan_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8497,7 +8768,7 @@ func (x *MoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*MoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{102}
+	return file_twinsan_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *MoveReplicaRequest) GetVolume() string {
@@ -8534,7 +8805,7 @@ type RemoveReplicaRequest struct {
 
 func (x *RemoveReplicaRequest) Reset() {
 	*x = RemoveReplicaRequest{}
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8546,7 +8817,7 @@ func (x *RemoveReplicaRequest) String() string {
 func (*RemoveReplicaRequest) ProtoMessage() {}
 
 func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[103]
+	mi := &file_twinsan_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8559,7 +8830,7 @@ func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
 func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{103}
+	return file_twinsan_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RemoveReplicaRequest) GetVolume() string {
@@ -8605,7 +8876,7 @@ type PromoteVolumeRequest struct {
 
 func (x *PromoteVolumeRequest) Reset() {
 	*x = PromoteVolumeRequest{}
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8617,7 +8888,7 @@ func (x *PromoteVolumeRequest) String() string {
 func (*PromoteVolumeRequest) ProtoMessage() {}
 
 func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[104]
+	mi := &file_twinsan_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8630,7 +8901,7 @@ func (x *PromoteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{104}
+	return file_twinsan_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *PromoteVolumeRequest) GetVolume() string {
@@ -8682,7 +8953,7 @@ type PromoteVolumeResponse struct {
 
 func (x *PromoteVolumeResponse) Reset() {
 	*x = PromoteVolumeResponse{}
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8694,7 +8965,7 @@ func (x *PromoteVolumeResponse) String() string {
 func (*PromoteVolumeResponse) ProtoMessage() {}
 
 func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[105]
+	mi := &file_twinsan_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8707,7 +8978,7 @@ func (x *PromoteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*PromoteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{105}
+	return file_twinsan_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *PromoteVolumeResponse) GetVolume() *Volume {
@@ -8760,7 +9031,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8772,7 +9043,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[106]
+	mi := &file_twinsan_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8785,7 +9056,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{106}
+	return file_twinsan_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -8880,7 +9151,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8892,7 +9163,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[107]
+	mi := &file_twinsan_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8905,7 +9176,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{107}
+	return file_twinsan_proto_rawDescGZIP(), []int{110}
 }
 
 type ListOperationsResponse struct {
@@ -8917,7 +9188,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8929,7 +9200,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[108]
+	mi := &file_twinsan_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8942,7 +9213,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{108}
+	return file_twinsan_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -8961,7 +9232,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8973,7 +9244,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[109]
+	mi := &file_twinsan_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8986,7 +9257,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{109}
+	return file_twinsan_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -9005,7 +9276,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9017,7 +9288,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[110]
+	mi := &file_twinsan_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9030,7 +9301,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{110}
+	return file_twinsan_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -9052,7 +9323,7 @@ type SetMaintenanceRequest struct {
 
 func (x *SetMaintenanceRequest) Reset() {
 	*x = SetMaintenanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9064,7 +9335,7 @@ func (x *SetMaintenanceRequest) String() string {
 func (*SetMaintenanceRequest) ProtoMessage() {}
 
 func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[111]
+	mi := &file_twinsan_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9077,7 +9348,7 @@ func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceRequest.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{111}
+	return file_twinsan_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *SetMaintenanceRequest) GetNode() string {
@@ -9119,7 +9390,7 @@ type SetMaintenanceResponse struct {
 
 func (x *SetMaintenanceResponse) Reset() {
 	*x = SetMaintenanceResponse{}
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9131,7 +9402,7 @@ func (x *SetMaintenanceResponse) String() string {
 func (*SetMaintenanceResponse) ProtoMessage() {}
 
 func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[112]
+	mi := &file_twinsan_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9144,7 +9415,7 @@ func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceResponse.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{112}
+	return file_twinsan_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *SetMaintenanceResponse) GetNode() *Node {
@@ -9174,7 +9445,7 @@ type EvacuateNodeRequest struct {
 
 func (x *EvacuateNodeRequest) Reset() {
 	*x = EvacuateNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9186,7 +9457,7 @@ func (x *EvacuateNodeRequest) String() string {
 func (*EvacuateNodeRequest) ProtoMessage() {}
 
 func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[113]
+	mi := &file_twinsan_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9199,7 +9470,7 @@ func (x *EvacuateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvacuateNodeRequest.ProtoReflect.Descriptor instead.
 func (*EvacuateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{113}
+	return file_twinsan_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *EvacuateNodeRequest) GetNode() string {
@@ -9235,7 +9506,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9247,7 +9518,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[114]
+	mi := &file_twinsan_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9260,7 +9531,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{114}
+	return file_twinsan_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -9294,7 +9565,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_twinsan_proto_msgTypes[115]
+	mi := &file_twinsan_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9306,7 +9577,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[115]
+	mi := &file_twinsan_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9319,7 +9590,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{115}
+	return file_twinsan_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *RemoveNodeResponse) GetEffects() []string {
@@ -9339,7 +9610,7 @@ type SetResyncRateRequest struct {
 
 func (x *SetResyncRateRequest) Reset() {
 	*x = SetResyncRateRequest{}
-	mi := &file_twinsan_proto_msgTypes[116]
+	mi := &file_twinsan_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9351,7 +9622,7 @@ func (x *SetResyncRateRequest) String() string {
 func (*SetResyncRateRequest) ProtoMessage() {}
 
 func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[116]
+	mi := &file_twinsan_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9364,7 +9635,7 @@ func (x *SetResyncRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetResyncRateRequest.ProtoReflect.Descriptor instead.
 func (*SetResyncRateRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{116}
+	return file_twinsan_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *SetResyncRateRequest) GetMibPerSecond() uint32 {
@@ -9385,7 +9656,7 @@ type SetBalanceRequest struct {
 
 func (x *SetBalanceRequest) Reset() {
 	*x = SetBalanceRequest{}
-	mi := &file_twinsan_proto_msgTypes[117]
+	mi := &file_twinsan_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9397,7 +9668,7 @@ func (x *SetBalanceRequest) String() string {
 func (*SetBalanceRequest) ProtoMessage() {}
 
 func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[117]
+	mi := &file_twinsan_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9410,7 +9681,7 @@ func (x *SetBalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBalanceRequest.ProtoReflect.Descriptor instead.
 func (*SetBalanceRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{117}
+	return file_twinsan_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *SetBalanceRequest) GetOn() bool {
@@ -9437,7 +9708,7 @@ type SetQuorumRequest struct {
 
 func (x *SetQuorumRequest) Reset() {
 	*x = SetQuorumRequest{}
-	mi := &file_twinsan_proto_msgTypes[118]
+	mi := &file_twinsan_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9449,7 +9720,7 @@ func (x *SetQuorumRequest) String() string {
 func (*SetQuorumRequest) ProtoMessage() {}
 
 func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[118]
+	mi := &file_twinsan_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9462,7 +9733,7 @@ func (x *SetQuorumRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuorumRequest.ProtoReflect.Descriptor instead.
 func (*SetQuorumRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{118}
+	return file_twinsan_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *SetQuorumRequest) GetMode() QuorumMode {
@@ -9487,7 +9758,7 @@ type GetUpgradePlanRequest struct {
 
 func (x *GetUpgradePlanRequest) Reset() {
 	*x = GetUpgradePlanRequest{}
-	mi := &file_twinsan_proto_msgTypes[119]
+	mi := &file_twinsan_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9499,7 +9770,7 @@ func (x *GetUpgradePlanRequest) String() string {
 func (*GetUpgradePlanRequest) ProtoMessage() {}
 
 func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[119]
+	mi := &file_twinsan_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9512,7 +9783,7 @@ func (x *GetUpgradePlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpgradePlanRequest.ProtoReflect.Descriptor instead.
 func (*GetUpgradePlanRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{119}
+	return file_twinsan_proto_rawDescGZIP(), []int{122}
 }
 
 type RaiseLevelRequest struct {
@@ -9524,7 +9795,7 @@ type RaiseLevelRequest struct {
 
 func (x *RaiseLevelRequest) Reset() {
 	*x = RaiseLevelRequest{}
-	mi := &file_twinsan_proto_msgTypes[120]
+	mi := &file_twinsan_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9536,7 +9807,7 @@ func (x *RaiseLevelRequest) String() string {
 func (*RaiseLevelRequest) ProtoMessage() {}
 
 func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[120]
+	mi := &file_twinsan_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9549,7 +9820,7 @@ func (x *RaiseLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseLevelRequest.ProtoReflect.Descriptor instead.
 func (*RaiseLevelRequest) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{120}
+	return file_twinsan_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *RaiseLevelRequest) GetLevel() uint32 {
@@ -9576,7 +9847,7 @@ type UpgradePlan struct {
 
 func (x *UpgradePlan) Reset() {
 	*x = UpgradePlan{}
-	mi := &file_twinsan_proto_msgTypes[121]
+	mi := &file_twinsan_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9588,7 +9859,7 @@ func (x *UpgradePlan) String() string {
 func (*UpgradePlan) ProtoMessage() {}
 
 func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[121]
+	mi := &file_twinsan_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9601,7 +9872,7 @@ func (x *UpgradePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradePlan.ProtoReflect.Descriptor instead.
 func (*UpgradePlan) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{121}
+	return file_twinsan_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *UpgradePlan) GetLevel() uint32 {
@@ -9659,7 +9930,7 @@ type UpgradeNode struct {
 
 func (x *UpgradeNode) Reset() {
 	*x = UpgradeNode{}
-	mi := &file_twinsan_proto_msgTypes[122]
+	mi := &file_twinsan_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9671,7 +9942,7 @@ func (x *UpgradeNode) String() string {
 func (*UpgradeNode) ProtoMessage() {}
 
 func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
-	mi := &file_twinsan_proto_msgTypes[122]
+	mi := &file_twinsan_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9684,7 +9955,7 @@ func (x *UpgradeNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeNode.ProtoReflect.Descriptor instead.
 func (*UpgradeNode) Descriptor() ([]byte, []int) {
-	return file_twinsan_proto_rawDescGZIP(), []int{122}
+	return file_twinsan_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *UpgradeNode) GetName() string {
@@ -9842,6 +10113,28 @@ const file_twinsan_proto_rawDesc = "" +
 	" \x01(\v2\x17.twinsan.v1.ScrubResultR\acurrent\x12+\n" +
 	"\x04last\x18\v \x01(\v2\x17.twinsan.v1.ScrubResultR\x04last\x12\x12\n" +
 	"\x04lost\x18\f \x03(\tR\x04lost\"R\n" +
+	"\x10MergeNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\x12\x12\n" +
+	"\x04here\x18\x03 \x01(\bR\x04here\"\x90\x02\n" +
+	"\x05Merge\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x0e\n" +
+	"\x02on\x18\x02 \x01(\bR\x02on\x12\x18\n" +
+	"\arunning\x18\x03 \x01(\bR\arunning\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\x01R\x04done\x12'\n" +
+	"\x0fcatalogue_bytes\x18\x05 \x01(\x04R\x0ecatalogueBytes\x12\x16\n" +
+	"\x06blocks\x18\x06 \x01(\x04R\x06blocks\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x121\n" +
+	"\acurrent\x18\b \x01(\v2\x17.twinsan.v1.MergeResultR\acurrent\x12+\n" +
+	"\x04last\x18\t \x01(\v2\x17.twinsan.v1.MergeResultR\x04last\"\xed\x01\n" +
+	"\vMergeResult\x124\n" +
+	"\astarted\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x126\n" +
+	"\bfinished\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bfinished\x12\x16\n" +
+	"\x06looked\x18\x03 \x01(\x04R\x06looked\x12\x14\n" +
+	"\x05found\x18\x04 \x01(\x04R\x05found\x12\x16\n" +
+	"\x06blocks\x18\x05 \x01(\x04R\x06blocks\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"R\n" +
 	"\x12ExplainPoolRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05exact\x18\x02 \x01(\bR\x05exact\x12\x12\n" +
@@ -10541,12 +10834,13 @@ const file_twinsan_proto_rawDesc = "" +
 	"\fSetDiscovery\x12\x1f.twinsan.v1.SetDiscoveryRequest\x1a\x17.twinsan.v1.ClusterInfo\x12P\n" +
 	"\x10IssueCertificate\x12#.twinsan.v1.IssueCertificateRequest\x1a\x17.twinsan.v1.Certificate\x12@\n" +
 	"\n" +
-	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\xd7\x02\n" +
+	"ListEvents\x12\x1d.twinsan.v1.ListEventsRequest\x1a\x11.twinsan.v1.Event0\x012\x95\x03\n" +
 	"\x05Nodes\x12H\n" +
 	"\tListNodes\x12\x1c.twinsan.v1.ListNodesRequest\x1a\x1d.twinsan.v1.ListNodesResponse\x127\n" +
 	"\aGetNode\x12\x1a.twinsan.v1.GetNodeRequest\x1a\x10.twinsan.v1.Node\x12;\n" +
 	"\tDrainNode\x12\x1c.twinsan.v1.DrainNodeRequest\x1a\x10.twinsan.v1.Node\x12<\n" +
-	"\tScrubNode\x12\x1c.twinsan.v1.ScrubNodeRequest\x1a\x11.twinsan.v1.Scrub\x12P\n" +
+	"\tScrubNode\x12\x1c.twinsan.v1.ScrubNodeRequest\x1a\x11.twinsan.v1.Scrub\x12<\n" +
+	"\tMergeNode\x12\x1c.twinsan.v1.MergeNodeRequest\x1a\x11.twinsan.v1.Merge\x12P\n" +
 	"\vExplainPool\x12\x1e.twinsan.v1.ExplainPoolRequest\x1a\x1f.twinsan.v1.ExplainPoolResponse0\x012\xe7\x02\n" +
 	"\aDevices\x12N\n" +
 	"\vListDevices\x12\x1e.twinsan.v1.ListDevicesRequest\x1a\x1f.twinsan.v1.ListDevicesResponse\x12=\n" +
@@ -10626,7 +10920,7 @@ func file_twinsan_proto_rawDescGZIP() []byte {
 }
 
 var file_twinsan_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 123)
+var file_twinsan_proto_msgTypes = make([]protoimpl.MessageInfo, 126)
 var file_twinsan_proto_goTypes = []any{
 	(Health)(0),                       // 0: twinsan.v1.Health
 	(QuorumMode)(0),                   // 1: twinsan.v1.QuorumMode
@@ -10662,342 +10956,351 @@ var file_twinsan_proto_goTypes = []any{
 	(*DrainNodeRequest)(nil),          // 31: twinsan.v1.DrainNodeRequest
 	(*ScrubNodeRequest)(nil),          // 32: twinsan.v1.ScrubNodeRequest
 	(*Scrub)(nil),                     // 33: twinsan.v1.Scrub
-	(*ExplainPoolRequest)(nil),        // 34: twinsan.v1.ExplainPoolRequest
-	(*ExplainPoolResponse)(nil),       // 35: twinsan.v1.ExplainPoolResponse
-	(*PoolExplained)(nil),             // 36: twinsan.v1.PoolExplained
-	(*VolumeShare)(nil),               // 37: twinsan.v1.VolumeShare
-	(*Forecast)(nil),                  // 38: twinsan.v1.Forecast
-	(*ForecastLevel)(nil),             // 39: twinsan.v1.ForecastLevel
-	(*ScrubResult)(nil),               // 40: twinsan.v1.ScrubResult
-	(*Node)(nil),                      // 41: twinsan.v1.Node
-	(*Pool)(nil),                      // 42: twinsan.v1.Pool
-	(*Reduction)(nil),                 // 43: twinsan.v1.Reduction
-	(*Cache)(nil),                     // 44: twinsan.v1.Cache
-	(*Traffic)(nil),                   // 45: twinsan.v1.Traffic
-	(*AddDeviceRequest)(nil),          // 46: twinsan.v1.AddDeviceRequest
-	(*DrainDeviceRequest)(nil),        // 47: twinsan.v1.DrainDeviceRequest
-	(*RemoveDeviceRequest)(nil),       // 48: twinsan.v1.RemoveDeviceRequest
-	(*ReplaceDeviceRequest)(nil),      // 49: twinsan.v1.ReplaceDeviceRequest
-	(*ListDevicesRequest)(nil),        // 50: twinsan.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),       // 51: twinsan.v1.ListDevicesResponse
-	(*Unreachable)(nil),               // 52: twinsan.v1.Unreachable
-	(*Device)(nil),                    // 53: twinsan.v1.Device
-	(*Replica)(nil),                   // 54: twinsan.v1.Replica
-	(*Volume)(nil),                    // 55: twinsan.v1.Volume
-	(*Path)(nil),                      // 56: twinsan.v1.Path
-	(*ClassCount)(nil),                // 57: twinsan.v1.ClassCount
-	(*Refusal)(nil),                   // 58: twinsan.v1.Refusal
-	(*Offload)(nil),                   // 59: twinsan.v1.Offload
-	(*Reservations)(nil),              // 60: twinsan.v1.Reservations
-	(*Registration)(nil),              // 61: twinsan.v1.Registration
-	(*ListVolumesRequest)(nil),        // 62: twinsan.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),       // 63: twinsan.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),          // 64: twinsan.v1.GetVolumeRequest
-	(*CreateVolumeRequest)(nil),       // 65: twinsan.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),       // 66: twinsan.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 67: twinsan.v1.DeleteVolumeResponse
-	(*SetVolumeRequest)(nil),          // 68: twinsan.v1.SetVolumeRequest
-	(*ResizeVolumeRequest)(nil),       // 69: twinsan.v1.ResizeVolumeRequest
-	(*MoveVolumeRequest)(nil),         // 70: twinsan.v1.MoveVolumeRequest
-	(*ClearReservationsRequest)(nil),  // 71: twinsan.v1.ClearReservationsRequest
-	(*ClearReservationsResponse)(nil), // 72: twinsan.v1.ClearReservationsResponse
-	(*CheckVolumeRequest)(nil),        // 73: twinsan.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),       // 74: twinsan.v1.CheckVolumeResponse
-	(*ReplicaDigest)(nil),             // 75: twinsan.v1.ReplicaDigest
-	(*Snapshot)(nil),                  // 76: twinsan.v1.Snapshot
-	(*ListSnapshotsRequest)(nil),      // 77: twinsan.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),     // 78: twinsan.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),        // 79: twinsan.v1.GetSnapshotRequest
-	(*CreateSnapshotsRequest)(nil),    // 80: twinsan.v1.CreateSnapshotsRequest
-	(*CreateSnapshotsResponse)(nil),   // 81: twinsan.v1.CreateSnapshotsResponse
-	(*DeleteSnapshotRequest)(nil),     // 82: twinsan.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),    // 83: twinsan.v1.DeleteSnapshotResponse
-	(*ListChangesRequest)(nil),        // 84: twinsan.v1.ListChangesRequest
-	(*Changes)(nil),                   // 85: twinsan.v1.Changes
-	(*ChangedRange)(nil),              // 86: twinsan.v1.ChangedRange
-	(*CloneSnapshotRequest)(nil),      // 87: twinsan.v1.CloneSnapshotRequest
-	(*RollBackVolumeRequest)(nil),     // 88: twinsan.v1.RollBackVolumeRequest
-	(*RollBackVolumeResponse)(nil),    // 89: twinsan.v1.RollBackVolumeResponse
-	(*Schedule)(nil),                  // 90: twinsan.v1.Schedule
-	(*ListSchedulesRequest)(nil),      // 91: twinsan.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),     // 92: twinsan.v1.ListSchedulesResponse
-	(*SetScheduleRequest)(nil),        // 93: twinsan.v1.SetScheduleRequest
-	(*RemoveScheduleRequest)(nil),     // 94: twinsan.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),    // 95: twinsan.v1.RemoveScheduleResponse
-	(*Host)(nil),                      // 96: twinsan.v1.Host
-	(*ListHostsRequest)(nil),          // 97: twinsan.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 98: twinsan.v1.ListHostsResponse
-	(*AddHostRequest)(nil),            // 99: twinsan.v1.AddHostRequest
-	(*RemoveHostRequest)(nil),         // 100: twinsan.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 101: twinsan.v1.RemoveHostResponse
-	(*SetVolumeHostsRequest)(nil),     // 102: twinsan.v1.SetVolumeHostsRequest
-	(*MapVolumeRequest)(nil),          // 103: twinsan.v1.MapVolumeRequest
-	(*UnmapVolumeRequest)(nil),        // 104: twinsan.v1.UnmapVolumeRequest
-	(*ListSessionsRequest)(nil),       // 105: twinsan.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),      // 106: twinsan.v1.ListSessionsResponse
-	(*Session)(nil),                   // 107: twinsan.v1.Session
-	(*SnapshotStepRequest)(nil),       // 108: twinsan.v1.SnapshotStepRequest
-	(*SnapshotStepResponse)(nil),      // 109: twinsan.v1.SnapshotStepResponse
-	(*ReportRequest)(nil),             // 110: twinsan.v1.ReportRequest
-	(*NodeReport)(nil),                // 111: twinsan.v1.NodeReport
-	(*VolumeReport)(nil),              // 112: twinsan.v1.VolumeReport
-	(*Standing)(nil),                  // 113: twinsan.v1.Standing
-	(*AddReplicaRequest)(nil),         // 114: twinsan.v1.AddReplicaRequest
-	(*MoveReplicaRequest)(nil),        // 115: twinsan.v1.MoveReplicaRequest
-	(*RemoveReplicaRequest)(nil),      // 116: twinsan.v1.RemoveReplicaRequest
-	(*PromoteVolumeRequest)(nil),      // 117: twinsan.v1.PromoteVolumeRequest
-	(*PromoteVolumeResponse)(nil),     // 118: twinsan.v1.PromoteVolumeResponse
-	(*Operation)(nil),                 // 119: twinsan.v1.Operation
-	(*ListOperationsRequest)(nil),     // 120: twinsan.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),    // 121: twinsan.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),       // 122: twinsan.v1.GetOperationRequest
-	(*CancelOperationRequest)(nil),    // 123: twinsan.v1.CancelOperationRequest
-	(*SetMaintenanceRequest)(nil),     // 124: twinsan.v1.SetMaintenanceRequest
-	(*SetMaintenanceResponse)(nil),    // 125: twinsan.v1.SetMaintenanceResponse
-	(*EvacuateNodeRequest)(nil),       // 126: twinsan.v1.EvacuateNodeRequest
-	(*RemoveNodeRequest)(nil),         // 127: twinsan.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 128: twinsan.v1.RemoveNodeResponse
-	(*SetResyncRateRequest)(nil),      // 129: twinsan.v1.SetResyncRateRequest
-	(*SetBalanceRequest)(nil),         // 130: twinsan.v1.SetBalanceRequest
-	(*SetQuorumRequest)(nil),          // 131: twinsan.v1.SetQuorumRequest
-	(*GetUpgradePlanRequest)(nil),     // 132: twinsan.v1.GetUpgradePlanRequest
-	(*RaiseLevelRequest)(nil),         // 133: twinsan.v1.RaiseLevelRequest
-	(*UpgradePlan)(nil),               // 134: twinsan.v1.UpgradePlan
-	(*UpgradeNode)(nil),               // 135: twinsan.v1.UpgradeNode
-	(*timestamppb.Timestamp)(nil),     // 136: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 137: google.protobuf.Duration
+	(*MergeNodeRequest)(nil),          // 34: twinsan.v1.MergeNodeRequest
+	(*Merge)(nil),                     // 35: twinsan.v1.Merge
+	(*MergeResult)(nil),               // 36: twinsan.v1.MergeResult
+	(*ExplainPoolRequest)(nil),        // 37: twinsan.v1.ExplainPoolRequest
+	(*ExplainPoolResponse)(nil),       // 38: twinsan.v1.ExplainPoolResponse
+	(*PoolExplained)(nil),             // 39: twinsan.v1.PoolExplained
+	(*VolumeShare)(nil),               // 40: twinsan.v1.VolumeShare
+	(*Forecast)(nil),                  // 41: twinsan.v1.Forecast
+	(*ForecastLevel)(nil),             // 42: twinsan.v1.ForecastLevel
+	(*ScrubResult)(nil),               // 43: twinsan.v1.ScrubResult
+	(*Node)(nil),                      // 44: twinsan.v1.Node
+	(*Pool)(nil),                      // 45: twinsan.v1.Pool
+	(*Reduction)(nil),                 // 46: twinsan.v1.Reduction
+	(*Cache)(nil),                     // 47: twinsan.v1.Cache
+	(*Traffic)(nil),                   // 48: twinsan.v1.Traffic
+	(*AddDeviceRequest)(nil),          // 49: twinsan.v1.AddDeviceRequest
+	(*DrainDeviceRequest)(nil),        // 50: twinsan.v1.DrainDeviceRequest
+	(*RemoveDeviceRequest)(nil),       // 51: twinsan.v1.RemoveDeviceRequest
+	(*ReplaceDeviceRequest)(nil),      // 52: twinsan.v1.ReplaceDeviceRequest
+	(*ListDevicesRequest)(nil),        // 53: twinsan.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),       // 54: twinsan.v1.ListDevicesResponse
+	(*Unreachable)(nil),               // 55: twinsan.v1.Unreachable
+	(*Device)(nil),                    // 56: twinsan.v1.Device
+	(*Replica)(nil),                   // 57: twinsan.v1.Replica
+	(*Volume)(nil),                    // 58: twinsan.v1.Volume
+	(*Path)(nil),                      // 59: twinsan.v1.Path
+	(*ClassCount)(nil),                // 60: twinsan.v1.ClassCount
+	(*Refusal)(nil),                   // 61: twinsan.v1.Refusal
+	(*Offload)(nil),                   // 62: twinsan.v1.Offload
+	(*Reservations)(nil),              // 63: twinsan.v1.Reservations
+	(*Registration)(nil),              // 64: twinsan.v1.Registration
+	(*ListVolumesRequest)(nil),        // 65: twinsan.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),       // 66: twinsan.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),          // 67: twinsan.v1.GetVolumeRequest
+	(*CreateVolumeRequest)(nil),       // 68: twinsan.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),       // 69: twinsan.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 70: twinsan.v1.DeleteVolumeResponse
+	(*SetVolumeRequest)(nil),          // 71: twinsan.v1.SetVolumeRequest
+	(*ResizeVolumeRequest)(nil),       // 72: twinsan.v1.ResizeVolumeRequest
+	(*MoveVolumeRequest)(nil),         // 73: twinsan.v1.MoveVolumeRequest
+	(*ClearReservationsRequest)(nil),  // 74: twinsan.v1.ClearReservationsRequest
+	(*ClearReservationsResponse)(nil), // 75: twinsan.v1.ClearReservationsResponse
+	(*CheckVolumeRequest)(nil),        // 76: twinsan.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),       // 77: twinsan.v1.CheckVolumeResponse
+	(*ReplicaDigest)(nil),             // 78: twinsan.v1.ReplicaDigest
+	(*Snapshot)(nil),                  // 79: twinsan.v1.Snapshot
+	(*ListSnapshotsRequest)(nil),      // 80: twinsan.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),     // 81: twinsan.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),        // 82: twinsan.v1.GetSnapshotRequest
+	(*CreateSnapshotsRequest)(nil),    // 83: twinsan.v1.CreateSnapshotsRequest
+	(*CreateSnapshotsResponse)(nil),   // 84: twinsan.v1.CreateSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),     // 85: twinsan.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),    // 86: twinsan.v1.DeleteSnapshotResponse
+	(*ListChangesRequest)(nil),        // 87: twinsan.v1.ListChangesRequest
+	(*Changes)(nil),                   // 88: twinsan.v1.Changes
+	(*ChangedRange)(nil),              // 89: twinsan.v1.ChangedRange
+	(*CloneSnapshotRequest)(nil),      // 90: twinsan.v1.CloneSnapshotRequest
+	(*RollBackVolumeRequest)(nil),     // 91: twinsan.v1.RollBackVolumeRequest
+	(*RollBackVolumeResponse)(nil),    // 92: twinsan.v1.RollBackVolumeResponse
+	(*Schedule)(nil),                  // 93: twinsan.v1.Schedule
+	(*ListSchedulesRequest)(nil),      // 94: twinsan.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),     // 95: twinsan.v1.ListSchedulesResponse
+	(*SetScheduleRequest)(nil),        // 96: twinsan.v1.SetScheduleRequest
+	(*RemoveScheduleRequest)(nil),     // 97: twinsan.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),    // 98: twinsan.v1.RemoveScheduleResponse
+	(*Host)(nil),                      // 99: twinsan.v1.Host
+	(*ListHostsRequest)(nil),          // 100: twinsan.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 101: twinsan.v1.ListHostsResponse
+	(*AddHostRequest)(nil),            // 102: twinsan.v1.AddHostRequest
+	(*RemoveHostRequest)(nil),         // 103: twinsan.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 104: twinsan.v1.RemoveHostResponse
+	(*SetVolumeHostsRequest)(nil),     // 105: twinsan.v1.SetVolumeHostsRequest
+	(*MapVolumeRequest)(nil),          // 106: twinsan.v1.MapVolumeRequest
+	(*UnmapVolumeRequest)(nil),        // 107: twinsan.v1.UnmapVolumeRequest
+	(*ListSessionsRequest)(nil),       // 108: twinsan.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 109: twinsan.v1.ListSessionsResponse
+	(*Session)(nil),                   // 110: twinsan.v1.Session
+	(*SnapshotStepRequest)(nil),       // 111: twinsan.v1.SnapshotStepRequest
+	(*SnapshotStepResponse)(nil),      // 112: twinsan.v1.SnapshotStepResponse
+	(*ReportRequest)(nil),             // 113: twinsan.v1.ReportRequest
+	(*NodeReport)(nil),                // 114: twinsan.v1.NodeReport
+	(*VolumeReport)(nil),              // 115: twinsan.v1.VolumeReport
+	(*Standing)(nil),                  // 116: twinsan.v1.Standing
+	(*AddReplicaRequest)(nil),         // 117: twinsan.v1.AddReplicaRequest
+	(*MoveReplicaRequest)(nil),        // 118: twinsan.v1.MoveReplicaRequest
+	(*RemoveReplicaRequest)(nil),      // 119: twinsan.v1.RemoveReplicaRequest
+	(*PromoteVolumeRequest)(nil),      // 120: twinsan.v1.PromoteVolumeRequest
+	(*PromoteVolumeResponse)(nil),     // 121: twinsan.v1.PromoteVolumeResponse
+	(*Operation)(nil),                 // 122: twinsan.v1.Operation
+	(*ListOperationsRequest)(nil),     // 123: twinsan.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),    // 124: twinsan.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),       // 125: twinsan.v1.GetOperationRequest
+	(*CancelOperationRequest)(nil),    // 126: twinsan.v1.CancelOperationRequest
+	(*SetMaintenanceRequest)(nil),     // 127: twinsan.v1.SetMaintenanceRequest
+	(*SetMaintenanceResponse)(nil),    // 128: twinsan.v1.SetMaintenanceResponse
+	(*EvacuateNodeRequest)(nil),       // 129: twinsan.v1.EvacuateNodeRequest
+	(*RemoveNodeRequest)(nil),         // 130: twinsan.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 131: twinsan.v1.RemoveNodeResponse
+	(*SetResyncRateRequest)(nil),      // 132: twinsan.v1.SetResyncRateRequest
+	(*SetBalanceRequest)(nil),         // 133: twinsan.v1.SetBalanceRequest
+	(*SetQuorumRequest)(nil),          // 134: twinsan.v1.SetQuorumRequest
+	(*GetUpgradePlanRequest)(nil),     // 135: twinsan.v1.GetUpgradePlanRequest
+	(*RaiseLevelRequest)(nil),         // 136: twinsan.v1.RaiseLevelRequest
+	(*UpgradePlan)(nil),               // 137: twinsan.v1.UpgradePlan
+	(*UpgradeNode)(nil),               // 138: twinsan.v1.UpgradeNode
+	(*timestamppb.Timestamp)(nil),     // 139: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 140: google.protobuf.Duration
 }
 var file_twinsan_proto_depIdxs = []int32{
 	0,   // 0: twinsan.v1.Status.health:type_name -> twinsan.v1.Health
 	17,  // 1: twinsan.v1.Status.problems:type_name -> twinsan.v1.Problem
-	41,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
-	55,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
-	119, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
+	44,  // 2: twinsan.v1.Status.nodes:type_name -> twinsan.v1.Node
+	58,  // 3: twinsan.v1.Status.volumes:type_name -> twinsan.v1.Volume
+	122, // 4: twinsan.v1.Status.operations:type_name -> twinsan.v1.Operation
 	15,  // 5: twinsan.v1.Status.risk:type_name -> twinsan.v1.Risk
 	16,  // 6: twinsan.v1.Risk.stops:type_name -> twinsan.v1.Stop
 	0,   // 7: twinsan.v1.Problem.severity:type_name -> twinsan.v1.Health
-	136, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
+	139, // 8: twinsan.v1.ClusterInfo.created:type_name -> google.protobuf.Timestamp
 	21,  // 9: twinsan.v1.ClusterInfo.portals:type_name -> twinsan.v1.Portal
 	2,   // 10: twinsan.v1.ClusterInfo.discovery:type_name -> twinsan.v1.DiscoveryMode
 	1,   // 11: twinsan.v1.ClusterInfo.quorum_mode:type_name -> twinsan.v1.QuorumMode
-	137, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
+	140, // 12: twinsan.v1.ClusterInfo.balance_after:type_name -> google.protobuf.Duration
 	2,   // 13: twinsan.v1.SetDiscoveryRequest.mode:type_name -> twinsan.v1.DiscoveryMode
 	3,   // 14: twinsan.v1.CreateTokenRequest.role:type_name -> twinsan.v1.Role
-	137, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	140, // 15: twinsan.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	3,   // 16: twinsan.v1.Token.role:type_name -> twinsan.v1.Role
-	136, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	136, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
-	136, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
+	139, // 17: twinsan.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	139, // 18: twinsan.v1.Certificate.expires:type_name -> google.protobuf.Timestamp
+	139, // 19: twinsan.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,   // 20: twinsan.v1.Event.severity:type_name -> twinsan.v1.Severity
-	41,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
-	136, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
-	40,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
-	40,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
-	36,  // 25: twinsan.v1.ExplainPoolResponse.pool:type_name -> twinsan.v1.PoolExplained
-	37,  // 26: twinsan.v1.PoolExplained.volumes:type_name -> twinsan.v1.VolumeShare
-	38,  // 27: twinsan.v1.PoolExplained.forecast:type_name -> twinsan.v1.Forecast
-	39,  // 28: twinsan.v1.Forecast.levels:type_name -> twinsan.v1.ForecastLevel
-	136, // 29: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
-	136, // 30: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
-	3,   // 31: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
-	5,   // 32: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
-	136, // 33: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
-	42,  // 34: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
-	45,  // 35: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
-	6,   // 36: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
-	136, // 37: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
-	33,  // 38: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
-	44,  // 39: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
-	43,  // 40: twinsan.v1.Pool.reduction:type_name -> twinsan.v1.Reduction
-	136, // 41: twinsan.v1.Reduction.merge_finished:type_name -> google.protobuf.Timestamp
-	46,  // 42: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
-	53,  // 43: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
-	52,  // 44: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	8,   // 45: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
-	137, // 46: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
-	136, // 47: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
-	136, // 48: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	7,   // 49: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
-	54,  // 50: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
-	45,  // 51: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
-	56,  // 52: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
-	57,  // 53: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
-	59,  // 54: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
-	60,  // 55: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
-	9,   // 56: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
-	58,  // 57: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
-	61,  // 58: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
-	61,  // 59: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
-	55,  // 60: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
-	55,  // 61: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	107, // 62: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	55,  // 63: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
-	60,  // 64: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
-	75,  // 65: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
-	10,  // 66: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
-	136, // 67: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	76,  // 68: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	76,  // 69: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
-	76,  // 70: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	86,  // 71: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
-	55,  // 72: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	76,  // 73: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
-	107, // 74: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
-	137, // 75: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
-	136, // 76: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
-	136, // 77: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
-	90,  // 78: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
-	137, // 79: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
-	96,  // 80: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
-	96,  // 81: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
-	107, // 82: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
-	52,  // 83: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
-	136, // 84: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
-	136, // 85: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
-	42,  // 86: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
-	53,  // 87: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
-	107, // 88: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
-	112, // 89: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
-	33,  // 90: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
-	45,  // 91: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
-	54,  // 92: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
-	57,  // 93: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
-	60,  // 94: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
-	113, // 95: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
-	55,  // 96: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
-	12,  // 97: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
-	11,  // 98: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
-	136, // 99: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	136, // 100: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	137, // 101: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
-	119, // 102: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
-	41,  // 103: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
-	137, // 104: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
-	1,   // 105: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
-	135, // 106: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
-	13,  // 107: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
-	18,  // 108: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
-	22,  // 109: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
-	20,  // 110: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
-	24,  // 111: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
-	26,  // 112: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
-	28,  // 113: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
-	30,  // 114: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
-	31,  // 115: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
-	32,  // 116: twinsan.v1.Nodes.ScrubNode:input_type -> twinsan.v1.ScrubNodeRequest
-	34,  // 117: twinsan.v1.Nodes.ExplainPool:input_type -> twinsan.v1.ExplainPoolRequest
-	50,  // 118: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
-	46,  // 119: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
-	47,  // 120: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
-	48,  // 121: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
-	49,  // 122: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
-	62,  // 123: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
-	64,  // 124: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
-	65,  // 125: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
-	66,  // 126: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
-	69,  // 127: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
-	68,  // 128: twinsan.v1.Volumes.SetVolume:input_type -> twinsan.v1.SetVolumeRequest
-	73,  // 129: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
-	70,  // 130: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
-	71,  // 131: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
-	77,  // 132: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
-	79,  // 133: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
-	80,  // 134: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
-	82,  // 135: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
-	84,  // 136: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
-	87,  // 137: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
-	88,  // 138: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
-	91,  // 139: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
-	93,  // 140: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
-	94,  // 141: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
-	97,  // 142: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
-	99,  // 143: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
-	100, // 144: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
-	102, // 145: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
-	103, // 146: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
-	104, // 147: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
-	105, // 148: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
-	110, // 149: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
-	108, // 150: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
-	114, // 151: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
-	115, // 152: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
-	116, // 153: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
-	117, // 154: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
-	120, // 155: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
-	122, // 156: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
-	123, // 157: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
-	124, // 158: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
-	126, // 159: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
-	127, // 160: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
-	130, // 161: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
-	129, // 162: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
-	131, // 163: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
-	132, // 164: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
-	133, // 165: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
-	14,  // 166: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
-	19,  // 167: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
-	23,  // 168: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
-	19,  // 169: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
-	25,  // 170: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
-	27,  // 171: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
-	29,  // 172: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
-	41,  // 173: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
-	41,  // 174: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
-	33,  // 175: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
-	35,  // 176: twinsan.v1.Nodes.ExplainPool:output_type -> twinsan.v1.ExplainPoolResponse
-	51,  // 177: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
-	53,  // 178: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
-	53,  // 179: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
-	53,  // 180: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
-	53,  // 181: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
-	63,  // 182: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
-	55,  // 183: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
-	55,  // 184: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
-	67,  // 185: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
-	55,  // 186: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
-	55,  // 187: twinsan.v1.Volumes.SetVolume:output_type -> twinsan.v1.Volume
-	74,  // 188: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
-	55,  // 189: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
-	72,  // 190: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
-	78,  // 191: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
-	76,  // 192: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
-	81,  // 193: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
-	83,  // 194: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
-	85,  // 195: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
-	55,  // 196: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
-	89,  // 197: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
-	92,  // 198: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
-	90,  // 199: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
-	95,  // 200: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
-	98,  // 201: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
-	96,  // 202: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
-	101, // 203: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
-	55,  // 204: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
-	55,  // 205: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
-	55,  // 206: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
-	106, // 207: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
-	111, // 208: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
-	109, // 209: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
-	119, // 210: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
-	119, // 211: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
-	55,  // 212: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
-	118, // 213: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
-	121, // 214: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
-	119, // 215: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
-	119, // 216: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
-	125, // 217: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
-	41,  // 218: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
-	128, // 219: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
-	19,  // 220: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
-	19,  // 221: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
-	19,  // 222: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
-	134, // 223: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
-	134, // 224: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
-	166, // [166:225] is the sub-list for method output_type
-	107, // [107:166] is the sub-list for method input_type
-	107, // [107:107] is the sub-list for extension type_name
-	107, // [107:107] is the sub-list for extension extendee
-	0,   // [0:107] is the sub-list for field type_name
+	44,  // 21: twinsan.v1.ListNodesResponse.nodes:type_name -> twinsan.v1.Node
+	139, // 22: twinsan.v1.Scrub.next_pass:type_name -> google.protobuf.Timestamp
+	43,  // 23: twinsan.v1.Scrub.current:type_name -> twinsan.v1.ScrubResult
+	43,  // 24: twinsan.v1.Scrub.last:type_name -> twinsan.v1.ScrubResult
+	36,  // 25: twinsan.v1.Merge.current:type_name -> twinsan.v1.MergeResult
+	36,  // 26: twinsan.v1.Merge.last:type_name -> twinsan.v1.MergeResult
+	139, // 27: twinsan.v1.MergeResult.started:type_name -> google.protobuf.Timestamp
+	139, // 28: twinsan.v1.MergeResult.finished:type_name -> google.protobuf.Timestamp
+	39,  // 29: twinsan.v1.ExplainPoolResponse.pool:type_name -> twinsan.v1.PoolExplained
+	40,  // 30: twinsan.v1.PoolExplained.volumes:type_name -> twinsan.v1.VolumeShare
+	41,  // 31: twinsan.v1.PoolExplained.forecast:type_name -> twinsan.v1.Forecast
+	42,  // 32: twinsan.v1.Forecast.levels:type_name -> twinsan.v1.ForecastLevel
+	139, // 33: twinsan.v1.ScrubResult.started:type_name -> google.protobuf.Timestamp
+	139, // 34: twinsan.v1.ScrubResult.finished:type_name -> google.protobuf.Timestamp
+	3,   // 35: twinsan.v1.Node.role:type_name -> twinsan.v1.Role
+	5,   // 36: twinsan.v1.Node.state:type_name -> twinsan.v1.NodeState
+	139, // 37: twinsan.v1.Node.started:type_name -> google.protobuf.Timestamp
+	45,  // 38: twinsan.v1.Node.pool:type_name -> twinsan.v1.Pool
+	48,  // 39: twinsan.v1.Node.traffic:type_name -> twinsan.v1.Traffic
+	6,   // 40: twinsan.v1.Node.mode:type_name -> twinsan.v1.NodeMode
+	139, // 41: twinsan.v1.Node.mode_since:type_name -> google.protobuf.Timestamp
+	33,  // 42: twinsan.v1.Node.scrub:type_name -> twinsan.v1.Scrub
+	47,  // 43: twinsan.v1.Pool.caches:type_name -> twinsan.v1.Cache
+	46,  // 44: twinsan.v1.Pool.reduction:type_name -> twinsan.v1.Reduction
+	139, // 45: twinsan.v1.Reduction.merge_finished:type_name -> google.protobuf.Timestamp
+	49,  // 46: twinsan.v1.ReplaceDeviceRequest.with:type_name -> twinsan.v1.AddDeviceRequest
+	56,  // 47: twinsan.v1.ListDevicesResponse.devices:type_name -> twinsan.v1.Device
+	55,  // 48: twinsan.v1.ListDevicesResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	8,   // 49: twinsan.v1.Replica.state:type_name -> twinsan.v1.ReplicaState
+	140, // 50: twinsan.v1.Replica.resync_left:type_name -> google.protobuf.Duration
+	139, // 51: twinsan.v1.Replica.out_of_sync_since:type_name -> google.protobuf.Timestamp
+	139, // 52: twinsan.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	7,   // 53: twinsan.v1.Volume.state:type_name -> twinsan.v1.VolumeState
+	57,  // 54: twinsan.v1.Volume.replicas:type_name -> twinsan.v1.Replica
+	48,  // 55: twinsan.v1.Volume.traffic:type_name -> twinsan.v1.Traffic
+	59,  // 56: twinsan.v1.Volume.paths:type_name -> twinsan.v1.Path
+	60,  // 57: twinsan.v1.Volume.counts:type_name -> twinsan.v1.ClassCount
+	62,  // 58: twinsan.v1.Volume.offloads:type_name -> twinsan.v1.Offload
+	63,  // 59: twinsan.v1.Volume.reservations:type_name -> twinsan.v1.Reservations
+	9,   // 60: twinsan.v1.Path.state:type_name -> twinsan.v1.PathState
+	61,  // 61: twinsan.v1.ClassCount.refused:type_name -> twinsan.v1.Refusal
+	64,  // 62: twinsan.v1.Reservations.registrations:type_name -> twinsan.v1.Registration
+	64,  // 63: twinsan.v1.Reservations.reserve:type_name -> twinsan.v1.Registration
+	58,  // 64: twinsan.v1.ListVolumesResponse.volumes:type_name -> twinsan.v1.Volume
+	58,  // 65: twinsan.v1.DeleteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	110, // 66: twinsan.v1.DeleteVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	58,  // 67: twinsan.v1.ClearReservationsResponse.volume:type_name -> twinsan.v1.Volume
+	63,  // 68: twinsan.v1.ClearReservationsResponse.cleared:type_name -> twinsan.v1.Reservations
+	78,  // 69: twinsan.v1.CheckVolumeResponse.digests:type_name -> twinsan.v1.ReplicaDigest
+	10,  // 70: twinsan.v1.Snapshot.state:type_name -> twinsan.v1.SnapshotState
+	139, // 71: twinsan.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	79,  // 72: twinsan.v1.ListSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	79,  // 73: twinsan.v1.CreateSnapshotsResponse.snapshots:type_name -> twinsan.v1.Snapshot
+	79,  // 74: twinsan.v1.DeleteSnapshotResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	89,  // 75: twinsan.v1.Changes.ranges:type_name -> twinsan.v1.ChangedRange
+	58,  // 76: twinsan.v1.RollBackVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	79,  // 77: twinsan.v1.RollBackVolumeResponse.snapshot:type_name -> twinsan.v1.Snapshot
+	110, // 78: twinsan.v1.RollBackVolumeResponse.sessions:type_name -> twinsan.v1.Session
+	140, // 79: twinsan.v1.Schedule.every:type_name -> google.protobuf.Duration
+	139, // 80: twinsan.v1.Schedule.last:type_name -> google.protobuf.Timestamp
+	139, // 81: twinsan.v1.Schedule.next:type_name -> google.protobuf.Timestamp
+	93,  // 82: twinsan.v1.ListSchedulesResponse.schedules:type_name -> twinsan.v1.Schedule
+	140, // 83: twinsan.v1.SetScheduleRequest.every:type_name -> google.protobuf.Duration
+	99,  // 84: twinsan.v1.ListHostsResponse.hosts:type_name -> twinsan.v1.Host
+	99,  // 85: twinsan.v1.RemoveHostResponse.host:type_name -> twinsan.v1.Host
+	110, // 86: twinsan.v1.ListSessionsResponse.sessions:type_name -> twinsan.v1.Session
+	55,  // 87: twinsan.v1.ListSessionsResponse.unreachable:type_name -> twinsan.v1.Unreachable
+	139, // 88: twinsan.v1.Session.since:type_name -> google.protobuf.Timestamp
+	139, // 89: twinsan.v1.NodeReport.started:type_name -> google.protobuf.Timestamp
+	45,  // 90: twinsan.v1.NodeReport.pool:type_name -> twinsan.v1.Pool
+	56,  // 91: twinsan.v1.NodeReport.devices:type_name -> twinsan.v1.Device
+	110, // 92: twinsan.v1.NodeReport.sessions:type_name -> twinsan.v1.Session
+	115, // 93: twinsan.v1.NodeReport.volumes:type_name -> twinsan.v1.VolumeReport
+	33,  // 94: twinsan.v1.NodeReport.scrub:type_name -> twinsan.v1.Scrub
+	48,  // 95: twinsan.v1.VolumeReport.traffic:type_name -> twinsan.v1.Traffic
+	57,  // 96: twinsan.v1.VolumeReport.replicas:type_name -> twinsan.v1.Replica
+	60,  // 97: twinsan.v1.VolumeReport.counts:type_name -> twinsan.v1.ClassCount
+	63,  // 98: twinsan.v1.VolumeReport.reservations:type_name -> twinsan.v1.Reservations
+	116, // 99: twinsan.v1.VolumeReport.standing:type_name -> twinsan.v1.Standing
+	58,  // 100: twinsan.v1.PromoteVolumeResponse.volume:type_name -> twinsan.v1.Volume
+	12,  // 101: twinsan.v1.Operation.kind:type_name -> twinsan.v1.OperationKind
+	11,  // 102: twinsan.v1.Operation.state:type_name -> twinsan.v1.OperationState
+	139, // 103: twinsan.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	139, // 104: twinsan.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	140, // 105: twinsan.v1.Operation.left:type_name -> google.protobuf.Duration
+	122, // 106: twinsan.v1.ListOperationsResponse.operations:type_name -> twinsan.v1.Operation
+	44,  // 107: twinsan.v1.SetMaintenanceResponse.node:type_name -> twinsan.v1.Node
+	140, // 108: twinsan.v1.SetBalanceRequest.after:type_name -> google.protobuf.Duration
+	1,   // 109: twinsan.v1.SetQuorumRequest.mode:type_name -> twinsan.v1.QuorumMode
+	138, // 110: twinsan.v1.UpgradePlan.nodes:type_name -> twinsan.v1.UpgradeNode
+	13,  // 111: twinsan.v1.Cluster.GetStatus:input_type -> twinsan.v1.GetStatusRequest
+	18,  // 112: twinsan.v1.Cluster.GetCluster:input_type -> twinsan.v1.GetClusterRequest
+	22,  // 113: twinsan.v1.Cluster.CreateToken:input_type -> twinsan.v1.CreateTokenRequest
+	20,  // 114: twinsan.v1.Cluster.SetDiscovery:input_type -> twinsan.v1.SetDiscoveryRequest
+	24,  // 115: twinsan.v1.Cluster.IssueCertificate:input_type -> twinsan.v1.IssueCertificateRequest
+	26,  // 116: twinsan.v1.Cluster.ListEvents:input_type -> twinsan.v1.ListEventsRequest
+	28,  // 117: twinsan.v1.Nodes.ListNodes:input_type -> twinsan.v1.ListNodesRequest
+	30,  // 118: twinsan.v1.Nodes.GetNode:input_type -> twinsan.v1.GetNodeRequest
+	31,  // 119: twinsan.v1.Nodes.DrainNode:input_type -> twinsan.v1.DrainNodeRequest
+	32,  // 120: twinsan.v1.Nodes.ScrubNode:input_type -> twinsan.v1.ScrubNodeRequest
+	34,  // 121: twinsan.v1.Nodes.MergeNode:input_type -> twinsan.v1.MergeNodeRequest
+	37,  // 122: twinsan.v1.Nodes.ExplainPool:input_type -> twinsan.v1.ExplainPoolRequest
+	53,  // 123: twinsan.v1.Devices.ListDevices:input_type -> twinsan.v1.ListDevicesRequest
+	49,  // 124: twinsan.v1.Devices.AddDevice:input_type -> twinsan.v1.AddDeviceRequest
+	50,  // 125: twinsan.v1.Devices.DrainDevice:input_type -> twinsan.v1.DrainDeviceRequest
+	51,  // 126: twinsan.v1.Devices.RemoveDevice:input_type -> twinsan.v1.RemoveDeviceRequest
+	52,  // 127: twinsan.v1.Devices.ReplaceDevice:input_type -> twinsan.v1.ReplaceDeviceRequest
+	65,  // 128: twinsan.v1.Volumes.ListVolumes:input_type -> twinsan.v1.ListVolumesRequest
+	67,  // 129: twinsan.v1.Volumes.GetVolume:input_type -> twinsan.v1.GetVolumeRequest
+	68,  // 130: twinsan.v1.Volumes.CreateVolume:input_type -> twinsan.v1.CreateVolumeRequest
+	69,  // 131: twinsan.v1.Volumes.DeleteVolume:input_type -> twinsan.v1.DeleteVolumeRequest
+	72,  // 132: twinsan.v1.Volumes.ResizeVolume:input_type -> twinsan.v1.ResizeVolumeRequest
+	71,  // 133: twinsan.v1.Volumes.SetVolume:input_type -> twinsan.v1.SetVolumeRequest
+	76,  // 134: twinsan.v1.Volumes.CheckVolume:input_type -> twinsan.v1.CheckVolumeRequest
+	73,  // 135: twinsan.v1.Volumes.MoveVolume:input_type -> twinsan.v1.MoveVolumeRequest
+	74,  // 136: twinsan.v1.Volumes.ClearReservations:input_type -> twinsan.v1.ClearReservationsRequest
+	80,  // 137: twinsan.v1.Snapshots.ListSnapshots:input_type -> twinsan.v1.ListSnapshotsRequest
+	82,  // 138: twinsan.v1.Snapshots.GetSnapshot:input_type -> twinsan.v1.GetSnapshotRequest
+	83,  // 139: twinsan.v1.Snapshots.CreateSnapshots:input_type -> twinsan.v1.CreateSnapshotsRequest
+	85,  // 140: twinsan.v1.Snapshots.DeleteSnapshot:input_type -> twinsan.v1.DeleteSnapshotRequest
+	87,  // 141: twinsan.v1.Snapshots.ListChanges:input_type -> twinsan.v1.ListChangesRequest
+	90,  // 142: twinsan.v1.Snapshots.CloneSnapshot:input_type -> twinsan.v1.CloneSnapshotRequest
+	91,  // 143: twinsan.v1.Snapshots.RollBackVolume:input_type -> twinsan.v1.RollBackVolumeRequest
+	94,  // 144: twinsan.v1.Snapshots.ListSchedules:input_type -> twinsan.v1.ListSchedulesRequest
+	96,  // 145: twinsan.v1.Snapshots.SetSchedule:input_type -> twinsan.v1.SetScheduleRequest
+	97,  // 146: twinsan.v1.Snapshots.RemoveSchedule:input_type -> twinsan.v1.RemoveScheduleRequest
+	100, // 147: twinsan.v1.Hosts.ListHosts:input_type -> twinsan.v1.ListHostsRequest
+	102, // 148: twinsan.v1.Hosts.AddHost:input_type -> twinsan.v1.AddHostRequest
+	103, // 149: twinsan.v1.Hosts.RemoveHost:input_type -> twinsan.v1.RemoveHostRequest
+	105, // 150: twinsan.v1.Hosts.SetVolumeHosts:input_type -> twinsan.v1.SetVolumeHostsRequest
+	106, // 151: twinsan.v1.Hosts.MapVolume:input_type -> twinsan.v1.MapVolumeRequest
+	107, // 152: twinsan.v1.Hosts.UnmapVolume:input_type -> twinsan.v1.UnmapVolumeRequest
+	108, // 153: twinsan.v1.Sessions.ListSessions:input_type -> twinsan.v1.ListSessionsRequest
+	113, // 154: twinsan.v1.Peers.Report:input_type -> twinsan.v1.ReportRequest
+	111, // 155: twinsan.v1.Peers.SnapshotStep:input_type -> twinsan.v1.SnapshotStepRequest
+	117, // 156: twinsan.v1.Replicas.AddReplica:input_type -> twinsan.v1.AddReplicaRequest
+	118, // 157: twinsan.v1.Replicas.MoveReplica:input_type -> twinsan.v1.MoveReplicaRequest
+	119, // 158: twinsan.v1.Replicas.RemoveReplica:input_type -> twinsan.v1.RemoveReplicaRequest
+	120, // 159: twinsan.v1.Replicas.PromoteVolume:input_type -> twinsan.v1.PromoteVolumeRequest
+	123, // 160: twinsan.v1.Operations.ListOperations:input_type -> twinsan.v1.ListOperationsRequest
+	125, // 161: twinsan.v1.Operations.GetOperation:input_type -> twinsan.v1.GetOperationRequest
+	126, // 162: twinsan.v1.Operations.CancelOperation:input_type -> twinsan.v1.CancelOperationRequest
+	127, // 163: twinsan.v1.Maintenance.SetMaintenance:input_type -> twinsan.v1.SetMaintenanceRequest
+	129, // 164: twinsan.v1.Maintenance.EvacuateNode:input_type -> twinsan.v1.EvacuateNodeRequest
+	130, // 165: twinsan.v1.Maintenance.RemoveNode:input_type -> twinsan.v1.RemoveNodeRequest
+	133, // 166: twinsan.v1.Maintenance.SetBalance:input_type -> twinsan.v1.SetBalanceRequest
+	132, // 167: twinsan.v1.Maintenance.SetResyncRate:input_type -> twinsan.v1.SetResyncRateRequest
+	134, // 168: twinsan.v1.Maintenance.SetQuorum:input_type -> twinsan.v1.SetQuorumRequest
+	135, // 169: twinsan.v1.Maintenance.GetUpgradePlan:input_type -> twinsan.v1.GetUpgradePlanRequest
+	136, // 170: twinsan.v1.Maintenance.RaiseLevel:input_type -> twinsan.v1.RaiseLevelRequest
+	14,  // 171: twinsan.v1.Cluster.GetStatus:output_type -> twinsan.v1.Status
+	19,  // 172: twinsan.v1.Cluster.GetCluster:output_type -> twinsan.v1.ClusterInfo
+	23,  // 173: twinsan.v1.Cluster.CreateToken:output_type -> twinsan.v1.Token
+	19,  // 174: twinsan.v1.Cluster.SetDiscovery:output_type -> twinsan.v1.ClusterInfo
+	25,  // 175: twinsan.v1.Cluster.IssueCertificate:output_type -> twinsan.v1.Certificate
+	27,  // 176: twinsan.v1.Cluster.ListEvents:output_type -> twinsan.v1.Event
+	29,  // 177: twinsan.v1.Nodes.ListNodes:output_type -> twinsan.v1.ListNodesResponse
+	44,  // 178: twinsan.v1.Nodes.GetNode:output_type -> twinsan.v1.Node
+	44,  // 179: twinsan.v1.Nodes.DrainNode:output_type -> twinsan.v1.Node
+	33,  // 180: twinsan.v1.Nodes.ScrubNode:output_type -> twinsan.v1.Scrub
+	35,  // 181: twinsan.v1.Nodes.MergeNode:output_type -> twinsan.v1.Merge
+	38,  // 182: twinsan.v1.Nodes.ExplainPool:output_type -> twinsan.v1.ExplainPoolResponse
+	54,  // 183: twinsan.v1.Devices.ListDevices:output_type -> twinsan.v1.ListDevicesResponse
+	56,  // 184: twinsan.v1.Devices.AddDevice:output_type -> twinsan.v1.Device
+	56,  // 185: twinsan.v1.Devices.DrainDevice:output_type -> twinsan.v1.Device
+	56,  // 186: twinsan.v1.Devices.RemoveDevice:output_type -> twinsan.v1.Device
+	56,  // 187: twinsan.v1.Devices.ReplaceDevice:output_type -> twinsan.v1.Device
+	66,  // 188: twinsan.v1.Volumes.ListVolumes:output_type -> twinsan.v1.ListVolumesResponse
+	58,  // 189: twinsan.v1.Volumes.GetVolume:output_type -> twinsan.v1.Volume
+	58,  // 190: twinsan.v1.Volumes.CreateVolume:output_type -> twinsan.v1.Volume
+	70,  // 191: twinsan.v1.Volumes.DeleteVolume:output_type -> twinsan.v1.DeleteVolumeResponse
+	58,  // 192: twinsan.v1.Volumes.ResizeVolume:output_type -> twinsan.v1.Volume
+	58,  // 193: twinsan.v1.Volumes.SetVolume:output_type -> twinsan.v1.Volume
+	77,  // 194: twinsan.v1.Volumes.CheckVolume:output_type -> twinsan.v1.CheckVolumeResponse
+	58,  // 195: twinsan.v1.Volumes.MoveVolume:output_type -> twinsan.v1.Volume
+	75,  // 196: twinsan.v1.Volumes.ClearReservations:output_type -> twinsan.v1.ClearReservationsResponse
+	81,  // 197: twinsan.v1.Snapshots.ListSnapshots:output_type -> twinsan.v1.ListSnapshotsResponse
+	79,  // 198: twinsan.v1.Snapshots.GetSnapshot:output_type -> twinsan.v1.Snapshot
+	84,  // 199: twinsan.v1.Snapshots.CreateSnapshots:output_type -> twinsan.v1.CreateSnapshotsResponse
+	86,  // 200: twinsan.v1.Snapshots.DeleteSnapshot:output_type -> twinsan.v1.DeleteSnapshotResponse
+	88,  // 201: twinsan.v1.Snapshots.ListChanges:output_type -> twinsan.v1.Changes
+	58,  // 202: twinsan.v1.Snapshots.CloneSnapshot:output_type -> twinsan.v1.Volume
+	92,  // 203: twinsan.v1.Snapshots.RollBackVolume:output_type -> twinsan.v1.RollBackVolumeResponse
+	95,  // 204: twinsan.v1.Snapshots.ListSchedules:output_type -> twinsan.v1.ListSchedulesResponse
+	93,  // 205: twinsan.v1.Snapshots.SetSchedule:output_type -> twinsan.v1.Schedule
+	98,  // 206: twinsan.v1.Snapshots.RemoveSchedule:output_type -> twinsan.v1.RemoveScheduleResponse
+	101, // 207: twinsan.v1.Hosts.ListHosts:output_type -> twinsan.v1.ListHostsResponse
+	99,  // 208: twinsan.v1.Hosts.AddHost:output_type -> twinsan.v1.Host
+	104, // 209: twinsan.v1.Hosts.RemoveHost:output_type -> twinsan.v1.RemoveHostResponse
+	58,  // 210: twinsan.v1.Hosts.SetVolumeHosts:output_type -> twinsan.v1.Volume
+	58,  // 211: twinsan.v1.Hosts.MapVolume:output_type -> twinsan.v1.Volume
+	58,  // 212: twinsan.v1.Hosts.UnmapVolume:output_type -> twinsan.v1.Volume
+	109, // 213: twinsan.v1.Sessions.ListSessions:output_type -> twinsan.v1.ListSessionsResponse
+	114, // 214: twinsan.v1.Peers.Report:output_type -> twinsan.v1.NodeReport
+	112, // 215: twinsan.v1.Peers.SnapshotStep:output_type -> twinsan.v1.SnapshotStepResponse
+	122, // 216: twinsan.v1.Replicas.AddReplica:output_type -> twinsan.v1.Operation
+	122, // 217: twinsan.v1.Replicas.MoveReplica:output_type -> twinsan.v1.Operation
+	58,  // 218: twinsan.v1.Replicas.RemoveReplica:output_type -> twinsan.v1.Volume
+	121, // 219: twinsan.v1.Replicas.PromoteVolume:output_type -> twinsan.v1.PromoteVolumeResponse
+	124, // 220: twinsan.v1.Operations.ListOperations:output_type -> twinsan.v1.ListOperationsResponse
+	122, // 221: twinsan.v1.Operations.GetOperation:output_type -> twinsan.v1.Operation
+	122, // 222: twinsan.v1.Operations.CancelOperation:output_type -> twinsan.v1.Operation
+	128, // 223: twinsan.v1.Maintenance.SetMaintenance:output_type -> twinsan.v1.SetMaintenanceResponse
+	44,  // 224: twinsan.v1.Maintenance.EvacuateNode:output_type -> twinsan.v1.Node
+	131, // 225: twinsan.v1.Maintenance.RemoveNode:output_type -> twinsan.v1.RemoveNodeResponse
+	19,  // 226: twinsan.v1.Maintenance.SetBalance:output_type -> twinsan.v1.ClusterInfo
+	19,  // 227: twinsan.v1.Maintenance.SetResyncRate:output_type -> twinsan.v1.ClusterInfo
+	19,  // 228: twinsan.v1.Maintenance.SetQuorum:output_type -> twinsan.v1.ClusterInfo
+	137, // 229: twinsan.v1.Maintenance.GetUpgradePlan:output_type -> twinsan.v1.UpgradePlan
+	137, // 230: twinsan.v1.Maintenance.RaiseLevel:output_type -> twinsan.v1.UpgradePlan
+	171, // [171:231] is the sub-list for method output_type
+	111, // [111:171] is the sub-list for method input_type
+	111, // [111:111] is the sub-list for extension type_name
+	111, // [111:111] is the sub-list for extension extendee
+	0,   // [0:111] is the sub-list for field type_name
 }
 
 func init() { file_twinsan_proto_init() }
@@ -11011,7 +11314,7 @@ func file_twinsan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_twinsan_proto_rawDesc), len(file_twinsan_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   123,
+			NumMessages:   126,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

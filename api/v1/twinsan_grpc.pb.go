@@ -349,6 +349,7 @@ const (
 	Nodes_GetNode_FullMethodName     = "/twinsan.v1.Nodes/GetNode"
 	Nodes_DrainNode_FullMethodName   = "/twinsan.v1.Nodes/DrainNode"
 	Nodes_ScrubNode_FullMethodName   = "/twinsan.v1.Nodes/ScrubNode"
+	Nodes_MergeNode_FullMethodName   = "/twinsan.v1.Nodes/MergeNode"
 	Nodes_ExplainPool_FullMethodName = "/twinsan.v1.Nodes/ExplainPool"
 )
 
@@ -365,6 +366,9 @@ type NodesClient interface {
 	// ScrubNode shows, starts or stops the scrub of a data node's pool: reading, proving
 	// and repairing all that is in use. It does not wait for it.
 	ScrubNode(ctx context.Context, in *ScrubNodeRequest, opts ...grpc.CallOption) (*Scrub, error)
+	// MergeNode shows, starts or stops the pass that looks for blocks which a data node's
+	// pool stores twice, and merges them. It does not wait for it.
+	MergeNode(ctx context.Context, in *MergeNodeRequest, opts ...grpc.CallOption) (*Merge, error)
 	// ExplainPool walks the maps of a data node's pool and says what its bytes are there
 	// for. It sends progress and at last the result; ending the call ends the walk.
 	ExplainPool(ctx context.Context, in *ExplainPoolRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExplainPoolResponse], error)
@@ -418,6 +422,16 @@ func (c *nodesClient) ScrubNode(ctx context.Context, in *ScrubNodeRequest, opts 
 	return out, nil
 }
 
+func (c *nodesClient) MergeNode(ctx context.Context, in *MergeNodeRequest, opts ...grpc.CallOption) (*Merge, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Merge)
+	err := c.cc.Invoke(ctx, Nodes_MergeNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodesClient) ExplainPool(ctx context.Context, in *ExplainPoolRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExplainPoolResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Nodes_ServiceDesc.Streams[0], Nodes_ExplainPool_FullMethodName, cOpts...)
@@ -450,6 +464,9 @@ type NodesServer interface {
 	// ScrubNode shows, starts or stops the scrub of a data node's pool: reading, proving
 	// and repairing all that is in use. It does not wait for it.
 	ScrubNode(context.Context, *ScrubNodeRequest) (*Scrub, error)
+	// MergeNode shows, starts or stops the pass that looks for blocks which a data node's
+	// pool stores twice, and merges them. It does not wait for it.
+	MergeNode(context.Context, *MergeNodeRequest) (*Merge, error)
 	// ExplainPool walks the maps of a data node's pool and says what its bytes are there
 	// for. It sends progress and at last the result; ending the call ends the walk.
 	ExplainPool(*ExplainPoolRequest, grpc.ServerStreamingServer[ExplainPoolResponse]) error
@@ -474,6 +491,9 @@ func (UnimplementedNodesServer) DrainNode(context.Context, *DrainNodeRequest) (*
 }
 func (UnimplementedNodesServer) ScrubNode(context.Context, *ScrubNodeRequest) (*Scrub, error) {
 	return nil, status.Error(codes.Unimplemented, "method ScrubNode not implemented")
+}
+func (UnimplementedNodesServer) MergeNode(context.Context, *MergeNodeRequest) (*Merge, error) {
+	return nil, status.Error(codes.Unimplemented, "method MergeNode not implemented")
 }
 func (UnimplementedNodesServer) ExplainPool(*ExplainPoolRequest, grpc.ServerStreamingServer[ExplainPoolResponse]) error {
 	return status.Error(codes.Unimplemented, "method ExplainPool not implemented")
@@ -571,6 +591,24 @@ func _Nodes_ScrubNode_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Nodes_MergeNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MergeNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).MergeNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_MergeNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).MergeNode(ctx, req.(*MergeNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Nodes_ExplainPool_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ExplainPoolRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -604,6 +642,10 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ScrubNode",
 			Handler:    _Nodes_ScrubNode_Handler,
+		},
+		{
+			MethodName: "MergeNode",
+			Handler:    _Nodes_MergeNode_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

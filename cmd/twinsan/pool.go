@@ -211,12 +211,7 @@ other volumes need stays.
 
 It reads the maps, which takes its time; Ctrl-C ends it. A pool with more than
 64 GiB of blocks is sampled, unless --exact.`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usage("unexpected %q: name one node, or none for all", args[1])
-			}
-			return nil
-		},
+		Args: oneNode,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.stream(c.Context(), func(ctx context.Context, client *api.Client) error {
 				names := args
@@ -239,7 +234,7 @@ It reads the maps, which takes its time; Ctrl-C ends it. A pool with more than
 		},
 	}
 	explain.Flags().BoolVar(&exact, "exact", false, "look at every block, however long it takes")
-	return noun("pool", "The pools of devices of the nodes", nil, explain)
+	return noun("pool", "The pools of devices of the nodes", nil, explain, a.mergeCommand())
 }
 
 // dataNodes are the names of the nodes that have a pool.

@@ -106,14 +106,9 @@ func (a *app) scrubCommand() *cobra.Command {
 		return a.call(c, func(ctx context.Context, client *api.Client) error {
 			names := args
 			if len(names) == 0 {
-				r, err := client.Nodes.ListNodes(ctx, &v1.ListNodesRequest{})
-				if err != nil {
+				var err error
+				if names, err = dataNodes(ctx, client, a); err != nil {
 					return err
-				}
-				for _, n := range r.Nodes {
-					if n.Role == v1.Role_ROLE_DATA {
-						names = append(names, n.Name)
-					}
 				}
 			}
 			page := &scrubPage{version1: v1Header, Scrubs: []scrubView{}}
@@ -135,15 +130,9 @@ func (a *app) scrubCommand() *cobra.Command {
 			return nil
 		})
 	}
-	one := func(_ *cobra.Command, args []string) error {
-		if len(args) > 1 {
-			return usage("unexpected %q: name one node, or none for all", args[1])
-		}
-		return nil
-	}
 	var full bool
 	start := &cobra.Command{
-		Use: "start [NODE]", Short: "Begin a pass now, or go on with one that was stopped", Args: one,
+		Use: "start [NODE]", Short: "Begin a pass now, or go on with one that was stopped", Args: oneNode,
 		Long: `Read everything that is in use on a node's devices (all data nodes without NODE),
 prove it by checksums, fingerprints and reference counts, and repair what is
 damaged from the other nodes. It runs in the background.`,
@@ -151,11 +140,11 @@ damaged from the other nodes. It runs in the background.`,
 	}
 	start.Flags().BoolVar(&full, "full-speed", false, "take all the device time that it can get; without it 5 % at most")
 	stop := &cobra.Command{
-		Use: "stop [NODE]", Short: "Stop the pass where it is; none begins by itself until start", Args: one,
+		Use: "stop [NODE]", Short: "Stop the pass where it is; none begins by itself until start", Args: oneNode,
 		RunE: func(c *cobra.Command, args []string) error { return run(c, args, "stop", false) },
 	}
 	show := &cobra.Command{
-		Use: "status [NODE]", Short: "Show progress and what was found", Args: one,
+		Use: "status [NODE]", Short: "Show progress and what was found", Args: oneNode,
 		Long: "Show progress and what was found. Exit code 3: something is lost, or space is not given back.",
 		RunE: func(c *cobra.Command, args []string) error { return run(c, args, "show", false) },
 	}
