@@ -205,7 +205,7 @@ func (r *rotStore) items(n uint32) []item {
 	_ = r.eachEntryPage(nil, func(first BID, page []byte) {
 		for i := range format.EntriesPerPage {
 			if e := format.EntryAt(page, i); format.EntryAddr(e) != 0 && format.EntryAddr(e).Segment() == n {
-				l := &suspect{bid: first + BID(i)}
+				l := &suspect{bid: identityAt(first, i, e)}
 				format.ParseEntry(e, &l.e)
 				list = append(list, item{off: at(l.e.Addr), end: at(l.e.Addr) + int64(l.e.Len), block: l})
 			}
