@@ -27,6 +27,10 @@ const (
 	// Zstd is one zstd frame, always shorter than 4096 bytes. Only devices hold it, of
 	// pools since root version 4: what goes to another node is Raw or S2.
 	Zstd Encoding = 3
+	// ZstdGroup is one zstd frame of PackedBlocks blocks together, see DecodeGroup. Only devices hold
+	// it, of pools since root version 5. It is no form of a block by itself: Decode,
+	// StoredLenOK and Verify do not take it.
+	ZstdGroup Encoding = 4
 )
 
 // Block is one 4 KiB block after reduction.

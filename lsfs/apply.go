@@ -432,12 +432,13 @@ func (s *Store) applyMove(r format.Record) {
 		if s.replaying && s.segs.all[m.New.Segment()].state == segmentFree {
 			s.visit(m.New.Segment()) // it was written beside the log, see tiers
 		}
-		s.segs.addLive(e.Addr, -int32(e.Len))
-		s.pg.refs.moved(BID(m.BID), e.Addr, -int32(e.Len))
-		e.Addr, e.Sum, e.Len, e.Encoding = m.New, m.Sum, m.Len, m.Encoding
+		was := int32(e.Share())
+		s.segs.addLive(e.Addr, -was)
+		s.pg.refs.moved(BID(m.BID), e.Addr, -was)
+		e.Addr, e.Sum, e.Len, e.Encoding, e.Index = m.New, m.Sum, m.Len, m.Encoding, m.Index
 		format.PutEntry(at, &e)
-		s.segs.addLive(e.Addr, int32(e.Len))
-		s.pg.refs.moved(BID(m.BID), e.Addr, int32(e.Len))
+		s.segs.addLive(e.Addr, int32(e.Share()))
+		s.pg.refs.moved(BID(m.BID), e.Addr, int32(e.Share()))
 	}
 }
 

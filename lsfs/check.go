@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs/device"
 	"github.com/twinsan/twinsan/lsfs/format"
 )
@@ -425,11 +424,11 @@ func (k *checker) identities(ctx context.Context, blocks bool) error {
 					continue
 				}
 				k.r.Identities++
-				if !s.segs.valid(e.Addr, uint32(e.Len)) || !dedup.StoredLenOK(e.Encoding, int(e.Len)) {
-					k.r.add("identity %d stands at %x with %d bytes of encoding %d", bid, uint64(e.Addr), e.Len, e.Encoding)
+				if !s.segs.valid(e.Addr, uint32(e.Len)) || !storedOK(&e) {
+					k.r.add("identity %d stands at %x with %d bytes of encoding %d, index %d", bid, uint64(e.Addr), e.Len, e.Encoding, e.Index)
 					continue
 				}
-				k.live[e.Addr.Segment()] += uint32(e.Len)
+				k.live[e.Addr.Segment()] += e.Share()
 				if !blocks {
 					continue
 				}

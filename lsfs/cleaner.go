@@ -1,6 +1,7 @@
 package lsfs
 
 import (
+	"errors"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -40,8 +41,10 @@ type cleaner struct {
 	filled int                     // bytes of payload staged
 	placed []move                  // written, not logged yet
 
-	squeeze bool // the victim's blocks are recompressed
-	packing recompressor
+	squeeze  bool // the victim's blocks are recompressed
+	grouping bool // into groups
+	eager    bool // all that moves is cold, and groups need not win anything; of tests
+	packing  recompressor
 
 	choice  []victim // best first
 	choices time.Time
@@ -243,7 +246,8 @@ func (c *cleaner) setStuck(s *Store, v bool) {
 const roundsMax = 8
 
 // roomToClean says whether the live bytes of a segment find room and checkpoints still
-// do after that.
+// do after that. What is left of groups may take more than its shares, but with all else that
+// lives there not much more than the segment, for which there are the four.
 func (s *Store) roomToClean(n uint32) bool {
 	s.mu.RLock()
 	need := int64(s.segs.all[n].live + s.segs.all[n].pages)
@@ -364,13 +368,16 @@ func (s *Store) cleanSegment(n uint32) {
 	}
 	seg.readers.Add(1)
 	c.to = &c.out[s.coldStream(n)]
-	c.squeeze = !s.low() && (seg.stream >= streamCold || s.toCapacity(n))
+	c.squeeze = c.eager || !s.low() && (seg.stream >= streamCold || s.toCapacity(n))
 	s.mu.RUnlock()
+	_, done := s.ckpt.numbers()
+	c.grouping = c.eager || c.packing.from <= done
 	err := s.cleanContents(n)
 	clear(c.moves)
 	clear(c.placed)
 	c.moves, c.placed, c.filled = c.moves[:0], c.placed[:0], 0
 	c.packing.buf = c.packing.buf[:0]
+	c.packing.group.reset()
 	seg.readers.Add(-1)
 	s.stats.cleaned.Add(1)
 	cuts, _ := s.ckpt.numbers()
@@ -436,6 +443,9 @@ func (s *Store) cleanContents(n uint32) error {
 			}
 		}
 	}
+	if err := s.stageAlone(); err != nil { // too few for a group
+		return err
+	}
 	return s.flushMoves()
 }
 
@@ -453,9 +463,22 @@ func (s *Store) cleanRecord(n uint32, payload format.Addr, r format.Record) erro
 		}
 	case format.RecordMove:
 		var m format.Move
-		for i := range r.Count() {
+		for i := 0; i < r.Count(); {
 			r.Move(i, &m)
-			if err := s.cleanBlock(n, BID(m.BID), m.New); err != nil {
+			at, first := m.New, i
+			if i++; m.Encoding != dedup.ZstdGroup {
+				if err := s.cleanBlock(n, BID(m.BID), at); err != nil {
+					return err
+				}
+				continue
+			}
+			// The members of a group follow each other.
+			for ; i < r.Count() && i < first+dedup.PackedBlocks; i++ {
+				if r.Move(i, &m); m.New != at {
+					break
+				}
+			}
+			if err := s.cleanGroup(n, r, first, i); err != nil {
 				return err
 			}
 		}
@@ -487,62 +510,57 @@ func (s *Store) cleanBlock(n uint32, bid BID, at format.Addr) error {
 		return nil
 	}
 	var e format.Entry
+	if ok, err := s.standing(bid, at, &e); !ok || err != nil {
+		return err
+	}
+	data := c.buf[at.Offset() : at.Offset()+uint32(e.Len)]
+	sum := dedup.Sum(data)
+	var damage error
+	if e.Encoding == dedup.ZstdGroup {
+		damage = format.ErrInvalid // its record would say so
+	} else if c.squeeze && sum == e.Sum && (e.Encoding == dedup.S2 || e.Encoding == dedup.Zstd) {
+		// What is stored whole stays so: its volume may want that.
+		err := s.gather(bid, &e, data)
+		if ce := (*dedup.CorruptError)(nil); !errors.As(err, &ce) {
+			return err
+		}
+		damage = err
+	}
+	if sum != e.Sum || damage != nil {
+		ce := s.corrupt("block", at, e.Sum, sum, damage)
+		ce.BID, ce.Fingerprint = bid, e.Fingerprint
+		_ = s.report(ce)
+		return nil
+	}
+	return s.stageMoves([]move{{bid: bid, old: at, sum: e.Sum, enc: e.Encoding}}, data, false)
+}
+
+// standing finds the entry of an identity, if it still stands at an address.
+func (s *Store) standing(bid BID, at format.Addr, e *format.Entry) (bool, error) {
 	for {
 		s.mu.RLock()
 		entry, _, missing := s.entryOf(bid)
 		if entry != nil {
-			format.ParseEntry(entry, &e)
+			format.ParseEntry(entry, e)
 		}
 		s.mu.RUnlock()
-		if missing != 0 {
-			if err := s.fault(missing, false); err != nil {
-				return err
-			}
-			continue
+		if missing == 0 {
+			return entry != nil && e.Addr == at, nil
 		}
-		if entry == nil || e.Addr != at {
-			return nil
-		}
-		break
-	}
-	data := c.buf[at.Offset() : at.Offset()+uint32(e.Len)]
-	if sum := dedup.Sum(data); sum != e.Sum {
-		ce := s.corrupt("block", at, e.Sum, sum, nil)
-		ce.BID, ce.Fingerprint = bid, e.Fingerprint
-		_ = s.report(ce)
-		return nil
-	}
-	enc, data, err := s.recompress(&e, data)
-	if err != nil {
-		ce := s.corrupt("block", at, e.Sum, e.Sum, err)
-		ce.BID, ce.Fingerprint = bid, e.Fingerprint
-		_ = s.report(ce)
-		return nil
-	}
-	if enc != e.Encoding {
-		e.Sum = dedup.Sum(data)
-	}
-	if !c.fits(s, len(data)) {
-		if err := s.writeMoves(); err != nil {
-			return err
-		}
-		if enc != e.Encoding {
-			data = c.packing.keep(data)
+		if err := s.fault(missing, false); err != nil {
+			return false, err
 		}
 	}
-	c.moves = append(c.moves, move{bid: bid, old: at, sum: e.Sum, enc: enc, data: data})
-	c.filled += len(data)
-	return nil
 }
 
-// fits says whether n bytes more go into the write that is staged: it is as long as the
+// fits says whether n bytes more for so many blocks go into the write that is staged: it is as long as the
 // staging buffer, and a segment's last one takes what is left of the segment.
-func (c *cleaner) fits(s *Store, n int) bool {
+func (c *cleaner) fits(s *Store, blocks, n int) bool {
 	room := len(c.stage)
 	if left := s.roomIn(c.to); left > len(c.stage)/minTail {
 		room = min(room, left)
 	}
-	return len(c.moves) == 0 || roundUp(movesAt(len(c.moves)+1))+c.filled+n <= room
+	return len(c.moves) == 0 || roundUp(movesAt(len(c.moves)+blocks))+c.filled+n <= room
 }
 
 // movesAt is the size of the header and record of a write of n moved blocks.
@@ -581,10 +599,14 @@ func (s *Store) writeMoves() error {
 	age := s.ageOf(c.moves[0].old)
 	for i := range c.moves {
 		m := &c.moves[i]
-		m.at = base + format.Addr(off)
 		m.len = uint16(len(m.data))
+		if m.joins {
+			m.at = c.moves[i-1].at
+		} else {
+			m.at = base + format.Addr(off)
+			off += copy(c.stage[off:], m.data)
+		}
 		format.PutMove(rec, i, m.stored())
-		off += copy(c.stage[off:], m.data)
 		m.data = nil
 	}
 	if _, err := s.appendStream(c.to, c.stage, movesAt(len(c.moves))-format.CommitHeaderSize, payload, off-payload); err != nil {

@@ -449,7 +449,7 @@ func (s *Store) stageRef(bid BID, fp *dedup.Fingerprint, to []byte) error {
 		s.mu.RUnlock()
 		switch {
 		case at != nil && e.Fingerprint == *fp:
-			format.PutBlock(to, &format.BlockEntry{Fingerprint: e.Fingerprint, Addr: e.Addr, BID: uint64(bid), Sum: e.Sum, Len: e.Len, Encoding: e.Encoding, Ref: true})
+			format.PutBlock(to, &format.BlockEntry{Fingerprint: e.Fingerprint, Addr: e.Addr, BID: uint64(bid), Sum: e.Sum, Len: e.Len, Encoding: e.Encoding, Index: e.Index, Ref: true})
 			return nil
 		case missing != 0:
 			if err := s.fault(missing, true); err != nil {
@@ -506,7 +506,7 @@ func (s *Store) freedBy(v *Volume, start BlockNo, count uint32) (freed int64) {
 			case missing != 0:
 				freed += dedup.BlockSize + identityCost
 			case e != nil && format.EntryRefs(e) == 1:
-				freed += int64(format.EntryLen(e)) + identityCost
+				freed += int64(format.EntryShare(e)) + identityCost
 			}
 		}
 	}

@@ -110,9 +110,12 @@ func mustEqualAs(tb testing.TB, v *Volume, want []uint64, pattern func(uint64) [
 // what was acknowledged stays (DURABLE), an operation is there or not, the
 // counters are right (REFS, LIVE), and the store goes on.
 func TestCrashAtEveryWrite(t *testing.T) {
+	met := &coldStores{}
+	defer met.mustHaveMet(t)
 	eachSeed(t, 6, func(t *testing.T, seed uint64) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		r := newRig(t, seed, 8<<20, 4<<20)
+		r.cold = met.every(2, seed)
 		s := r.start()
 		const blocks = 300
 		mustCreate(t, s, 1, blocks)
@@ -150,7 +153,12 @@ func TestCrashAtEveryWrite(t *testing.T) {
 					t.Fatal(err)
 				}
 			case 1:
-				if n, ok := s.victim(true); ok {
+				if n, ok := s.victim(true); r.cold != nil {
+					if err := s.post(&task{kind: taskTurn}); err != nil {
+						t.Fatal(err)
+					}
+					chill(s, 4)
+				} else if ok {
 					s.cleanSegment(n)
 				}
 			}

@@ -34,11 +34,25 @@ type lane struct {
 	model  *site
 	look   *reader
 	lax    *rand.Rand
+	cold   bool
+	sum    *explored // nil: nobody counts
 }
 
 // stats of a run of the explorer.
 type explored struct {
-	states, moments, workloads, lanes, full, goneOn, merged, packed atomic.Int64
+	states, moments, workloads, lanes, full, goneOn, merged, packed, groups, kept, ended, read atomic.Int64
+}
+
+func (x *explored) met(s *Store) {
+	if x == nil {
+		return
+	}
+	x.read.Add(s.stats.groupReads.Load())
+	p := &s.cleaner.packing
+	x.packed.Add(p.blocks.Load())
+	x.groups.Add(p.groups.Load())
+	x.kept.Add(p.kept.Load())
+	x.ended.Add(p.ended.Load())
 }
 
 // TestCrashStates cuts the power after every write and every flush of short random
@@ -93,14 +107,17 @@ func TestCrashStates(t *testing.T) {
 	if want >= 8_000 && x.merged.Load() == 0 {
 		t.Error("no blocks were merged in all workloads")
 	}
-	t.Logf("%d blocks merged, %d recompressed", x.merged.Load(), x.packed.Load())
+	if want >= 8_000 && (x.groups.Load() == 0 || x.kept.Load() == 0 || x.ended.Load() == 0 || x.read.Load() == 0) {
+		t.Error("groups were not met")
+	}
+	t.Logf("%d blocks merged, %d recompressed; %d groups made, %d moved whole, %d taken apart, %d read by starts after crashes", x.merged.Load(), x.packed.Load(), x.groups.Load(), x.kept.Load(), x.ended.Load(), x.read.Load())
 	t.Logf("%d crash states at %d moments of %d workloads, seeds %d to %d (%d pools ran full), %d went on, in %v",
 		x.states.Load(), x.moments.Load(), x.workloads.Load(), *crashFirst, next-1, x.full.Load(), x.goneOn.Load(), time.Since(began).Round(time.Millisecond))
 }
 
 // exploreLane runs one seed.
 func exploreLane(seed uint64, look *reader, x *explored) error {
-	l := &lane{seed: seed, rng: rand.New(rand.NewPCG(seed, 0x6c616e65)), look: look, model: &site{vols: map[VolumeID]*siteVolume{}}}
+	l := &lane{seed: seed, rng: rand.New(rand.NewPCG(seed, 0x6c616e65)), look: look, sum: x, cold: seed%2 == 0, model: &site{vols: map[VolumeID]*siteVolume{}}}
 	const segment = format.SegmentMin
 	if l.rng.IntN(2) == 0 {
 		l.images = append(l.images, devicetest.NewImage("a", format.SuperblockArea+28*segment))
@@ -146,7 +163,7 @@ func (l *lane) panicked(p any) {
 
 // past gives the pool a history, so that its segments hold what was there before.
 func (l *lane) past(steps int) error {
-	d := &driver{rng: l.rng, images: l.images, big: true, lax: l.lax}
+	d := &driver{rng: l.rng, images: l.images, big: true, lax: l.lax, cold: l.cold}
 	if err := d.start(l.cfg, l.model, l.panicked); err != nil {
 		return err
 	}
@@ -157,6 +174,7 @@ func (l *lane) past(steps int) error {
 		}
 	}
 	l.model = d.model()
+	l.sum.met(d.s)
 	return nil
 }
 
@@ -169,7 +187,7 @@ func (l *lane) workload(number int, x *explored) error {
 		m.Mark()
 		m.Record(tape, i)
 	}
-	d := &driver{rng: l.rng, images: l.images, tape: tape, lax: l.lax}
+	d := &driver{rng: l.rng, images: l.images, tape: tape, lax: l.lax, cold: l.cold}
 	run := func() error {
 		if err := d.start(l.cfg, l.model, l.panicked); err != nil {
 			return err
@@ -181,7 +199,7 @@ func (l *lane) workload(number int, x *explored) error {
 			}
 		}
 		x.merged.Add(d.s.merger.blocks.Load())
-		x.packed.Add(d.s.cleaner.packing.blocks.Load())
+		l.sum.met(d.s)
 		return nil
 	}
 	err := run()
@@ -290,7 +308,7 @@ func (l *lane) state(loss devicetest.Loss, workload, event int, unsynced []devic
 	}
 	// Go on from here, and open once more.
 	x.goneOn.Add(1)
-	d := &driver{rng: rng, images: l.images, lax: l.lax}
+	d := &driver{rng: rng, images: l.images, lax: l.lax, cold: l.cold}
 	if err := d.start(l.cfg, models[found], l.panicked); err != nil {
 		return true, fmt.Errorf("go on: %w", err)
 	}
@@ -327,6 +345,7 @@ func (l *lane) inspect(models []*site) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	l.sum.met(s)
 	if !r.OK() {
 		return 0, fmt.Errorf("%d problems: %q", r.Count, r.Problems)
 	}

@@ -39,7 +39,7 @@ func (r *rig) persist() {
 
 // crashAll is crash with all disks of the machine and what was persisted.
 func (r *rig) crashAll(o devicetest.CrashOptions) *rig {
-	c := &rig{tb: r.tb, disks: map[string]*devicetest.Disk{}}
+	c := &rig{cold: r.cold, tb: r.tb, disks: map[string]*devicetest.Disk{}}
 	var names []string
 	for n := range r.disks {
 		names = append(names, n)
@@ -386,10 +386,13 @@ func TestDeviceCrash(t *testing.T) {
 
 // TestDevicesModel changes devices at random under random operations, with power cuts.
 func TestDevicesModel(t *testing.T) {
+	met := &coldStores{}
+	defer met.mustHaveMet(t)
 	eachSeed(t, 4, func(t *testing.T, seed uint64) {
 		ctx := context.Background()
 		rng := testRand(seed)
 		r := newRig(t, seed, 14<<20, 10<<20)
+		r.cold = met.every(2, seed)
 		r.persist()
 		s := r.start()
 		h := &history{blocks: 500}
@@ -404,6 +407,12 @@ func TestDevicesModel(t *testing.T) {
 			h.load(t, c, rng, 1, 5, 300)
 			all := s.Devices()
 			d := all[rng.IntN(len(all))]
+			if r.cold != nil && i%3 == 0 {
+				if err := s.post(&task{kind: taskTurn}); err != nil {
+					t.Fatal(err)
+				}
+				chill(s, 100)
+			}
 			var err error
 			switch k := rng.IntN(9); {
 			case k < 2 && len(all) < 6:

@@ -29,7 +29,7 @@
 //	page.go budget.go            pages in RAM, and how much of it metadata takes
 //	checkpoint.go replay.go      how the state gets to a device and back
 //	cleaner.go trim.go stream.go how space is given back, and what is kept apart
-//	recompress.go                cold blocks are compressed once more on the way
+//	recompress.go group.go       cold blocks are compressed once more on the way, eight at a time; reading those
 //	background.go duplicates.go merge.go  blocks that are stored twice become one
 //	catalogue.go                 the fingerprints of all blocks, to find them by
 //	pace.go allot.go             how operations wait for that; where identities come from
@@ -75,9 +75,11 @@
 //	REFS       references of an identity = entries of leaves that name it, a leaf that
 //	           several ways lead to counted once; parents of a page = places that lead
 //	           to it; increments come before decrements, in the commit that changes the map
-//	LIVE       a segment is reused when no checkpoint that a start may load, no replay
-//	           and no reader needs it: two checkpoints after its last byte died, so that
-//	           the newest and the one before can both be opened
+//	LIVE       live bytes are the stored bytes that identities name; of a group each member
+//	           counts a share, and all of them its bytes. A segment is reused when no
+//	           checkpoint that a start may load, no replay and no reader needs it: two
+//	           checkpoints after its last byte died, so that the newest and the one before
+//	           can both be opened
 //	BOUNDED    frames, index, caches and read buffers have fixed sizes; replay is
 //	           bounded by the bytes between checkpoints
 //	CHECKED    pages and blocks are compared with checksums kept apart from them

@@ -106,6 +106,23 @@ func place(a format.Addr) string {
 	return fmt.Sprintf("%d+%d", a.Segment(), a.Offset())
 }
 
+// formOf says in which form a block is stored.
+func formOf(enc dedup.Encoding, n uint16, index uint8) string {
+	switch enc {
+	case dedup.Zero:
+		return "no bytes"
+	case dedup.Raw:
+		return fmt.Sprintf("%d bytes raw", n)
+	case dedup.S2:
+		return fmt.Sprintf("%d bytes s2", n)
+	case dedup.Zstd:
+		return fmt.Sprintf("%d bytes zstd", n)
+	case dedup.ZstdGroup:
+		return fmt.Sprintf("number %d of %d in %d bytes zstd", index, dedup.PackedBlocks, n)
+	}
+	return fmt.Sprintf("%d bytes encoding %d", n, enc)
+}
+
 func (d *dumper) root() {
 	s := d.s
 	fmt.Fprintf(d.w, "\nroot of checkpoint %d (places are segment+offset)\n", s.ckpt.number)
@@ -223,7 +240,7 @@ func (d *dumper) record(r format.Record) {
 			case e.Ref:
 				kind = "reference"
 			}
-			fmt.Fprintf(d.w, "      block %d: %s, identity %d at %s, %d bytes\n", h.Start+uint64(i), kind, e.BID, place(e.Addr), e.Len)
+			fmt.Fprintf(d.w, "      block %d: %s, identity %d at %s, %s\n", h.Start+uint64(i), kind, e.BID, place(e.Addr), formOf(e.Encoding, e.Len, e.Index))
 		}
 	case format.RecordUnmap, format.RecordEpoch, format.RecordState:
 		h := r.Op()
@@ -237,7 +254,7 @@ func (d *dumper) record(r format.Record) {
 		fmt.Fprintf(d.w, "    %s: %d blocks\n", name, r.Count())
 		for i := range r.Count() {
 			r.Move(i, &m)
-			fmt.Fprintf(d.w, "      identity %d from %s to %s, %d bytes\n", m.BID, place(m.Old), place(m.New), m.Len)
+			fmt.Fprintf(d.w, "      identity %d from %s to %s, %s\n", m.BID, place(m.Old), place(m.New), formOf(m.Encoding, m.Len, m.Index))
 		}
 	case format.RecordMerge:
 		volume, n := r.Merges()
@@ -299,11 +316,7 @@ func (d *dumper) blocks(ctx context.Context, o *DumpOptions) error {
 			continue
 		}
 		format.ParseEntry(entry, &e)
-		encoding := map[dedup.Encoding]string{dedup.Raw: "raw", dedup.S2: "s2", dedup.Zstd: "zstd"}[e.Encoding]
-		if encoding == "" {
-			encoding = fmt.Sprintf("encoding %d", e.Encoding)
-		}
-		fmt.Fprintf(d.w, "  %d: identity %d at %s on %s, %d bytes %s, %d references, fingerprint %s\n", i, bid, place(e.Addr), s.devicePath(e.Addr.Segment()), e.Len, encoding, e.Refs, hex.EncodeToString(e.Fingerprint[:8]))
+		fmt.Fprintf(d.w, "  %d: identity %d at %s on %s, %s, %d references, fingerprint %s\n", i, bid, place(e.Addr), s.devicePath(e.Addr.Segment()), formOf(e.Encoding, e.Len, e.Index), e.Refs, hex.EncodeToString(e.Fingerprint[:8]))
 	}
 	fmt.Fprintf(d.w, "  %d holes\n", holes)
 	return nil

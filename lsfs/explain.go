@@ -263,7 +263,7 @@ func (x *explainer) lengths(ctx context.Context) error {
 		for k := 0; data != nil && !over && k < format.EntriesPerPage; k++ {
 			e := format.EntryAt(data, k)
 			if at, ok := x.place(i + uint64(k)); ok && format.EntryAddr(e) != 0 {
-				x.lens[at] = uint16(min(format.EntryLen(e), dedup.BlockSize))
+				x.lens[at] = uint16(min(format.EntryShare(e), dedup.BlockSize))
 			}
 		}
 		s.mu.RUnlock()

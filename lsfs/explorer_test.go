@@ -166,6 +166,7 @@ type driver struct {
 	acked   int
 	pins    map[uint16]BID // blocks held by a pin
 	big     bool           // writes are larger: to get around the log sooner
+	cold    bool           // all that moves is cold
 	lax     *rand.Rand     // nil: no operation is relaxed. Its own, so that a seed is the history that it was
 	current string         // what runs, for messages
 	done    []string
@@ -197,6 +198,7 @@ func (d *driver) start(c Config, model *site, panicked func(any)) error {
 	if err != nil {
 		return err
 	}
+	s.cleaner.eager = d.cold
 	d.s, d.models, d.acked, d.pins, d.done = s, []*site{model}, 0, map[uint16]BID{}, nil
 	if _, err := s.healSuperblocks(); err != nil {
 		return err
@@ -334,6 +336,11 @@ func (d *driver) checkpoint() error {
 }
 
 func (d *driver) clean(need bool) error {
+	if d.cold && !need {
+		d.alone(func() { _ = d.s.turnLog() })
+		chill(d.s, 4)
+		return d.s.failure()
+	}
 	if n, ok := d.s.victim(need); ok {
 		d.s.cleanSegment(n)
 	}

@@ -16,6 +16,7 @@ import (
 func aged(t *testing.T, seed uint64) (r *rig, sb *format.Superblock, h *history) {
 	rng := rand.New(rand.NewPCG(seed, 5))
 	r = newRig(t, seed, 12<<20, 8<<20)
+	r.cold = (&coldStores{}).every(2, seed)
 	s := r.start()
 	mustCreate(t, s, 1, 300)
 	h = &history{blocks: 300}
@@ -28,12 +29,17 @@ func aged(t *testing.T, seed uint64) (r *rig, sb *format.Superblock, h *history)
 			}
 		}
 		if rng.IntN(10) == 0 {
-			if n, ok := s.victim(true); ok {
+			if n, ok := s.victim(true); r.cold != nil {
+				chill(s, 4)
+			} else if ok {
 				s.enter()
 				s.leave()
 				s.cleanSegment(n)
 			}
 		}
+	}
+	if r.cold != nil && s.cleaner.packing.groups.Load() == 0 {
+		t.Fatal("no groups")
 	}
 	r2 := r.crash(devicetest.CrashOptions{Seed: seed})
 	mustClose(t, s)

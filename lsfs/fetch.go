@@ -47,6 +47,7 @@ type readContext struct {
 	// and its buffer are made at first use.
 	reducer *dedup.Reducer
 	encoded []byte
+	opened  opened // the group whose members are handed out
 
 	// Methods as values, made once.
 	cached func(i int, bid BID) bool
@@ -152,9 +153,10 @@ func (rc *readContext) fromCache(i int, bid BID) bool {
 	return rc.s.l1.Get(uint64(bid), to, in)
 }
 
-// deliver puts a block that was read where it is wanted, and into the cache.
+// deliver puts a block that was read where it is wanted, and into the cache. Of the member of a
+// group stored is the content.
 func (rc *readContext) deliver(l *located, stored []byte) error {
-	if l.e.Encoding == dedup.Raw {
+	if l.e.Encoding == dedup.Raw || l.e.Encoding == dedup.ZstdGroup {
 		rc.deliverPlain(l, stored)
 		return nil
 	}
@@ -250,9 +252,17 @@ func (s *Store) fetchAll(rc *readContext, v *Volume, first uint64, use func(l *l
 }
 
 // fetch reads blocks, neighbours at once, and hands the stored bytes of each,
-// verified, to use. They lie in the context's buffer, or in the target's place for
-// the block (located.direct): several neighbours that are stored whole are read there.
+// verified, to use; of the members of groups it hands over the content. They lie in the context's
+// buffers, or in the target's place for the block (located.direct): several neighbours that are
+// stored whole are read there. blocks comes into another order.
 func (s *Store) fetch(rc *readContext, v *Volume, first uint64, blocks []located, use func(l *located, stored []byte) error) error {
+	if n := byThemselves(blocks); n < len(blocks) {
+		failed := s.fetchGroups(rc, v, first, blocks[n:], use)
+		if err := s.fetch(rc, v, first, blocks[:n], use); err != nil {
+			return err
+		}
+		return failed
+	}
 	if len(blocks) == 0 {
 		return nil
 	}

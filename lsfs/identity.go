@@ -181,9 +181,9 @@ func (s *Store) born(b BID, e *format.BlockEntry) {
 	}
 	s.pg.page(leaf).count++
 	s.pg.refs.touch(b)
-	s.pg.refs.moved(b, e.Addr, int32(e.Len))
-	format.PutEntry(at, &format.Entry{Fingerprint: e.Fingerprint, Addr: e.Addr, Sum: e.Sum, Refs: 1, Len: e.Len, Encoding: e.Encoding, Generation: b.generation()})
-	s.segs.addLive(e.Addr, int32(e.Len))
+	s.pg.refs.moved(b, e.Addr, int32(e.Share()))
+	format.PutEntry(at, &format.Entry{Fingerprint: e.Fingerprint, Addr: e.Addr, Sum: e.Sum, Refs: 1, Len: e.Len, Encoding: e.Encoding, Index: e.Index, Generation: b.generation()})
+	s.segs.addLive(e.Addr, int32(e.Share()))
 	s.stored.Add(1)
 	s.nextBID = max(s.nextBID, BID(b.slot()+1))
 }
@@ -258,8 +258,8 @@ func (s *Store) reapDormant(b BID) {
 func (s *Store) kill(b BID, at []byte, leaf uint32) {
 	fp := dedup.Fingerprint(at[:32])
 	s.pg.refs.touch(b)
-	s.pg.refs.moved(b, format.EntryAddr(at), -int32(format.EntryLen(at)))
-	s.segs.addLive(format.EntryAddr(at), -int32(format.EntryLen(at)))
+	s.pg.refs.moved(b, format.EntryAddr(at), -int32(format.EntryShare(at)))
+	s.segs.addLive(format.EntryAddr(at), -int32(format.EntryShare(at)))
 	format.KillEntry(at)
 	s.stored.Add(-1)
 	if p := s.pg.page(leaf); p.count > 1 {

@@ -17,10 +17,12 @@ import (
 
 // rotSome flips a bit in some stored blocks and returns how many.
 func rotSome(s *Store, r *rig, rng *rand.Rand) (n int) {
+	hit := map[format.Addr]bool{} // of a group once
 	_ = s.eachEntryPage(nil, func(_ BID, page []byte) {
 		for i := range format.EntriesPerPage {
 			var e format.Entry
-			if format.ParseEntry(format.EntryAt(page, i), &e); e.Addr != 0 && rng.IntN(40) == 0 {
+			if format.ParseEntry(format.EntryAt(page, i), &e); e.Addr != 0 && rng.IntN(40) == 0 && !hit[e.Addr] {
+				hit[e.Addr] = true
 				d, off := s.segs.locate(e.Addr)
 				r.disks[d.Path()].FlipBit(off, rng.Int64N(int64(e.Len)*8))
 				n++
@@ -33,12 +35,15 @@ func rotSome(s *Store, r *rig, rng *rand.Rand) (n int) {
 // TestModel runs random operations on a few volumes against a plain map, with
 // readers beside, the cleaner and checkpoints at random moments, deletes,
 // resizes, clean restarts, power cuts, and rot that scrub repairs from a peer. What the
-// store is configured to is random too.
+// store is configured to is random too. For every second seed all that moves is cold.
 func TestModel(t *testing.T) {
+	met := &coldStores{}
+	defer met.mustHaveMet(t)
 	eachSeed(t, 5, func(t *testing.T, seed uint64) {
 		ctx := context.Background()
 		rng := rand.New(rand.NewPCG(seed, 2))
 		r := newRig(t, seed, 16<<20, 12<<20)
+		r.cold = met.every(2, seed)
 		r.opts = func(c *Config) {
 			c.ScrubInterval = -1
 			c.CheckpointBytes = 64 << 10 << rng.IntN(6)
@@ -166,7 +171,12 @@ func TestModel(t *testing.T) {
 					t.Fatal(err)
 				}
 			case k < 34:
-				if n, ok := s.victim(rng.IntN(2) == 0); ok {
+				if n, ok := s.victim(rng.IntN(2) == 0); r.cold != nil {
+					if err := s.post(&task{kind: taskTurn}); err != nil {
+						t.Fatal(err)
+					}
+					chill(s, 4)
+				} else if ok {
 					s.cleaner.mu.Lock() // the cleaner itself is idle: the pool is far from full
 					s.cleanSegment(n)
 					s.cleaner.mu.Unlock()

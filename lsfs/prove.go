@@ -26,10 +26,13 @@ type suspect struct {
 type prover struct {
 	s     *Store
 	buf   []byte // aligned
-	alone []byte // for one block
+	alone []byte // for one block, or a group
 	red   *dedup.Reducer
 	runs  []proverRun
 	plain [dedup.BlockSize]byte
+	// The group that was decoded last, of what is in buf or in alone.
+	opened opened
+	within format.Entry // one of its members; no address: there is none
 }
 
 // proverRun is one read: blocks [from, to) of the list, from off to end of their segment.
@@ -46,7 +49,7 @@ const (
 )
 
 func newProver(s *Store) *prover {
-	p := &prover{s: s, buf: device.AlignedBuffer(proverBytes + 4*format.PageSize), red: dedup.NewReducer(s.cfg.Key)}
+	p := &prover{s: s, buf: device.AlignedBuffer(proverBytes + (2+groupPages)*format.PageSize), red: dedup.NewReducer(s.cfg.Key)}
 	p.alone = p.buf[proverBytes+2*format.PageSize:]
 	return p
 }
@@ -55,7 +58,7 @@ func (p *prover) close() { device.FreeAligned(p.buf) }
 
 // prove calls bad for each block that is not right, with the checksum of what was found
 // in its place. The caller keeps the segments from being reused. The list is sorted by
-// address. It returns the bytes that were read.
+// address, so that a group is decoded once for its members. It returns the bytes that were read.
 func (p *prover) prove(list []suspect, bad func(l *suspect, found uint32, why error)) (total int) {
 	slices.SortFunc(list, func(a, b suspect) int {
 		switch {
@@ -69,7 +72,7 @@ func (p *prover) prove(list []suspect, bad func(l *suspect, found uint32, why er
 	p.runs = p.runs[:0]
 	for i := range list {
 		l := &list[i]
-		if l.nowhere {
+		if l.nowhere || !storedOK(&l.e) {
 			bad(l, 0, format.ErrInvalid)
 			continue
 		}
@@ -86,6 +89,7 @@ func (p *prover) prove(list []suspect, bad func(l *suspect, found uint32, why er
 	}
 	for _, r := range p.runs {
 		buf := p.buf[:r.end-r.off]
+		p.within = format.Entry{}
 		d, at := p.s.segs.locate(format.MakeAddr(list[r.from].e.Addr.Segment(), r.off))
 		err := d.ReadAt(buf, at)
 		total += len(buf)
@@ -109,6 +113,9 @@ func (p *prover) prove(list []suspect, bad func(l *suspect, found uint32, why er
 // read reads one block by itself and says whether it is right. The bytes are valid
 // until the next call.
 func (p *prover) read(l *suspect) (stored []byte, err error) {
+	if !storedOK(&l.e) {
+		return nil, format.ErrInvalid
+	}
 	from := l.e.Addr.Offset() &^ (format.PageSize - 1)
 	buf := p.alone[:roundUp(l.e.Addr.Offset()+uint32(l.e.Len))-from]
 	d, at := p.s.segs.locate(format.MakeAddr(l.e.Addr.Segment(), from))
@@ -116,19 +123,41 @@ func (p *prover) read(l *suspect) (stored []byte, err error) {
 		return nil, err
 	}
 	stored = buf[l.e.Addr.Offset()-from:][:l.e.Len]
+	p.within = format.Entry{}
+	defer func() { p.within = format.Entry{} }()
 	return stored, p.right(&l.e, stored)
 }
 
-// right compares stored bytes with checksum and fingerprint.
+// right compares stored bytes with checksum and fingerprint. The content is in p.plain then.
 func (p *prover) right(e *format.Entry, stored []byte) error {
-	if dedup.Sum(stored) != e.Sum {
+	if e.Encoding == dedup.ZstdGroup {
+		if err := p.member(e, stored); err != nil {
+			return err
+		}
+	} else if dedup.Sum(stored) != e.Sum {
 		return errChecksum
-	}
-	if err := dedup.Decode(p.plain[:], e.Encoding, stored); err != nil {
+	} else if err := dedup.Decode(p.plain[:], e.Encoding, stored); err != nil {
 		return err
 	}
 	if p.red.Fingerprint(p.plain[:]) != e.Fingerprint {
 		return errFingerprint
 	}
 	return nil
+}
+
+// member brings the content of a member of a group into p.plain.
+func (p *prover) member(e *format.Entry, stored []byte) error {
+	if p.within.Addr == 0 || !sameGroup(&p.within, e) {
+		p.within = format.Entry{}
+		if dedup.Sum(stored) != e.Sum {
+			return errChecksum
+		}
+		if err := p.opened.open(stored); err != nil {
+			return err
+		}
+		p.within = *e
+	}
+	block, err := p.opened.block(e.Index)
+	copy(p.plain[:], block)
+	return err
 }

@@ -237,7 +237,7 @@ func (v *Volume) tryResolve(rc *readContext, first uint64, count int, have func(
 		l := &rc.blocks[len(rc.blocks)-1]
 		format.ParseEntry(at, &l.e)
 		l.passing = rc.passing && !shared && format.EntryRefs(at) == 1
-		if !s.segs.valid(l.e.Addr, uint32(l.e.Len)) {
+		if !s.segs.valid(l.e.Addr, uint32(l.e.Len)) || !readable(&l.e) {
 			rc.blocks = rc.blocks[:len(rc.blocks)-1]
 			return 0, s.report(&CorruptError{What: "identity", Device: "?", BID: bid, Volume: v.id, Block: BlockNo(no), Err: format.ErrInvalid})
 		}

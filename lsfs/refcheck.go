@@ -213,7 +213,7 @@ func (s *Store) compareWindow(ctx context.Context, r *refPass) (wrong []wrongCou
 			bid := BID(i) + BID(n)
 			format.ParseEntry(format.EntryAt(data, n), &e)
 			if r.live != nil && e.Addr != 0 && s.segs.valid(e.Addr, uint32(e.Len)) && int(e.Addr.Segment()) < len(r.live) {
-				r.live[e.Addr.Segment()] += uint32(e.Len)
+				r.live[e.Addr.Segment()] += e.Share()
 			}
 			at := uint64(bid) - uint64(r.low)
 			if bid == 0 || bid < r.low || uint64(len(r.counts)) <= at || r.touched[at/64]&(1<<(at%64)) != 0 {

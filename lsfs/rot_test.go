@@ -27,6 +27,7 @@ type rotStore struct {
 	cfg     Config
 	content [3][]uint64 // pattern numbers by block of volumes 1 to 3
 	peer    *Store
+	cold    coldStores
 }
 
 // rotBlock is a block that is told apart by n: one in four does not compress.
@@ -66,6 +67,7 @@ func newRotStore(t *testing.T, mib int, name string) *rotStore {
 	if r.Store, err = Open(context.Background(), r.cfg); err != nil {
 		t.Fatal(err)
 	}
+	r.cold.add(r.Store)
 	rng := rand.New(rand.NewPCG(uint64(mib), 5))
 	blocks := uint64(mib) * 256
 	c := newClient(t, r.Store)
@@ -108,8 +110,21 @@ func newRotStore(t *testing.T, mib int, name string) *rotStore {
 			copy(r.content[2][at:at+1024], r.content[src][at:])
 		}
 	}
-	if err := r.checkpoint(); err != nil {
-		t.Fatal(err)
+	// A part of what is stored becomes cold.
+	for n := range r.segs.count() / 3 {
+		r.mu.RLock()
+		use := r.segs.all[n].state == segmentSealed && r.segs.all[n].live > 0
+		r.mu.RUnlock()
+		if use {
+			r.cleanSegment(n)
+		}
+		if n%8 == 0 {
+			r.settle(t, 2)
+		}
+	}
+	r.settle(t, 1)
+	if r.cleaner.packing.groups.Load() == 0 {
+		t.Fatal("no groups")
 	}
 	return r
 }
@@ -190,7 +205,7 @@ func (r *rotStore) items(n uint32) []item {
 	_ = r.eachEntryPage(nil, func(first BID, page []byte) {
 		for i := range format.EntriesPerPage {
 			if e := format.EntryAt(page, i); format.EntryAddr(e) != 0 && format.EntryAddr(e).Segment() == n {
-				l := &suspect{bid: first + BID(i)}
+				l := &suspect{bid: identityAt(first, i, e)}
 				format.ParseEntry(e, &l.e)
 				list = append(list, item{off: at(l.e.Addr), end: at(l.e.Addr) + int64(l.e.Len), block: l})
 			}
@@ -282,6 +297,7 @@ func TestRot(t *testing.T) {
 	r.scrub.full = true
 	rng := rand.New(rand.NewPCG(uint64(mib), 6))
 	began := time.Now()
+	var groups int // that were damaged
 	var flips, blocks, pages, commits, directory, supers, free, refused int
 	result := func() ScrubResult { return r.Scrub().Current }
 
@@ -365,8 +381,26 @@ func TestRot(t *testing.T) {
 					}
 					refused++
 				}
-				r.proveBlocks(ctx, []suspect{*x.block})
-				if after := result(); after.Damaged != before.Damaged+1 || after.Repaired != before.Repaired+1 {
+				// With a member of a group all of them are damaged.
+				hurt := []suspect{*x.block}
+				for _, y := range list {
+					if y.block == nil || y.block.bid == x.block.bid || !sameGroup(&y.block.e, &x.block.e) {
+						continue
+					}
+					r.mu.RLock()
+					e, _, _ := r.entryOf(y.block.bid)
+					stands := e != nil && format.EntryAddr(e) == y.block.e.Addr
+					r.mu.RUnlock()
+					if stands {
+						r.l1.Remove(uint64(y.block.bid))
+						hurt = append(hurt, *y.block)
+					}
+				}
+				if len(hurt) > 1 {
+					groups++
+				}
+				r.proveBlocks(ctx, hurt)
+				if after := result(); after.Damaged != before.Damaged+uint64(len(hurt)) || after.Repaired != before.Repaired+uint64(len(hurt)) {
 					t.Fatalf("block %d: %+v after %+v", x.block.bid, after, before)
 				}
 				for _, p := range places[x.block.bid] {
@@ -451,9 +485,9 @@ func TestRot(t *testing.T) {
 		r.image.FlipBit(off, int64(i%16))
 		directory++
 	}
-	t.Logf("%d flips in %v: %d blocks, %d pages, %d of directory and root, %d of commits, %d superblocks, %d where nothing is in use; %d reads refused, %d blocks from the peer",
-		flips, time.Since(began).Round(time.Millisecond), blocks, pages, directory, commits, supers, free, refused, fetched)
-	if blocks == 0 || pages == 0 || directory == 0 || commits == 0 || supers != 4 {
+	t.Logf("%d flips in %v: %d blocks, %d of groups, %d pages, %d of directory and root, %d of commits, %d superblocks, %d where nothing is in use; %d reads refused, %d blocks from the peer",
+		flips, time.Since(began).Round(time.Millisecond), blocks, groups, pages, directory, commits, supers, free, refused, fetched)
+	if blocks == 0 || groups == 0 || pages == 0 || directory == 0 || commits == 0 || supers != 4 {
 		t.Error("a kind was not hit")
 	}
 	// Nothing spread: a whole pass finds nothing, and all is as it was.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs/device"
 	"github.com/twinsan/twinsan/lsfs/format"
 )
@@ -248,7 +249,12 @@ func (s *Store) moveBlocks(ctx context.Context, list []suspect) error {
 			s.mendBlock(ctx, l, ce)
 			continue
 		}
-		moves = append(moves, move{bid: l.bid, old: l.e.Addr, sum: l.e.Sum, enc: l.e.Encoding, data: stored})
+		m := move{bid: l.bid, old: l.e.Addr, sum: l.e.Sum, enc: l.e.Encoding, data: stored}
+		if l.e.Encoding == dedup.ZstdGroup { // the others may be gone: it goes by itself
+			m.enc, m.data = s.scrub.prover.red.Encode(make([]byte, 0, dedup.EncodeRoom), s.scrub.prover.plain[:], true)
+			m.sum = dedup.Sum(m.data)
+		}
+		moves = append(moves, m)
 	}
 	if len(moves) == 0 {
 		return nil

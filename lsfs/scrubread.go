@@ -216,7 +216,9 @@ func (s *Store) scrubBlocks(ctx context.Context) error {
 					continue
 				}
 				s.segs.arena[l.e.Addr.Segment()].readers.Add(1)
-				bytes += int(l.e.Len)
+				if n := len(k.list); n < 2 || !sameGroup(&l.e, &k.list[n-2].e) {
+					bytes += int(l.e.Len)
+				}
 			}
 			if i = nextSpan(i, max(span, entryShift)); i == ^uint64(0) {
 				break

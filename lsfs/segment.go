@@ -37,7 +37,7 @@ const (
 type segment struct {
 	state   segmentState
 	bad     bool   // a commit in it does not parse: the cleaner leaves it alone
-	live    uint32 // bytes of blocks that identities name
+	live    uint32 // bytes of blocks that identities name; of groups their shares
 	pages   uint32 // bytes of pages that the newest checkpoint names
 	lastSeq uint64 // commit up to which its contents were written, on average: their age
 	stream  uint8  // that wrote it, see stream.go

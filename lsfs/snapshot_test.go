@@ -545,11 +545,14 @@ func (g *gallery) forge(tb testing.TB, s *Store, c *client) {
 // plain model, with pages evicted between looking and changing, cleaning, checkpoints,
 // restarts and power cuts.
 func TestSnapshotModel(t *testing.T) {
-	eachSeed(t, 4, func(t *testing.T, seed uint64) {
+	met := &coldStores{}
+	defer met.mustHave(t, false)
+	eachSeed(t, 3, func(t *testing.T, seed uint64) {
 		ctx := context.Background()
 		g := newGallery(seed)
 		rng := g.rng
 		r := newRig(t, seed, 32<<20, 16<<20)
+		r.cold = met.every(2, seed+1)
 		s := r.start()
 		var c *client
 		begin := func() {
@@ -610,7 +613,9 @@ func TestSnapshotModel(t *testing.T) {
 					t.Fatal(err)
 				}
 			case k == 30:
-				if n, ok := s.victim(rng.IntN(2) == 0); ok {
+				if n, ok := s.victim(rng.IntN(2) == 0); r.cold != nil {
+					chill(s, 8)
+				} else if ok {
 					s.cleaner.mu.Lock()
 					s.cleanSegment(n)
 					s.cleaner.mu.Unlock()

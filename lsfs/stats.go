@@ -44,6 +44,7 @@ type counters struct {
 	cleaned, cleanedBytes, cleanedPages   atomic.Int64
 	checkpoints, checkpointPages          atomic.Int64
 	pageReads, blockReads, deviceReads    atomic.Int64
+	groupReads                            atomic.Int64
 	checksumErrors, deviceErrors, repairs atomic.Int64
 	spaceWaits, spaceRefused, pacedNanos  atomic.Int64
 	rebuilt                               atomic.Int64
@@ -71,10 +72,11 @@ type Stats struct {
 	PinHits, PinMisses int64
 
 	SegmentsCleaned, CleanerBytes, CleanerPages int64
-	Recompressed                                int64 // cold blocks that the cleaner stored again with zstd
+	Recompressed                                int64 // cold blocks that the cleaner stored again with zstd, in groups or alone
 	RecompressedWon                             int64 // bytes that this won
 	Checkpoints, CheckpointPages                int64
 	PageReads, BlockReads, DeviceReads          int64 // pages, blocks, I/Os for blocks
+	GroupReads                                  int64 // groups of cold blocks that were decoded for reads
 	SharedReads                                 int64 // blocks that were wanted while somebody read them, and were not read again
 	AheadBlocks                                 int64 // blocks read ahead
 	WarmBlocks                                  int64 // blocks that entered the cache when they were written
@@ -175,7 +177,7 @@ func (s *Store) Stats() Stats {
 		SegmentsCleaned: c.cleaned.Load(), CleanerBytes: c.cleanedBytes.Load(), CleanerPages: c.cleanedPages.Load(),
 		Recompressed: s.cleaner.packing.blocks.Load(), RecompressedWon: s.cleaner.packing.won.Load(),
 		Checkpoints: c.checkpoints.Load(), CheckpointPages: c.checkpointPages.Load(),
-		PageReads: c.pageReads.Load(), BlockReads: c.blockReads.Load(), DeviceReads: c.deviceReads.Load(),
+		PageReads: c.pageReads.Load(), BlockReads: c.blockReads.Load(), DeviceReads: c.deviceReads.Load(), GroupReads: c.groupReads.Load(),
 		ChecksumErrors: c.checksumErrors.Load(), DeviceErrors: c.deviceErrors.Load(), Repairs: c.repairs.Load(),
 		SpaceWaits: c.spaceWaits.Load(), SpaceRefused: c.spaceRefused.Load(), Paced: time.Duration(c.pacedNanos.Load()), PagesRebuilt: c.rebuilt.Load(),
 		SharedReads: c.sharedReads.Load(), AheadBlocks: c.aheadBlocks.Load(), WarmBlocks: c.warmBlocks.Load(), Ring: s.reads.Ring(),

@@ -29,6 +29,7 @@ type rig struct {
 	names []string
 	cfg   Config
 	opts  func(*Config) // what a test changes of the configuration
+	cold  *coldStores   // not nil: all that moves is cold
 
 	persisting sync.Mutex // held to change names, cfg.Devices and cfg.Generation while a store runs
 }
@@ -75,12 +76,13 @@ func (r *rig) start() *Store {
 	if err != nil {
 		r.tb.Fatal(err)
 	}
+	r.cold.add(s)
 	return s
 }
 
 // crash gives the pool that a power cut would leave.
 func (r *rig) crash(o devicetest.CrashOptions) *rig {
-	c := &rig{tb: r.tb, disks: map[string]*devicetest.Disk{}, names: r.names, opts: r.opts}
+	c := &rig{tb: r.tb, disks: map[string]*devicetest.Disk{}, names: r.names, opts: r.opts, cold: r.cold}
 	for i, n := range r.names {
 		o.Seed += uint64(i)
 		c.disks[n] = r.disks[n].Crash(o)

@@ -53,6 +53,9 @@ type move struct {
 	sum  uint32
 	enc  dedup.Encoding
 	data []byte
+	// Of a group: the place in it, and whether it stands where the move before it does.
+	index uint8
+	joins bool
 
 	// Where it stands already, durable in a stream; 0: it goes into the commit to come.
 	at  format.Addr
@@ -61,7 +64,7 @@ type move struct {
 
 // stored is the entry of a record for a block that stands already.
 func (m *move) stored() *format.Move {
-	return &format.Move{BID: uint64(m.bid), Old: m.old, New: m.at, Sum: m.sum, Len: m.len, Encoding: m.enc}
+	return &format.Move{BID: uint64(m.bid), Old: m.old, New: m.at, Sum: m.sum, Len: m.len, Encoding: m.enc, Index: m.index}
 }
 
 // logged is the stored bytes that the commit of the move carries.
@@ -239,7 +242,7 @@ func (s *Store) commitMoves(live []move) error {
 			format.PutMove(at, i, m.stored())
 			continue
 		}
-		format.PutMove(at, i, &format.Move{BID: uint64(m.bid), Old: m.old, New: base + format.Addr(off), Sum: m.sum, Len: uint16(len(m.data)), Encoding: m.enc})
+		format.PutMove(at, i, &format.Move{BID: uint64(m.bid), Old: m.old, New: base + format.Addr(off), Sum: m.sum, Len: uint16(len(m.data)), Encoding: m.enc, Index: m.index})
 		off += copy(b.buf[off:], m.data)
 	}
 	if err := s.commit(b.buf, false, 1, b.end-format.CommitHeaderSize, b.end, off-b.end); err != nil {

@@ -219,8 +219,13 @@ func (s *Store) readMove(rc *readContext, bid BID, buf []byte) (m move, ok bool)
 		return m, false
 	}
 	err := s.fetchAll(rc, nil, 0, func(l *located, stored []byte) error {
-		m = move{bid: bid, old: l.e.Addr, sum: l.e.Sum, enc: l.e.Encoding, data: buf[:copy(buf, stored)]}
-		return nil
+		if l.e.Encoding != dedup.ZstdGroup {
+			m = move{bid: bid, old: l.e.Addr, sum: l.e.Sum, enc: l.e.Encoding, data: buf[:copy(buf, stored)]}
+			return nil
+		}
+		b, err := rc.portable(l, stored, buf) // the group stays for the others
+		m = move{bid: bid, old: l.e.Addr, sum: b.Sum, enc: b.Encoding, data: b.Data}
+		return err
 	})
 	return m, err == nil
 }

@@ -178,7 +178,10 @@ func TestTiers(t *testing.T) {
 // TestTiersCrash cuts the power while blocks move to capacity, at every write there and
 // on flash.
 func TestTiersCrash(t *testing.T) {
+	met := &coldStores{}
+	defer met.mustHave(t, false)
 	r := newTiers(t, 8<<20, 12<<20)
+	r.cold = met
 	s := r.start()
 	h := &history{blocks: 700}
 	mustCreate(t, s, 1, h.blocks)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs/device"
+	"github.com/twinsan/twinsan/lsfs/format"
 )
 
 // openSample returns what opens a pool from its image, again and again.
@@ -161,4 +162,102 @@ func TestOpenRoot3(t *testing.T) {
 		}
 	}
 	mustClose(t, s)
+}
+
+// tale is a block of a few words.
+func tale(n uint64) []byte {
+	b := make([]byte, dedup.BlockSize)
+	copy(b, prose(n)[:180])
+	return b
+}
+
+// coldSample is what the samples of roots 4 and 5 hold, of tales: volume 1 of 2000 blocks with snapshot 9 of its
+// first 700, then 200 of them overwritten, all of it cleaned twice, a checkpoint, and behind it a log in which 42 blocks
+// were unmapped, 30 overwritten, all was cleaned once more, and 50 are written at 1500, by reference.
+func coldSample() []uint64 {
+	list := make([]uint64, 2000)
+	for i := range 700 {
+		list[i] = uint64(i + 1)
+	}
+	for i := range 200 {
+		list[100+i] = uint64(1001 + i)
+	}
+	clear(list[400:421])
+	clear(list[110:131])
+	for i := range 30 {
+		list[600+i] = uint64(2001 + i)
+	}
+	for i := range 50 {
+		list[1500+i] = uint64(i + 1)
+	}
+	return list
+}
+
+// encodings counts the blocks of a store by their form.
+func encodings(t *testing.T, s *Store) map[dedup.Encoding]int {
+	t.Helper()
+	count := map[dedup.Encoding]int{}
+	err := s.eachEntryPage(nil, func(_ BID, page []byte) {
+		var e format.Entry
+		for i := range format.EntriesPerPage {
+			if format.ParseEntry(format.EntryAt(page, i), &e); e.Addr != 0 {
+				count[e.Encoding]++
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return count
+}
+
+// openCold opens a sample, looks at all of it, cleans it, and opens it again.
+func openCold(t *testing.T, path string, was, will dedup.Encoding) {
+	start, want := openSample(t, path), coldSample()
+	s := start()
+	if n := encodings(t, s); n[was] < 300 {
+		t.Fatalf("blocks by form: %v", n)
+	}
+	look := func() {
+		t.Helper()
+		if n := s.Volume(1).Meta().Durable.Seq; n != 13 {
+			t.Fatalf("volume 1 is at %d", n)
+		}
+		mustEqualAs(t, s.Volume(1), want, tale)
+		mustCheck(t, s)
+		old := make([]byte, 700*dedup.BlockSize)
+		if err := s.Snapshot(9).Read(context.Background(), 0, old); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 700 {
+			if !bytes.Equal(old[i*dedup.BlockSize:(i+1)*dedup.BlockSize], tale(uint64(i+1))) {
+				t.Fatalf("block %d of the snapshot has changed", i)
+			}
+		}
+		if last := mustScrub(t, s); last.Damaged != 0 || last.Counters != 0 {
+			t.Fatalf("%+v", last)
+		}
+	}
+	look()
+	groups := s.cleaner.packing.from
+	for range 3 {
+		cleanAll(t, s)
+	}
+	look()
+	if n := encodings(t, s); n[will] < 700 || (groups == 0) != (was == dedup.ZstdGroup) {
+		t.Fatalf("blocks by form: %v; groups from checkpoint %d on", n, groups)
+	}
+	mustClose(t, s)
+	s = start()
+	look()
+	mustClose(t, s)
+}
+
+// TestOpenRoot4 opens a pool as it was written when roots had version 4, with blocks in zstd, each by
+// itself. They become groups, when no program of then can open the pool any more.
+func TestOpenRoot4(t *testing.T) { openCold(t, "testdata/pool-root4.gz", dedup.Zstd, dedup.ZstdGroup) }
+
+// TestOpenRoot5 opens a pool with groups, some of which have dead members, and moves of groups in the log.
+func TestOpenRoot5(t *testing.T) {
+	openCold(t, "testdata/pool-root5.gz", dedup.ZstdGroup, dedup.ZstdGroup)
 }

@@ -21,9 +21,9 @@ func sampleSuperblock() *Superblock {
 
 func sampleRoot() *Root {
 	return &Root{
-		Checkpoint: 4,
-		Position:   Position{Segment: 3, Next: 4, Generation: 5, Offset: 8192, Seq: 6, Hash: [16]byte{7}},
-		Progress:   12, NextBID: 99, Stored: 42, Identities: Tree{Top: 3, Height: 2},
+		Version: RootVersion, Checkpoint: 4,
+		Position: Position{Segment: 3, Next: 4, Generation: 5, Offset: 8192, Seq: 6, Hash: [16]byte{7}},
+		Progress: 12, NextBID: 99, Stored: 42, Identities: Tree{Top: 3, Height: 2},
 		Volumes: []Volume{{ID: 1, Blocks: 10, TailEnd: 20, Mapped: 5, Annex: 6, Deleting: true, Map: Tree{1, 1}, Versions: Tree{2, 1},
 			Meta: Meta{Replica: [16]byte{1}, Promised: 3, DurableEpoch: 2, DurableSeq: 1, SyncEpoch: 8, SyncSeq: 9, Inconsistent: true,
 				EpochLog: []EpochStart{{1, 1}, {2, 50}}, State: []byte("state")},
@@ -123,6 +123,7 @@ func withoutSharing(t *testing.T, r *Root) []byte {
 func TestRootOfVersion2(t *testing.T) {
 	want := sampleRoot()
 	b := withoutSharing(t, want)
+	want.Version = 2
 	binary.LittleEndian.PutUint32(b[8:], 2)
 	got, err := ParseRoot(b)
 	if err != nil || !reflect.DeepEqual(got, want) {
@@ -139,6 +140,7 @@ func TestRootOfVersion1(t *testing.T) {
 	// tree 5, volumes 4; then id, blocks, end of tail and mapped 32.
 	const annex = 8 + 4 + 8 + 44 + 24 + 5 + 4 + 32
 	old := append(append([]byte(nil), b[:annex]...), b[annex+8:]...)
+	want.Version = 1
 	binary.LittleEndian.PutUint32(old[8:], 1)
 	got, err := ParseRoot(old)
 	if err != nil || !reflect.DeepEqual(got, want) {
@@ -189,7 +191,7 @@ func sampleRecords() []byte {
 	n := OpSize(RecordWrite, 2, 0)
 	b := make([]byte, n)
 	PutOp(b, RecordWrite, &h, n)
-	PutBlock(b[OpFixed:], &BlockEntry{Fingerprint: dedup.Fingerprint{1}, Addr: 5, BID: 6, Sum: 7, Len: 8, Encoding: dedup.S2, Ref: true})
+	PutBlock(b[OpFixed:], &BlockEntry{Fingerprint: dedup.Fingerprint{1}, Addr: 5, BID: 6, Sum: 7, Len: 8, Encoding: dedup.ZstdGroup, Index: 7, Ref: true})
 	for _, k := range []RecordKind{RecordUnmap, RecordEpoch} {
 		r := make([]byte, OpFixed)
 		PutOp(r, k, &h, OpFixed)
@@ -224,7 +226,7 @@ func sampleRecords() []byte {
 	b = AppendMetaRecord(b, 1, &sampleRoot().Volumes[0].Meta)
 	r = make([]byte, ListFixed+MoveEntrySize)
 	PutList(r, RecordMove, 1)
-	PutMove(r, 0, &Move{BID: 1, Old: 2, New: 3, Sum: 4, Len: 5, Encoding: dedup.Raw})
+	PutMove(r, 0, &Move{BID: 1, Old: 2, New: 3, Sum: 4, Len: 5, Encoding: dedup.ZstdGroup, Index: 15})
 	b = append(b, r...)
 	r = make([]byte, MergeSize(2))
 	PutMergeHead(r, 9, 2)
@@ -326,13 +328,13 @@ func TestRecords(t *testing.T) {
 		if r.Kind == RecordWrite {
 			var e BlockEntry
 			r.Block(0, &e)
-			if want := (BlockEntry{Fingerprint: dedup.Fingerprint{1}, Addr: 5, BID: 6, Sum: 7, Len: 8, Encoding: dedup.S2, Ref: true}); e != want || r.Op() != (OpHead{1, 2, 3, 4, 2}) {
+			if want := (BlockEntry{Fingerprint: dedup.Fingerprint{1}, Addr: 5, BID: 6, Sum: 7, Len: 8, Encoding: dedup.ZstdGroup, Index: 7, Ref: true}); e != want || r.Op() != (OpHead{1, 2, 3, 4, 2}) {
 				t.Fatalf("%+v %+v", e, r.Op())
 			}
 		}
 		if r.Kind == RecordMove {
 			var m Move
-			if r.Move(0, &m); m != (Move{1, 2, 3, 4, 5, dedup.Raw}) {
+			if r.Move(0, &m); m != (Move{1, 2, 3, 4, 5, dedup.ZstdGroup, 15}) {
 				t.Fatalf("%+v", m)
 			}
 		}
@@ -366,7 +368,7 @@ func TestRecords(t *testing.T) {
 
 func TestEntry(t *testing.T) {
 	page := make([]byte, PageSize)
-	want := Entry{Fingerprint: dedup.Fingerprint{1, 2}, Addr: MakeAddr(5, 77), Sum: 3, Refs: 4, Len: 4096, Encoding: dedup.Raw}
+	want := Entry{Fingerprint: dedup.Fingerprint{1, 2}, Addr: MakeAddr(5, 77), Sum: 3, Refs: 4, Len: 4097, Encoding: dedup.ZstdGroup, Index: 14, Generation: 8}
 	PutEntry(EntryAt(page, 63), &want)
 	PutEntryRefs(EntryAt(page, 63), 9)
 	want.Refs = 9
@@ -464,4 +466,32 @@ func FuzzCommit(f *testing.F) {
 			t.Fatalf("%+v", c)
 		}
 	})
+}
+
+// TestShare: what the members of a group count comes to its bytes, for every length, and of a block by
+// itself all of them; the three forms in which an identity is written agree.
+func TestShare(t *testing.T) {
+	b := make([]byte, EntrySize)
+	for n := range 1 << 16 {
+		sum := uint32(0)
+		for i := range uint8(dedup.PackedBlocks) {
+			e := Entry{Len: uint16(n), Encoding: dedup.ZstdGroup, Index: i}
+			part := e.Share()
+			if sum += part; n >= dedup.PackedBlocks && part == 0 {
+				t.Fatalf("member %d of %d bytes counts nothing", i, n)
+			}
+			block, move := BlockEntry{Len: e.Len, Encoding: e.Encoding, Index: i}, Move{Len: e.Len, Encoding: e.Encoding, Index: i}
+			if PutEntry(b, &e); EntryShare(b) != part || block.Share() != part || move.Share() != part {
+				t.Fatalf("member %d of %d bytes counts %d, %d, %d or %d", i, n, part, EntryShare(b), block.Share(), move.Share())
+			}
+		}
+		if sum != uint32(n) {
+			t.Fatalf("the members of %d bytes count %d", n, sum)
+		}
+		for _, enc := range []dedup.Encoding{dedup.Raw, dedup.S2, dedup.Zstd} {
+			if e := (Entry{Len: uint16(n), Encoding: enc, Index: 3}); e.Share() != uint32(n) {
+				t.Fatalf("%d bytes of encoding %d count %d", n, enc, e.Share())
+			}
+		}
+	}
 }

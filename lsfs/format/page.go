@@ -16,9 +16,9 @@ import (
 //	32  address      u64   0: the identity is dead
 //	40  sum          u32   CRC32C of the stored bytes
 //	44  references   u32   map entries that name the identity
-//	48  length       u16   stored bytes, 1..4096
+//	48  length       u16   stored bytes, 1..4096; of a group 8..28672
 //	50  encoding     u8
-//	51  reserved     u8
+//	51  index        u8    in a group; 0 of a block by itself; since root version 5
 //	52  generation   u16  of the identity, or of the last one that stood here; since root version 3
 //	54  reserved [10] zero
 const (
@@ -51,7 +51,24 @@ type Entry struct {
 	Refs        uint32
 	Len         uint16
 	Encoding    dedup.Encoding
+	Index       uint8
 	Generation  uint16
+}
+
+// Share is the stored bytes that count as this identity's.
+func (e *Entry) Share() uint32 { return share(e.Len, e.Encoding, e.Index) }
+
+// share is what one block takes of n stored bytes: all of them, or, of a group, an equal part;
+// the first n mod PackedBlocks members have one byte more, so that the parts come to n.
+func share(n uint16, enc dedup.Encoding, index uint8) uint32 {
+	if enc != dedup.ZstdGroup {
+		return uint32(n)
+	}
+	part := uint32(n) / dedup.PackedBlocks
+	if uint32(index) < uint32(n)%dedup.PackedBlocks {
+		part++
+	}
+	return part
 }
 
 // EntryAt is the bytes of entry i of an identity page.
@@ -65,7 +82,7 @@ func ParseEntry(b []byte, e *Entry) {
 	e.Sum = binary.LittleEndian.Uint32(b[40:])
 	e.Refs = binary.LittleEndian.Uint32(b[44:])
 	e.Len = binary.LittleEndian.Uint16(b[48:])
-	e.Encoding = dedup.Encoding(b[50])
+	e.Encoding, e.Index = dedup.Encoding(b[50]), b[51]
 	e.Generation = EntryGeneration(b)
 }
 
@@ -77,8 +94,8 @@ func PutEntry(b []byte, e *Entry) {
 	binary.LittleEndian.PutUint32(b[40:], e.Sum)
 	binary.LittleEndian.PutUint32(b[44:], e.Refs)
 	binary.LittleEndian.PutUint16(b[48:], e.Len)
-	b[50] = byte(e.Encoding)
-	clear(b[51:EntrySize])
+	b[50], b[51] = byte(e.Encoding), e.Index
+	clear(b[52:EntrySize])
 	binary.LittleEndian.PutUint16(b[52:], e.Generation)
 }
 
@@ -99,6 +116,9 @@ func PutEntryGeneration(b []byte, n uint16) { binary.LittleEndian.PutUint16(b[52
 func EntryAddr(b []byte) Addr   { return Addr(binary.LittleEndian.Uint64(b[32:])) }
 func EntryRefs(b []byte) uint32 { return binary.LittleEndian.Uint32(b[44:]) }
 func EntryLen(b []byte) uint16  { return binary.LittleEndian.Uint16(b[48:]) }
+
+// EntryShare is Share of an entry in place.
+func EntryShare(b []byte) uint32 { return share(EntryLen(b), dedup.Encoding(b[50]), b[51]) }
 
 // PutEntryRefs sets the reference count of an entry.
 func PutEntryRefs(b []byte, n uint32) { binary.LittleEndian.PutUint32(b[44:], n) }

@@ -24,7 +24,7 @@ import (
 //	32  address u64      of the stored bytes: in this commit's payload, or for a
 //	                     reference where the identity's bytes already stand
 //	40  identity u64     0: the block is zero
-//	48  sum u32, length u16, encoding u8, flags u8 (1: reference)
+//	48  sum u32, length u16, encoding u8, flags u8 (1: reference; bits 4 to 6: index in a group, since root version 5)
 //
 // A reference repeats address and checksum because an identity that was only
 // pinned when the operation was logged may be dead when replay gets there; then
@@ -44,7 +44,7 @@ import (
 //	seal     8  snapshot u64, epoch u64, sequence u64: it is complete
 //	merge    8  volume or snapshot u64, count u32, reserved u32, count x {block u64, identity u64, identity u64}:
 //	            the block is mapped to the first and from here on to the second, which is equal; since root version 4
-//	move     8  count u32, reserved u32, count x {identity u64, old u64, new u64, sum u32, length u16, encoding u8, 0}
+//	move     8  count u32, reserved u32, count x {identity u64, old u64, new u64, sum u32, length u16, encoding u8, index u8 (since root version 5)}
 //	pages    8  count u32, reserved u32, count x {page u32, sum u32}; page i stands at payload + i * 4096
 //	dirs     the same with numbers of directory pages
 //	root     8  part u32, parts u32; the payload is the part
@@ -246,8 +246,12 @@ type BlockEntry struct {
 	Sum         uint32
 	Len         uint16
 	Encoding    dedup.Encoding
+	Index       uint8 // in a group, below 8
 	Ref         bool
 }
+
+// Share is the stored bytes that count as this block's.
+func (e *BlockEntry) Share() uint32 { return share(e.Len, e.Encoding, e.Index) }
 
 // PutBlock encodes a block entry.
 func PutBlock(b []byte, e *BlockEntry) {
@@ -259,9 +263,9 @@ func PutBlock(b []byte, e *BlockEntry) {
 	le.PutUint32(b[48:], e.Sum)
 	le.PutUint16(b[52:], e.Len)
 	b[54] = byte(e.Encoding)
-	b[55] = 0
+	b[55] = e.Index & 7 << 4
 	if e.Ref {
-		b[55] = 1
+		b[55] |= 1
 	}
 }
 
@@ -276,7 +280,7 @@ func (r Record) Block(i int, e *BlockEntry) {
 	e.Sum = le.Uint32(b[48:])
 	e.Len = le.Uint16(b[52:])
 	e.Encoding = dedup.Encoding(b[54])
-	e.Ref = b[55]&1 != 0
+	e.Ref, e.Index = b[55]&1 != 0, b[55]>>4&7
 }
 
 // BlockBID reads the identity of block entry i.
@@ -330,7 +334,11 @@ type Move struct {
 	Sum      uint32
 	Len      uint16
 	Encoding dedup.Encoding
+	Index    uint8 // in a group
 }
+
+// Share is the stored bytes that count as this block's.
+func (m *Move) Share() uint32 { return share(m.Len, m.Encoding, m.Index) }
 
 // PutList encodes the fixed part of a move, pages or dirs record.
 func PutList(b []byte, kind RecordKind, count int) {
@@ -356,7 +364,7 @@ func PutMove(b []byte, i int, m *Move) {
 	le.PutUint64(b[16:], uint64(m.New))
 	le.PutUint32(b[24:], m.Sum)
 	le.PutUint16(b[28:], m.Len)
-	b[30], b[31] = byte(m.Encoding), 0
+	b[30], b[31] = byte(m.Encoding), m.Index
 }
 
 // Move decodes move entry i.
@@ -366,7 +374,7 @@ func (r Record) Move(i int, m *Move) {
 	_ = b[MoveEntrySize-1]
 	*m = Move{
 		BID: le.Uint64(b), Old: Addr(le.Uint64(b[8:])), New: Addr(le.Uint64(b[16:])),
-		Sum: le.Uint32(b[24:]), Len: le.Uint16(b[28:]), Encoding: dedup.Encoding(b[30]),
+		Sum: le.Uint32(b[24:]), Len: le.Uint16(b[28:]), Encoding: dedup.Encoding(b[30]), Index: b[31],
 	}
 }
 

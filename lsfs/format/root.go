@@ -175,6 +175,7 @@ type Snapshot struct {
 //
 // Its extents in the superblock carry its checksum.
 type Root struct {
+	Version    uint32 // that was read; RootVersion is what is written
 	Checkpoint uint64
 	Position   Position
 	Progress   uint64
@@ -202,7 +203,9 @@ type Root struct {
 //	   which stream wrote them; identities have generations, and a place in an identity
 //	   page is used again
 //	4  nothing in the root; the log has merge records, and blocks may be stored with encoding 3
-const RootVersion = 4
+//	5  nothing in the root; blocks may be stored in groups (encoding 4), and each counts a share of
+//	   the live bytes of its segment
+const RootVersion = 5
 
 var rootMagic = [8]byte{'T', 'W', 'I', 'N', 'R', 'O', 'O', 'T'}
 
@@ -420,7 +423,7 @@ func ParseRoot(b []byte) (*Root, error) {
 	if version < 1 || RootVersion < version {
 		return nil, fmt.Errorf("root: version %d, this program knows 1 to %d: %w", version, RootVersion, ErrInvalid)
 	}
-	r := &Root{Checkpoint: rd.u64()}
+	r := &Root{Version: version, Checkpoint: rd.u64()}
 	p := &r.Position
 	p.Segment, p.Next, p.Generation, p.Offset, p.Seq = rd.u32(), rd.u32(), rd.u64(), rd.u32(), rd.u64()
 	copy(p.Hash[:], rd.take(16))
