@@ -318,6 +318,7 @@ func (s *Store) writeCheckpoint() error {
 	if err := s.writeDirs(dirs); err != nil {
 		return err
 	}
+	c.state.Version = s.rootVersion.Load()
 	c.root = format.AppendRoot(c.root[:0], &c.state)
 	c.root = format.AppendDirectory(c.root, c.pages, c.dirAt[:dirs])
 	extents, err := s.writeRoot()

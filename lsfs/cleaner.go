@@ -371,7 +371,7 @@ func (s *Store) cleanSegment(n uint32) {
 	c.squeeze = c.eager || !s.low() && (seg.stream >= streamCold || s.toCapacity(n))
 	s.mu.RUnlock()
 	_, done := s.ckpt.numbers()
-	c.grouping = c.eager || c.packing.from <= done
+	c.grouping = c.eager || c.packing.from.Load() <= done
 	err := s.cleanContents(n)
 	clear(c.moves)
 	clear(c.placed)

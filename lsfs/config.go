@@ -7,6 +7,7 @@ import (
 
 	"github.com/twinsan/twinsan/dedup"
 	"github.com/twinsan/twinsan/lsfs/device"
+	"github.com/twinsan/twinsan/lsfs/format"
 )
 
 // Config says what a store runs on. The zero value of a field means its default.
@@ -69,6 +70,11 @@ type Config struct {
 	// MergeInterval is how often the background looks for duplicates, if anything was stored. Default
 	// one hour; negative: only StartMerge does.
 	MergeInterval time.Duration
+
+	// RootVersion is the version in which roots are written until RaiseRoot says otherwise, or was
+	// read in a newer one: format.OldestRootVersion to format.RootVersion, the default. What a newer
+	// version brings is not used before.
+	RootVersion uint32
 
 	divided bool // MetadataBytes is what MetadataRAM leaves
 
@@ -138,6 +144,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.CheckpointInterval == 0 {
 		c.CheckpointInterval = 30 * time.Second
+	}
+	if c.RootVersion == 0 {
+		c.RootVersion = format.RootVersion
+	}
+	if c.RootVersion < format.OldestRootVersion || format.RootVersion < c.RootVersion {
+		return c, fmt.Errorf("config: RootVersion is %d, allowed are %d to %d", c.RootVersion, format.OldestRootVersion, format.RootVersion)
 	}
 	if c.FlushInterval == 0 {
 		c.FlushInterval = FlushInterval

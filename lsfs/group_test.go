@@ -539,30 +539,47 @@ func TestGroupReadAllocatesNothing(t *testing.T) {
 	mustClose(t, s)
 }
 
-// TestGroupsWaitForTheFormat: in a pool that a program of before groups could open there are none, until
-// two checkpoints say that it cannot.
-func TestGroupsWaitForTheFormat(t *testing.T) {
+// TestRaiseRoot: a pool stays one that a program of before groups opens, and has none, until it is told
+// otherwise and two checkpoints say so; then there is no way back.
+func TestRaiseRoot(t *testing.T) {
 	r := newRig(t, 1, 48<<20)
+	r.opts = func(c *Config) { c.RootVersion = format.OldestRootVersion }
+	r.configure()
 	s := r.start()
 	mustCreate(t, s, 1, 1024)
 	fill(newClient(t, s), 1, new(Seq), 1024, prose)
-	s.cleaner.turn.Lock()
-	s.cleaner.packing.from = 1 << 40
-	s.cleaner.turn.Unlock()
-	cleanAll(t, s)
-	cleanAll(t, s)
+	again := func(version uint32) {
+		t.Helper()
+		mustHold(t, s.Volume(1), 0, 1024, prose)
+		mustCheck(t, s)
+		mustClose(t, s)
+		s = r.start()
+		if got := s.rootVersion.Load(); got != version {
+			t.Fatalf("a root of version %d, want %d", got, version)
+		}
+	}
+	for range 3 {
+		cleanAll(t, s)
+	}
 	if p := &s.cleaner.packing; p.groups.Load() != 0 || p.blocks.Load() == 0 {
 		t.Fatalf("%d groups, %d blocks packed", p.groups.Load(), p.blocks.Load())
 	}
-	s.cleaner.turn.Lock()
-	s.cleaner.packing.from = 0
-	s.cleaner.turn.Unlock()
+	again(format.OldestRootVersion)
+	s.RaiseRoot(format.RootVersion)
+	s.RaiseRoot(format.OldestRootVersion)
+	if err := s.checkpoint(); err != nil {
+		t.Fatal(err)
+	}
 	cleanAll(t, s)
-	if p := &s.cleaner.packing; p.groups.Load() == 0 {
+	if n := s.cleaner.packing.groups.Load(); n != 0 {
+		t.Fatalf("%d groups, and the root before is older", n)
+	}
+	cleanAll(t, s)
+	if s.cleaner.packing.groups.Load() == 0 {
 		t.Fatal("no groups")
 	}
-	mustHold(t, s.Volume(1), 0, 1024, prose)
-	mustCheck(t, s)
+	again(format.RootVersion)
+	again(format.RootVersion)
 	mustClose(t, s)
 }
 

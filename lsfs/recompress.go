@@ -1,6 +1,7 @@
 package lsfs
 
 import (
+	"math"
 	"sync/atomic"
 
 	"github.com/twinsan/twinsan/dedup"
@@ -26,7 +27,9 @@ type recompressor struct {
 	buf    []byte // of the blocks that are staged and that were packed
 	group  gathering
 	opened opened // group that ends
-	from   uint64 // number of the checkpoint from which on no older program can open the pool
+	// from is the number of the checkpoint from which on no program that knows no groups can open
+	// the pool: neither of the roots that the superblock names is older.
+	from atomic.Uint64
 
 	blocks atomic.Int64 // stored in a shorter form
 	won    atomic.Int64 // bytes
@@ -34,6 +37,35 @@ type recompressor struct {
 	kept   atomic.Int64 // moved as they were, and
 	ended  atomic.Int64 // taken apart
 }
+
+// RaiseRoot lets the store write roots of a newer version, and use what it brings. Older
+// programs do not open the pool any more then. It does not wait.
+func (s *Store) RaiseRoot(version uint32) {
+	version = min(version, format.RootVersion)
+	for {
+		was := s.rootVersion.Load()
+		if version <= was {
+			return
+		}
+		if s.rootVersion.CompareAndSwap(was, version) {
+			break
+		}
+	}
+	cuts, _ := s.ckpt.numbers()
+	s.groupsFrom(cuts + 2)
+}
+
+// groupsFrom says that the roots of a checkpoint, and of the one before, have the version that is written
+// now.
+func (s *Store) groupsFrom(checkpoint uint64) {
+	if s.rootVersion.Load() < rootOfGroups {
+		checkpoint = math.MaxUint64
+	}
+	s.cleaner.packing.from.Store(checkpoint)
+}
+
+// rootOfGroups is the first version of roots whose pools may hold groups.
+const rootOfGroups = 5
 
 // gathering is the blocks that wait for their group to be full.
 type gathering struct {

@@ -595,10 +595,11 @@ func (s *Store) recoverFrom(checkpoint uint64, extents []format.Extent) error {
 	if err != nil {
 		return err
 	}
-	// Programs that know no groups can open the pool while its root is older, or the one that a
-	// start falls back to.
-	if s.cleaner.packing.from = 0; root.Version < 5 {
-		s.cleaner.packing.from = checkpoint + 2
+	// The root before may be older than this one, and is what a start falls back to.
+	s.rootVersion.Store(max(s.cfg.RootVersion, root.Version))
+	s.groupsFrom(checkpoint + 1)
+	if root.Version < rootOfGroups {
+		s.groupsFrom(checkpoint + 2)
 	}
 	s.nextBID = max(s.nextBID, 1)
 	pos, err := s.replay(root.Position, root.Progress)

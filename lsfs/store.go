@@ -27,6 +27,8 @@ type Store struct {
 	l2     *l2 // nil: none
 	reads  *device.ReadPool
 
+	rootVersion atomic.Uint32 // that is written
+
 	mu         sync.RWMutex
 	pg         *pager
 	identities tree

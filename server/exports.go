@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/twinsan/twinsan/lsfs"
+	"github.com/twinsan/twinsan/lsfs/format"
 	"github.com/twinsan/twinsan/replication"
 	"github.com/twinsan/twinsan/server/cluster"
 	"github.com/twinsan/twinsan/server/scsi"
@@ -54,6 +55,9 @@ func (n *Node) onChange(s *cluster.State) {
 			n.fail(err)
 			return
 		}
+	}
+	if s.Cluster.FeatureLevel >= cluster.LevelGroups {
+		n.store.RaiseRoot(format.RootVersion)
 	}
 	parts.replication.SetResyncRate(int64(s.Settings.ResyncRate) << 20)
 	parts.replication.Update(s.Records(), s.DataNodes())

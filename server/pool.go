@@ -152,6 +152,7 @@ func (c *Config) store() (lsfs.Config, error) {
 		catalogue = filepath.Join(c.DataDir, catalogueDir)
 	}
 	return lsfs.Config{
+		RootVersion:   format.OldestRootVersion, // until the cluster's feature level says otherwise
 		ScrubInterval: interval, FlushInterval: time.Duration(c.Store.FlushMilliseconds) * time.Millisecond,
 		Catalogue: catalogue, MergeInterval: time.Duration(c.Store.MergeMinutes) * time.Minute,
 		Devices: paths, Key: key, Pool: record.Pool, Generation: record.Generation, Persist: k.persist, Forget: forget,

@@ -175,7 +175,7 @@ type Snapshot struct {
 //
 // Its extents in the superblock carry its checksum.
 type Root struct {
-	Version    uint32 // that was read; RootVersion is what is written
+	Version    uint32 // RootVersion, or an older one
 	Checkpoint uint64
 	Position   Position
 	Progress   uint64
@@ -192,7 +192,7 @@ type Root struct {
 	Directory  []Extent // Len is not stored: always a page
 }
 
-// RootVersion of the root that is written; older ones are read.
+// RootVersion is the newest; older ones are read, and OldestRootVersion is still written.
 //
 //	1  first
 //	2  volumes have an annex, whose mapped blocks are counted; pages of the directory
@@ -205,15 +205,19 @@ type Root struct {
 //	4  nothing in the root; the log has merge records, and blocks may be stored with encoding 3
 //	5  nothing in the root; blocks may be stored in groups (encoding 4), and each counts a share of
 //	   the live bytes of its segment
-const RootVersion = 5
+const (
+	RootVersion       = 5
+	OldestRootVersion = 4
+)
 
 var rootMagic = [8]byte{'T', 'W', 'I', 'N', 'R', 'O', 'O', 'T'}
 
-// AppendRoot encodes everything but the directory; AppendDirectory completes it.
+// AppendRoot encodes everything but the directory; AppendDirectory completes it. The version is
+// OldestRootVersion or newer.
 func AppendRoot(b []byte, r *Root) []byte {
 	le := binary.LittleEndian
 	b = append(b, rootMagic[:]...)
-	b = le.AppendUint32(b, RootVersion)
+	b = le.AppendUint32(b, r.Version)
 	b = le.AppendUint64(b, r.Checkpoint)
 	p := &r.Position
 	b = le.AppendUint32(b, p.Segment)

@@ -79,7 +79,7 @@ func TestUpgrade(t *testing.T) {
 	if at, known := level(); at != first {
 		t.Errorf("the level went from %d to %d by itself", first, at)
 	} else if known > at {
-		r.cli("upgrade", "apply")
+		r.cli("upgrade", "apply", "--yes")
 		if at, _ := level(); at != known {
 			t.Errorf("level %d after upgrade apply, this version knows %d", at, known)
 		}
