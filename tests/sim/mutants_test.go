@@ -374,6 +374,5 @@ var argued = map[string]argument{
 	"I8-stale":       {why: "the register refuses an owner who is not in the set (B2)", with: "B2", scenario: "the stale node alone"},
 	"B2":             {why: "no node outside of the set proposes itself (I8-stale); the register looks a second time", with: "I8-stale", scenario: "the stale node alone"},
 	"M3-target-tail": {why: "a replica in sync whose log is longer owns the volume itself (M3-longest), so none that is made equal has a tail", with: "M3-longest", scenario: "a replica that is ahead at a take-over"},
-	"C4-followers":   {why: "a replica that may lack the source does not append the clone (C4-replica), and leaves the set when that lasts", with: "C4-replica", scenario: "a clone from a volume that is filled"},
 	"C4-replica":     {why: "the owner does not clone to a replica that may lack the source (C4-followers)", with: "C4-followers", scenario: "a clone from a volume that is filled"},
 }

@@ -127,7 +127,7 @@ func (w *world) cloneWhileFilled() {
 		c.pinned(1, reg, time.Minute)
 	}
 	w.fill(1, 72, 112)
-	w.setSlow(1, 100*time.Millisecond) // a quarter of it for each block that is read to be copied
+	w.setSlow(1, 3*time.Second) // a quarter of it for each block that is read to be copied
 	w.revive(2)
 	stands := w.meta(1, 1).Durable.Seq
 	w.soon("the stream is open", func() bool { return w.meta(2, 1).Durable.Seq >= stands })

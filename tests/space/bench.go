@@ -51,6 +51,7 @@ func bench(args []string) error {
 	depth := f.Int("depth", 32, "writes in flight")
 	metadata := f.Int64("metadata", 256, "RAM for metadata, in MiB")
 	hot := f.Int("hot", 0, "percent of the blocks that take 90 % of the writes; 0: all alike")
+	compress := f.Bool("compress", false, "write text, which compresses, and not what does not")
 	out := f.String("out", "bin/space/results.json", "where the numbers are saved")
 	_ = f.Parse(args)
 	var all []result
@@ -59,7 +60,7 @@ func bench(args []string) error {
 		if err != nil {
 			return err
 		}
-		r, err := overwrite(filepath.Join(*dir, "pool"), *size<<20, *metadata<<20, float64(percent)/100, *length, *depth, *hot)
+		r, err := overwrite(filepath.Join(*dir, "pool"), *size<<20, *metadata<<20, float64(percent)/100, *length, *depth, *hot, *compress)
 		if err != nil {
 			return fmt.Errorf("at %d %%: %w", percent, err)
 		}
@@ -74,7 +75,7 @@ func bench(args []string) error {
 	return os.WriteFile(*out, b, 0o644)
 }
 
-func overwrite(path string, size, metadata int64, fill float64, length time.Duration, depth, hot int) (*result, error) {
+func overwrite(path string, size, metadata int64, fill float64, length time.Duration, depth, hot int, compress bool) (*result, error) {
 	if err := makePool(path, size, 0); err != nil {
 		return nil, err
 	}
@@ -84,10 +85,15 @@ func overwrite(path string, size, metadata int64, fill float64, length time.Dura
 		return nil, err
 	}
 	defer p.Close()
-	if p.volume, err = p.CreateVolume(context.Background(), 1, uint64(size/4096), [16]byte{1}); err != nil {
+	volumeBlocks := uint64(size / 4096)
+	if compress {
+		volumeBlocks *= 8
+	}
+	if p.volume, err = p.CreateVolume(context.Background(), 1, volumeBlocks, [16]byte{1}); err != nil {
 		return nil, err
 	}
 	l := newLoad(p, depth)
+	l.text = compress
 	blocks := uint64(0)
 	for ; p.fill() < fill; blocks++ {
 		l.write(blocks, 1)
@@ -147,7 +153,11 @@ func overwrite(path string, size, metadata int64, fill float64, length time.Dura
 	}
 	l.wait()
 	r.Ops = half / float64(max(count, 1))
-	return r, verify(p.volume, blocks, func(no, n uint64) bool { return n == uint64(versions[no])+1 })
+	contents := content
+	if compress {
+		contents = text
+	}
+	return r, verify(p.volume, blocks, contents, func(no, n uint64) bool { return n == uint64(versions[no])+1 })
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

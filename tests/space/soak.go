@@ -163,7 +163,7 @@ func soaked(args []string) error {
 			return err
 		}
 	} else {
-		err := verify(p.volume, blocks, func(no, v uint64) bool { return uint64(n.acked[no]) <= v && v <= uint64(n.sent[no]) })
+		err := verify(p.volume, blocks, content, func(no, v uint64) bool { return uint64(n.acked[no]) <= v && v <= uint64(n.sent[no]) })
 		if err != nil {
 			return err
 		}
