@@ -98,7 +98,7 @@ type load struct {
 	idle []*lsfs.Op
 	sent map[*lsfs.Op]time.Time
 
-	lats    []time.Duration
+	lats  []time.Duration
 	text  bool   // written, instead of what does not compress
 	plain []byte // of a block of text
 	red   *dedup.Reducer
