@@ -43,23 +43,24 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 			return ctx.Err()
 		}
 	}
-	c := v.copy()
-	if c == nil {
+	if v.copy() == nil {
 		return errors.New("no local copy")
 	}
 	v.mu.Lock()
 	v.forgetFlight()
 	v.dropBlocked()
-	err := v.drain()
 	v.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if err := v.regrow(ctx, c); err != nil { // after a rollback that we took as a replica
-		return err
-	}
-	m := c.Meta()
-	if m.Promised < epoch && !mutant("W2-durable") || m.Inconsistent {
+	var m lsfs.Meta
+	// What the owner of an earlier epoch had asked this replica for may be at work still: who
+	// writes the copy's Meta has read what it writes back (W2).
+	err := v.hush(func(c Copy) error {
+		if err := v.regrow(ctx, c); err != nil { // after a rollback that we took as a replica
+			return err
+		}
+		m = c.Meta()
+		if m.Promised >= epoch && !m.Inconsistent || mutant("W2-durable") && !m.Inconsistent {
+			return nil
+		}
 		m.Promised = max(m.Promised, epoch)
 		if m.Inconsistent {
 			// Only a promotion by force makes an owner of such a copy: what it holds is
@@ -71,6 +72,10 @@ func (v *Volume) activate(ctx context.Context, epoch lsfs.Epoch, at Instant) err
 			return err
 		}
 		v.event(func(g *reign) { g.fit = true })
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	v.mu.Lock()
 	v.restate(m.State, false)
