@@ -129,6 +129,15 @@ func (w *world) lost(id replication.NodeID, vol lsfs.VolumeID) {
 	w.lossy[id][vol] = epoch
 }
 
+// mayLack says whether a node may have lost what is acknowledged just now: the answer was on its way
+// when the node that gave it lost its power.
+func (w *world) mayLack(id replication.NodeID, vol lsfs.VolumeID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, is := w.lossy[id][vol]
+	return is && w.ram[vol]
+}
+
 // whole notes that a node has everything of a volume that there was when a reign began.
 func (w *world) whole(id replication.NodeID, vol lsfs.VolumeID, reign lsfs.Epoch) {
 	w.mu.Lock()
