@@ -206,13 +206,15 @@ func (w *world) later(heal func(), after time.Duration) {
 	if heal == nil {
 		return
 	}
-	w.open.Go(func() {
-		select {
-		case <-time.After(after):
-		case <-w.healing:
-		}
-		heal()
-	})
+	w.open.Go(func() { w.healed(heal, after) })
+}
+
+func (w *world) healed(heal func(), after time.Duration) {
+	select {
+	case <-time.After(after):
+	case <-w.healing:
+	}
+	heal()
 }
 
 func (w *world) faultKill(id replication.NodeID, hostDown bool) (func(), time.Duration) {
@@ -241,7 +243,8 @@ func (w *world) failed(p *process) {
 		return
 	}
 	p.kill(false)
-	w.later(func() { w.revive(p.id) }, w.span(10*time.Second))
+	after := w.span(10 * time.Second)
+	w.group.Go(func() { w.healed(func() { w.revive(p.id) }, after) }) // it may fail when all that is open is waited for
 }
 
 type cutLink struct {
