@@ -1,4 +1,5 @@
 #include "textflag.h"
+#include "blake3_amd64.h"
 
 // The message of 64 bytes for each of 8 lanes stands in scratch, word i of all lanes at 32*i:
 // the state takes all registers.
@@ -70,7 +71,7 @@
 	TWIST(b0, d3, right, left); TWIST(b1, d3, right, left); TWIST(b2, d3, right, left); TWIST(b3, d3, right, left); \
 	VMOVDQU SPARE, d3
 
-#define ROUND8(m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15) \
+#define ROUND(m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15) \
 	HALF8(Y0, Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8, Y9, Y10, Y11, Y12, Y13, Y14, Y15, m0, m2, m4, m6, right16<>(SB), $12, $20); \
 	HALF8(Y0, Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8, Y9, Y10, Y11, Y12, Y13, Y14, Y15, m1, m3, m5, m7, right8<>(SB), $7, $25); \
 	HALF8(Y0, Y1, Y2, Y3, Y5, Y6, Y7, Y4, Y10, Y11, Y8, Y9, Y15, Y12, Y13, Y14, m8, m10, m12, m14, right16<>(SB), $12, $20); \
@@ -139,13 +140,7 @@ more:
 	VMOVD BX, X15
 	VPBROADCASTD X15, Y15
 
-	ROUND8(M0, M1, M2, M3, M4, M5, M6, M7, M8, M9, M10, M11, M12, M13, M14, M15)
-	ROUND8(M2, M6, M3, M10, M7, M0, M4, M13, M1, M11, M12, M5, M9, M14, M15, M8)
-	ROUND8(M3, M4, M10, M12, M13, M2, M7, M14, M6, M5, M9, M0, M11, M15, M8, M1)
-	ROUND8(M10, M7, M12, M9, M14, M3, M13, M15, M4, M0, M11, M2, M5, M8, M1, M6)
-	ROUND8(M12, M13, M9, M11, M15, M10, M14, M8, M7, M2, M5, M3, M0, M1, M6, M4)
-	ROUND8(M9, M14, M11, M5, M8, M12, M15, M1, M13, M3, M0, M10, M2, M6, M4, M7)
-	ROUND8(M11, M15, M5, M0, M1, M9, M8, M6, M14, M10, M2, M12, M3, M4, M7, M13)
+	ROUNDS
 
 	VPXOR Y8, Y0, Y0
 	VPXOR Y9, Y1, Y1

@@ -1,4 +1,5 @@
 #include "textflag.h"
+#include "blake3_amd64.h"
 
 // A message of 64 bytes for each of 16 lanes, as it is after TRANSPOSE: word i of all
 // lanes. The numbers are out of order because each step of the transposition
@@ -114,13 +115,7 @@ more:
 	VPBROADCASTD R8, Z14
 	VPBROADCASTD BX, Z15
 
-	ROUND(M0, M1, M2, M3, M4, M5, M6, M7, M8, M9, M10, M11, M12, M13, M14, M15)
-	ROUND(M2, M6, M3, M10, M7, M0, M4, M13, M1, M11, M12, M5, M9, M14, M15, M8)
-	ROUND(M3, M4, M10, M12, M13, M2, M7, M14, M6, M5, M9, M0, M11, M15, M8, M1)
-	ROUND(M10, M7, M12, M9, M14, M3, M13, M15, M4, M0, M11, M2, M5, M8, M1, M6)
-	ROUND(M12, M13, M9, M11, M15, M10, M14, M8, M7, M2, M5, M3, M0, M1, M6, M4)
-	ROUND(M9, M14, M11, M5, M8, M12, M15, M1, M13, M3, M0, M10, M2, M6, M4, M7)
-	ROUND(M11, M15, M5, M0, M1, M9, M8, M6, M14, M10, M2, M12, M3, M4, M7, M13)
+	ROUNDS
 
 	VPXORD Z8, Z0, Z0
 	VPXORD Z9, Z1, Z1

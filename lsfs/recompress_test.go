@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -37,24 +38,7 @@ func cleanAll(tb testing.TB, s *Store) {
 	if err := s.post(&task{kind: taskTurn}); err != nil {
 		tb.Fatal(err)
 	}
-	var full []uint32
-	s.mu.RLock()
-	for n := range s.segs.all {
-		if s.segs.all[n].state == segmentSealed && s.segs.all[n].live > 0 {
-			full = append(full, uint32(n))
-		}
-	}
-	s.mu.RUnlock()
-	for _, n := range full {
-		s.cleanSegment(n)
-	}
-	s.cleaner.turn.Lock()
-	s.mu.Lock()
-	for i := range s.cleaner.out {
-		s.sealStream(&s.cleaner.out[i])
-	}
-	s.mu.Unlock()
-	s.cleaner.turn.Unlock()
+	chill(s, math.MaxInt)
 	for range 3 {
 		if err := s.checkpoint(); err != nil {
 			tb.Fatal(err)

@@ -597,10 +597,11 @@ func (s *Store) recoverFrom(checkpoint uint64, extents []format.Extent) error {
 	}
 	// The root before may be older than this one, and is what a start falls back to.
 	s.rootVersion.Store(max(s.cfg.RootVersion, root.Version))
-	s.groupsFrom(checkpoint + 1)
+	from := checkpoint + 1
 	if root.Version < rootOfGroups {
-		s.groupsFrom(checkpoint + 2)
+		from++
 	}
+	s.groupsFrom(from)
 	s.nextBID = max(s.nextBID, 1)
 	pos, err := s.replay(root.Position, root.Progress)
 	if err != nil {

@@ -44,11 +44,6 @@ func (n *Snapshot) Read(ctx context.Context, off uint64, dst []byte) error {
 	return n.content.Read(ctx, off, dst)
 }
 
-// ReadReduced is Volume.ReadReduced.
-func (n *Snapshot) ReadReduced(ctx context.Context, start BlockNo, dst []dedup.Block, buf []byte) error {
-	return n.content.ReadReduced(ctx, start, dst, buf)
-}
-
 // Fingerprints is Volume.Fingerprints.
 func (n *Snapshot) Fingerprints(ctx context.Context, start BlockNo, dst []dedup.Fingerprint) error {
 	return n.content.Fingerprints(ctx, start, dst)

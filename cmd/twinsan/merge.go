@@ -85,12 +85,9 @@ func (a *app) mergeCommand() *cobra.Command {
 			Use: name + " [NODE]", Short: short, Long: long, Args: oneNode,
 			RunE: func(c *cobra.Command, args []string) error {
 				return a.call(c, func(ctx context.Context, client *api.Client) error {
-					names := args
-					if len(names) == 0 {
-						var err error
-						if names, err = dataNodes(ctx, client, a); err != nil {
-							return err
-						}
+					names, err := a.dataNodes(ctx, client, args)
+					if err != nil {
+						return err
 					}
 					page := &mergePage{v1Header, []mergeView{}}
 					for _, n := range names {

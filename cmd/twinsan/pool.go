@@ -214,12 +214,9 @@ It reads the maps, which takes its time; Ctrl-C ends it. A pool with more than
 		Args: oneNode,
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.stream(c.Context(), func(ctx context.Context, client *api.Client) error {
-				names := args
-				if len(names) == 0 {
-					var err error
-					if names, err = dataNodes(ctx, client, a); err != nil {
-						return err
-					}
+				names, err := a.dataNodes(ctx, client, args)
+				if err != nil {
+					return err
 				}
 				page := &explainPage{v1Header, []explainedView{}}
 				for _, name := range names {
@@ -237,8 +234,11 @@ It reads the maps, which takes its time; Ctrl-C ends it. A pool with more than
 	return noun("pool", "The pools of devices of the nodes", nil, explain, a.mergeCommand())
 }
 
-// dataNodes are the names of the nodes that have a pool.
-func dataNodes(ctx context.Context, client *api.Client, a *app) (names []string, err error) {
+// dataNodes are the named nodes, or, when none is named, the names of all that have a pool.
+func (a *app) dataNodes(ctx context.Context, client *api.Client, names []string) ([]string, error) {
+	if len(names) > 0 {
+		return names, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	r, err := client.Nodes.ListNodes(ctx, &v1.ListNodesRequest{})

@@ -104,12 +104,9 @@ func (s *scrubPage) text(p *printer) {
 func (a *app) scrubCommand() *cobra.Command {
 	run := func(c *cobra.Command, args []string, action string, full bool) error {
 		return a.call(c, func(ctx context.Context, client *api.Client) error {
-			names := args
-			if len(names) == 0 {
-				var err error
-				if names, err = dataNodes(ctx, client, a); err != nil {
-					return err
-				}
+			names, err := a.dataNodes(ctx, client, args)
+			if err != nil {
+				return err
 			}
 			page := &scrubPage{version1: v1Header, Scrubs: []scrubView{}}
 			for _, name := range names {

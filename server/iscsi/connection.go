@@ -442,30 +442,30 @@ func (c *connection) cut(cause error, reset bool) {
 		return
 	}
 	c.dropped.Store(true)
-	if reset {
-		if c.cause == nil {
-			c.cause = cause
-		}
-		c.reset.Store(c.full)
-		if err := c.conn.SetLinger(0); err == nil && c.full && c.conn.SetDeadline(time.Unix(1, 0)) == nil {
-			c.changed.Broadcast()
-			c.mu.Unlock()
-			return
-		}
+	if reset && c.conn.SetLinger(0) == nil && c.full {
+		c.reset.Store(true)
+		c.wakeLocked(cause, c.conn.SetDeadline)
+	} else {
+		c.cutLocked(cause)
 	}
-	c.cutLocked(cause)
 	c.mu.Unlock()
 }
 
 // leaveLocked lets the reader end the connection: its next read fails, then it
 // sends what is left and closes.
 func (c *connection) leaveLocked(cause error) {
+	c.leaving.Store(true)
+	c.wakeLocked(cause, c.conn.SetReadDeadline)
+}
+
+// wakeLocked has the reader notice that the connection is to end, and why: a deadline that has
+// passed ends what it waits for.
+func (c *connection) wakeLocked(cause error, deadline func(time.Time) error) {
 	if c.cause == nil {
 		c.cause = cause
 	}
-	c.leaving.Store(true)
 	c.changed.Broadcast()
-	if c.conn.SetReadDeadline(time.Now()) != nil {
+	if deadline(time.Now()) != nil {
 		c.cutLocked(cause)
 	}
 }
@@ -519,17 +519,15 @@ func (c *connection) shut(gracefully bool) {
 		linger(c.conn, c.in)
 	}
 	c.dropped.Store(true)
-	settled := c.reset.Load()
-	if !settled {
+	reset := c.reset.Load()
+	if !reset {
 		_ = c.conn.Close()
 	}
 	if c.session != nil && c.session.nexus != nil {
 		c.target.device.AbortNexus(c.session.nexus)
 	}
-	if settled {
-		if c.target.settle != nil {
-			c.target.settle()
-		}
+	if reset {
+		c.target.settle()
 		_ = c.conn.Close()
 	}
 	c.mu.Lock()

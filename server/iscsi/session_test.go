@@ -7,13 +7,16 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/twinsan/twinsan/server/iscsi/pdu"
+	"github.com/twinsan/twinsan/server/scsi"
 )
 
 // logout sends a logout and returns the response code.
@@ -197,6 +200,59 @@ func TestDropSessions(t *testing.T) {
 	}
 	c = dial(t, b).login() // reinstates
 	c.quiet()
+}
+
+// abortedFirst is a device that tells when a nexus is aborted.
+type abortedFirst struct {
+	DeviceServer
+	told chan string
+}
+
+func (d abortedFirst) AbortNexus(n *scsi.Nexus) {
+	d.told <- "aborted"
+	d.DeviceServer.AbortNexus(n)
+}
+
+// TestDropSettles: who is dropped learns of it when its tasks are aborted and settled, and not
+// before; nothing that it sends meanwhile is answered.
+func TestDropSettles(t *testing.T) {
+	told, released := make(chan string, 2), make(chan struct{})
+	release := sync.OnceFunc(func() { close(released) })
+	defer release()
+	b := newBench(t, func(c *Config) {
+		c.Device = abortedFirst{c.Device, told}
+		c.Settle = func() {
+			told <- "settled"
+			<-released
+		}
+	})
+	c := dial(t, b).login()
+	c.quiet() // in full feature phase
+	b.DropSessions("", "test")
+	for _, want := range []string{"aborted", "settled"} {
+		select {
+		case got := <-told:
+			if got != want {
+				t.Fatalf("%s before it is %s", got, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("it is not %s", want)
+		}
+	}
+	c.ping(nil)
+	if err := c.conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.receive(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("while it settles: %v", err)
+	}
+	release()
+	if err := c.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.receive(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("settled: %v", err)
+	}
 }
 
 // TestLimits: sessions per name and address, and in all.

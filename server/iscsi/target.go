@@ -204,6 +204,9 @@ func New(c Config) (*Target, error) {
 	if t.available == nil {
 		t.available = func() bool { return true }
 	}
+	if t.settle == nil {
+		t.settle = func() {}
+	}
 	t.born = t.now()
 	t.buffers = newBufferPool(t.limits.Buffers)
 	t.login.target, t.login.group, t.login.limits = t.name, c.PortGroup, &t.limits
