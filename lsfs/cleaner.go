@@ -121,6 +121,7 @@ func (s *Store) cleanLoop() {
 			return
 		}
 		if ticked && s.failure() == nil {
+			s.salvageStep()
 			s.cleanAhead()
 		}
 	}

@@ -139,7 +139,10 @@ func (s *Store) Room() Room {
 func (s *Store) Taken() (mappedBlocks uint64, uniqueBytes int64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for _, v := range s.volumes {
+	for id, v := range s.volumes {
+		if id == SalvageVolume {
+			continue
+		}
 		mappedBlocks += v.mapped + v.annex
 	}
 	return mappedBlocks, s.segs.data.Load()

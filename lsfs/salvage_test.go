@@ -1,0 +1,436 @@
+package lsfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/twinsan/twinsan/dedup"
+	"github.com/twinsan/twinsan/lsfs/device"
+	"github.com/twinsan/twinsan/lsfs/device/devicetest"
+	"github.com/twinsan/twinsan/lsfs/format"
+)
+
+// census is what a store keeps: the share and the device of each block by its fingerprint.
+type census map[dedup.Fingerprint]struct {
+	share int64
+	on    string
+	group bool
+}
+
+func censusOf(t testing.TB, s *Store) census {
+	t.Helper()
+	c := census{}
+	err := s.eachEntryPage(nil, func(_ BID, page []byte) {
+		var e format.Entry
+		for i := range format.EntriesPerPage {
+			if format.ParseEntry(format.EntryAt(page, i), &e); e.Addr == 0 {
+				continue
+			}
+			x := c[e.Fingerprint]
+			x.share, x.on, x.group = int64(e.Share()), s.devicePath(e.Addr.Segment()), e.Encoding == dedup.ZstdGroup
+			c[e.Fingerprint] = x
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// on sums up what stands on a device.
+func (c census) on(path string) (bytes int64, groups int) {
+	for _, x := range c {
+		if x.on == path {
+			bytes += x.share
+			if x.group {
+				groups++
+			}
+		}
+	}
+	return bytes, groups
+}
+
+// salvageRig is a pool of three devices with two volumes, a snapshot, groups, and stale content
+// wherever there is room for it. It is closed, or the power went.
+type salvageRig struct {
+	*rig
+	models [3][]func(uint64) []byte // of volumes 1 and 2 and of the snapshot of 2, by block
+	held   census
+	ids    []DeviceInfo
+}
+
+func newSalvageRig(t *testing.T, seed uint64, clean bool) *salvageRig {
+	t.Helper()
+	r := &salvageRig{rig: newRig(t, seed, 24<<20, 24<<20, 24<<20)}
+	r.opts = func(c *Config) { c.ScrubInterval, c.ReadAhead, c.IndexBytes = -1, -1, 1<<20 }
+	r.configure()
+	r.persist()
+	s := r.start()
+	c := newClient(t, s)
+	rng := testRand(seed)
+	const cold, hot = 2400, 2000
+	mustCreate(t, s, 1, cold)
+	mustCreate(t, s, 2, hot)
+	var one, two Seq
+	fill(c, 1, &one, cold, prose)
+	for range 4 {
+		cleanAll(t, s)
+	}
+	for i := range uint64(cold) {
+		r.models[0] = append(r.models[0], func(uint64) []byte { return prose(i) })
+	}
+	content := make([]uint64, hot)
+	write := func(n int) {
+		for range n {
+			at := rng.IntN(hot - 8)
+			var data []byte
+			for k := range 8 {
+				content[at+k] = rng.Uint64N(3000) + 1
+				data = append(data, noise(content[at+k])...)
+			}
+			two++
+			c.must(c.write(2, two, BlockNo(at), data))
+		}
+	}
+	// Overwritten again and again, with cleaning between: stale copies, slots that are
+	// given out anew, free segments that are full of what was.
+	for range 6 {
+		write(120)
+		chill(s, 10)
+		if err := s.checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	two++
+	c.must(&Op{Kind: OpSnapshot, Volume: 2, ID: OpID{1, two}, Snapshot: 9})
+	kept := append([]uint64(nil), content...)
+	write(60)
+	for _, list := range [][]uint64{content, kept} {
+		k := 1
+		if &list[0] == &kept[0] {
+			k = 2
+		}
+		for _, n := range list {
+			r.models[k] = append(r.models[k], func(uint64) []byte {
+				if n == 0 {
+					return make([]byte, dedup.BlockSize)
+				}
+				return noise(n)
+			})
+		}
+	}
+	mustCheck(t, s)
+	r.held, r.ids = censusOf(t, s), s.Devices()
+	if clean {
+		mustClose(t, s)
+		return r
+	}
+	crashed := r.crashAll(devicetest.CrashOptions{Seed: seed, Keep: 0.5, Tear: true})
+	mustClose(t, s)
+	crashed.opts = r.opts
+	generation, devices := crashed.cfg.Generation, crashed.cfg.Devices
+	crashed.configure()
+	crashed.cfg.Generation, crashed.cfg.Devices = generation, devices
+	crashed.persist()
+	r.rig = crashed
+	return r
+}
+
+// copyOf is the same pool on disks of its own.
+func (r *salvageRig) copyOf() *salvageRig {
+	c := &salvageRig{rig: &rig{tb: r.tb, disks: map[string]*devicetest.Disk{}, names: r.names, opts: r.opts}, models: r.models, held: r.held, ids: r.ids}
+	for n, d := range r.disks {
+		c.disks[n] = d.Clone()
+		c.disks[n].SetPath(n)
+	}
+	c.configure()
+	c.cfg.Generation, c.cfg.Devices = r.cfg.Generation, r.cfg.Devices
+	c.persist()
+	return c
+}
+
+func (r *salvageRig) salvage(t testing.TB) *SalvageReport {
+	t.Helper()
+	report, err := Salvage(context.Background(), r.cfg, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
+// mustRefill opens the salvaged pool, writes all volumes again as a resync does, by fingerprint,
+// and returns the stored bytes that had to be sent.
+func (r *salvageRig) mustRefill(t testing.TB) (s *Store, sent int64) {
+	t.Helper()
+	s = r.start()
+	mustCheck(t, s)
+	if n := len(s.Volumes()); n != 0 || len(s.Snapshots(0)) != 0 {
+		t.Fatalf("%d volumes survived", n)
+	}
+	if _, held := s.Salvaged(); !held {
+		t.Fatal("nothing is held")
+	}
+	c := newClient(t, s)
+	for k, model := range r.models {
+		id := VolumeID(k + 1)
+		mustCreate(t, s, id, uint64(len(model)))
+		for at, seq := 0, Seq(1); at < len(model); at, seq = at+16, seq+1 {
+			var data []byte
+			for i := at; i < min(at+16, len(model)); i++ {
+				data = append(data, model[i](0)...)
+			}
+			op := c.write(id, seq, BlockNo(at), data)
+			for i := range op.Blocks {
+				sent += int64(len(op.Blocks[i].Data))
+			}
+			c.must(op)
+		}
+	}
+	r.mustHold(t, s)
+	return s, sent
+}
+
+func (r *salvageRig) mustHold(t testing.TB, s *Store) {
+	t.Helper()
+	buf := make([]byte, dedup.BlockSize)
+	for k, model := range r.models {
+		v := s.Volume(VolumeID(k + 1))
+		for i := range model {
+			if err := v.Read(context.Background(), uint64(i)*dedup.BlockSize, buf); err != nil {
+				t.Fatal(err)
+			}
+			if string(buf) != string(model[i](0)) {
+				t.Fatalf("volume %d block %d has other content", k+1, i)
+			}
+		}
+	}
+	mustCheck(t, s)
+}
+
+// TestSalvage loses one device of three, which the pool cannot do without, and keeps
+// what stands on the others: a refill sends what the lost one held and little more. When the hold
+// ends, what no volume has again is free space.
+func TestSalvage(t *testing.T) {
+	ctx := context.Background()
+	for seed, clean := range []bool{true, false, true, false} {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			r := newSalvageRig(t, uint64(seed+1), clean)
+			if _, err := Salvage(ctx, r.cfg, false, nil); !errors.Is(err, ErrWhole) {
+				t.Fatalf("a whole pool: %v", err)
+			}
+			lost := r.ids[seed%3]
+			away := r.disks[lost.Path]
+			r.lose(lost.Path)
+			forget := r.cfg
+			forget.Forget = []DeviceID{lost.ID}
+			if _, err := Open(ctx, forget); !errors.Is(err, ErrLost) {
+				t.Fatalf("the pool without %s: %v", lost.Path, err)
+			}
+			if report, err := Salvage(ctx, r.cfg, true, nil); err != nil || report.Segments == 0 || report.Blocks != 0 {
+				t.Fatalf("dry run: %+v %v", report, err)
+			}
+			if _, err := Open(ctx, forget); !errors.Is(err, ErrLost) {
+				t.Fatalf("after the dry run: %v", err)
+			}
+			report := r.salvage(t)
+			if len(report.Missing) != 1 || report.Missing[0] != lost.ID || report.Damaged > 0 && clean {
+				t.Fatalf("%+v", report)
+			}
+			s, sent := r.mustRefill(t)
+			was, _ := r.held.on(lost.Path)
+			var all int64
+			groups := 0
+			for _, d := range r.ids {
+				n, g := r.held.on(d.Path)
+				all += n
+				if d.ID != lost.ID {
+					groups += g
+				}
+			}
+			if groups < 100 {
+				t.Fatalf("only %d members of groups stood on the devices that are left", groups)
+			}
+			t.Logf("%+v: %d bytes were lost of %d, %d were sent", *report, was, all, sent)
+			if sent > was+was/10 {
+				t.Errorf("%d bytes were sent, the lost device held %d", sent, was)
+			}
+			// A restart and a fallback to the root before in the middle of it all.
+			mustClose(t, s)
+			s = r.start()
+			if _, held := s.Salvaged(); !held {
+				t.Fatal("the hold did not survive a restart")
+			}
+			// The cleaner finds every salvaged block, in its segment.
+			for range 2 {
+				chill(s, 1000)
+			}
+			s.mu.RLock()
+			for n := range s.segs.all {
+				if s.segs.all[n].bad {
+					t.Errorf("segment %d cannot be cleaned", n)
+				}
+			}
+			s.mu.RUnlock()
+			r.mustHold(t, s)
+			if err := s.EndSalvage(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.trimmer.wait(ctx, 0); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the salvage is gone", func() bool { return s.find(SalvageVolume) == nil })
+			r.mustHold(t, s)
+			// All that is left is what volumes map.
+			named := map[dedup.Fingerprint]bool{}
+			c := newClient(t, s)
+			for _, model := range r.models {
+				for i := range model {
+					if b, _ := c.reduce(model[i](0), false); b.Encoding != dedup.Zero {
+						named[b.Fingerprint] = true
+					}
+				}
+			}
+			if left := censusOf(t, s); len(left) != len(named) {
+				t.Errorf("%d blocks are stored, %d are named", len(left), len(named))
+			}
+			mustClose(t, s)
+			// The lost device comes back: nobody takes it for the pool.
+			r.disks[lost.Path] = away
+			r.cfg.Devices = append(r.cfg.Devices, lost.Path)
+			s = r.start()
+			if len(s.Devices()) != 2 {
+				t.Fatalf("%+v", s.Devices())
+			}
+			r.mustHold(t, s)
+			mustClose(t, s)
+			r.cfg.Generation = 0
+			for i, j := 0, len(r.cfg.Devices)-1; i < j; i, j = i+1, j-1 {
+				r.cfg.Devices[i], r.cfg.Devices[j] = r.cfg.Devices[j], r.cfg.Devices[i]
+			}
+			s = r.start()
+			r.mustHold(t, s)
+			mustClose(t, s)
+		})
+	}
+}
+
+// TestSalvageCut cuts the power at writes and flushes of a salvage, one after the other:
+// it can be run again, or it was through.
+func TestSalvageCut(t *testing.T) {
+	ctx := context.Background()
+	base := newSalvageRig(t, 7, false)
+	base.lose("disk0")
+	whole := base.copyOf()
+	report := whole.salvage(t)
+	writes := whole.disks["disk1"].Counts(devicetest.Write) - base.disks["disk1"].Counts(devicetest.Write)
+	before, after := 0, 0
+	step := max(writes/40, 1)
+	for n := 1; n <= writes+1; n++ {
+		if n > 4 && n < writes-12 && n%step != 0 {
+			continue
+		}
+		r := base.copyOf()
+		r.disks["disk1"].FailNth(devicetest.Write, n, device.ErrClosed)
+		_, err := Salvage(ctx, r.cfg, false, nil)
+		if err != nil && !strings.Contains(err.Error(), "salvage pool") {
+			t.Fatalf("write %d: %v", n, err)
+		}
+		generation := r.cfg.Generation
+		x := r.crashAll(devicetest.CrashOptions{Seed: uint64(n), Keep: 0.5, Tear: true})
+		x.opts = r.opts
+		x.configure()
+		x.cfg.Generation, x.cfg.Devices = generation, base.cfg.Devices
+		x.persist()
+		r.rig = x
+		switch again, err := Salvage(ctx, r.cfg, false, nil); {
+		case errors.Is(err, ErrWhole):
+			after++
+		case err != nil:
+			t.Fatalf("write %d, again: %v", n, err)
+		default:
+			before++
+			if again.Blocks < report.Blocks-report.Blocks/20 {
+				t.Fatalf("write %d: %d blocks were kept, %d at first", n, again.Blocks, report.Blocks)
+			}
+		}
+		s, sent := r.mustRefill(t)
+		if lost, _ := r.held.on("disk0"); sent > lost+lost/5 {
+			t.Errorf("write %d: %d bytes were sent, the lost device held %d", n, sent, lost)
+		}
+		mustClose(t, s)
+	}
+	t.Logf("%d writes, cut before the end %d times, after it %d times", writes, before, after)
+	if before == 0 || after == 0 {
+		t.Error("one side was never met")
+	}
+}
+
+// TestSalvageRot damages bytes of the devices that are left: what is damaged is not kept, and
+// nothing that is kept is wrong.
+func TestSalvageRot(t *testing.T) {
+	base := newSalvageRig(t, 3, true)
+	base.lose("disk2")
+	clean := base.copyOf()
+	want := clean.salvage(t)
+	for seed := range uint64(6) {
+		r := base.copyOf()
+		rng := testRand(seed)
+		flips := 0
+		for _, name := range []string{"disk0", "disk1"} {
+			for range 60 * (seed + 1) {
+				r.disks[name].FlipBit(format.SuperblockArea+rng.Int64N(20<<20), rng.Int64N(8))
+				flips++
+			}
+		}
+		report := r.salvage(t)
+		if report.Damaged == 0 || want.Blocks <= report.Blocks {
+			t.Errorf("%d flips: %+v, without them %+v", flips, report, want)
+		}
+		t.Logf("%d flips: %d blocks kept of %d, %d damaged", flips, report.Blocks, want.Blocks, report.Damaged)
+		s, _ := r.mustRefill(t) // every stored block is proved
+		mustClose(t, s)
+	}
+}
+
+// TestSalvageShort fills a salvaged pool with other things: what was kept goes, writes do not fail.
+func TestSalvageShort(t *testing.T) {
+	r := newSalvageRig(t, 5, true)
+	r.lose("disk1")
+	r.salvage(t)
+	var events []string
+	ended := make(chan struct{})
+	r.cfg.Event = func(e Event) {
+		if events = append(events, e.Code); e.Code == "salvage-ended" {
+			close(ended)
+		}
+	}
+	s := r.start()
+	c := newClient(t, s)
+	mustCreate(t, s, 1, 1<<20)
+	seq := Seq(0)
+	next := uint64(1 << 30)
+	write := func() {
+		var data []byte
+		for range 8 {
+			next++
+			data = append(data, noise(next)...)
+		}
+		seq++
+		c.must(c.write(1, seq, BlockNo(seq*8), data))
+	}
+	room := s.Room()
+	for s.Room().Live < room.Usable*95/100 {
+		write()
+	}
+	<-ended
+	until(t, "the salvage is gone", func() bool { return s.find(SalvageVolume) == nil })
+	if now := s.Room().Live; room.Usable*95/100 <= now {
+		t.Fatalf("%d bytes are live, %d when it was full", now, room.Usable)
+	}
+	write()
+	mustCheck(t, s)
+	mustClose(t, s)
+}
