@@ -193,6 +193,36 @@ func (r *salvageRig) mustRefill(t testing.TB) (s *Store, sent int64) {
 	return s, sent
 }
 
+// mustClean cleans every segment that holds blocks: the cleaner finds all of them.
+func (r *salvageRig) mustClean(t testing.TB, s *Store) {
+	t.Helper()
+	var full []uint32
+	s.mu.RLock()
+	for n := range s.segs.all {
+		if seg := &s.segs.all[n]; seg.state == segmentSealed && seg.live > 0 {
+			full = append(full, uint32(n))
+		}
+	}
+	s.mu.RUnlock()
+	for _, n := range full {
+		until(t, "there is room to clean", func() bool {
+			if s.roomToClean(n) && s.segs.nFree.Load() > 6 {
+				return true
+			}
+			if err := s.checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+			return false
+		})
+		s.cleanSegment(n)
+		s.mu.RLock()
+		if seg := &s.segs.all[n]; seg.bad {
+			t.Errorf("segment %d cannot be cleaned: %d bytes are left", n, seg.live)
+		}
+		s.mu.RUnlock()
+	}
+}
+
 func (r *salvageRig) mustHold(t testing.TB, s *Store) {
 	t.Helper()
 	buf := make([]byte, dedup.BlockSize)
@@ -263,17 +293,7 @@ func TestSalvage(t *testing.T) {
 			if _, held := s.Salvaged(); !held {
 				t.Fatal("the hold did not survive a restart")
 			}
-			// The cleaner finds every salvaged block, in its segment.
-			for range 2 {
-				chill(s, 1000)
-			}
-			s.mu.RLock()
-			for n := range s.segs.all {
-				if s.segs.all[n].bad {
-					t.Errorf("segment %d cannot be cleaned", n)
-				}
-			}
-			s.mu.RUnlock()
+			r.mustClean(t, s)
 			r.mustHold(t, s)
 			if err := s.EndSalvage(ctx); err != nil {
 				t.Fatal(err)
