@@ -121,6 +121,9 @@ func Salvage(ctx context.Context, c Config, dryRun bool, progress func(SalvagePr
 		s.running.Go(loop)
 	}
 	if err = s.salvage(ctx, x, progress); err == nil {
+		err = s.checkpoint() // what a start falls back to
+	}
+	if err == nil {
 		s.ckpt.apart.Store(false)
 		err = s.checkpoint()
 	}

@@ -137,7 +137,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 			s.running.Go(s.aheadLoop)
 		}
 	}
-	if _, held := s.Salvaged(); held {
+	if blocks, held := s.Salvaged(); held {
+		s.cfg.Event(Event{Code: "salvaged", Text: fmt.Sprintf("%d blocks that a salvage kept are held until the replicas of this node are filled again", blocks)})
 		// Whoever fills this store asks at once for what was kept.
 		select {
 		case <-s.filled:
