@@ -556,10 +556,9 @@ type walker struct {
 	out    walked
 }
 
-// segment lists the blocks of a segment that are what their records say. It goes through the
-// commits exactly as the cleaner does, so that the cleaner finds each of them.
+// segment reads a segment and lists its blocks.
 func (w *walker) segment(n uint32) walked {
-	w.out, w.list = walked{segment: n}, nil
+	w.out = walked{segment: n}
 	t := w.s.segs
 	for at := uint32(0); at < t.bytes; at += fillPart {
 		end := min(at+fillPart, t.bytes)
@@ -568,6 +567,14 @@ func (w *walker) segment(n uint32) walked {
 			return w.out // the cleaner could not read it either
 		}
 	}
+	return w.parse(n)
+}
+
+// parse lists the blocks of the segment in the buffer that are what their records say. It goes
+// through the commits exactly as the cleaner does, so that the cleaner finds each of them.
+func (w *walker) parse(n uint32) walked {
+	w.out, w.list = walked{segment: n}, nil
+	t := w.s.segs
 	var h format.Commit
 	var generation uint64
 	for at := uint32(0); t.bytes-at >= format.PageSize; at += h.Total {

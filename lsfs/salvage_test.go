@@ -2,6 +2,7 @@ package lsfs
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -453,4 +454,114 @@ func TestSalvageShort(t *testing.T) {
 	write()
 	mustCheck(t, s)
 	mustClose(t, s)
+}
+
+// TestSalvageFallback damages the root that a salvage left: a start takes the one before.
+func TestSalvageFallback(t *testing.T) {
+	r := newSalvageRig(t, 6, false)
+	r.lose("disk0")
+	r.salvage(t)
+	r.disks["disk1"].Reopen()
+	sb, err := readSuperblock(r.disks["disk1"])
+	if err != nil || len(sb.Root) == 0 || len(sb.Previous) == 0 {
+		t.Fatalf("%+v %v", sb, err)
+	}
+	for _, x := range sb.Root {
+		for i, m := range sb.Members {
+			if n := x.Addr.Segment(); m.First <= n && n < m.First+m.Segments {
+				at := format.SuperblockArea + int64(n-m.First)*int64(sb.SegmentBytes) + int64(x.Addr.Offset())
+				disk := r.disks[[]string{"disk1", "disk2"}[i]]
+				disk.FlipBit(at+20, 3)
+				disk.FlipBit(at+format.PageSize+20, 3) // its parity
+			}
+		}
+	}
+	fell := false
+	r.cfg.Event = func(e Event) { fell = fell || e.Code == "root-fallback" }
+	s := r.start()
+	if !fell {
+		t.Error("the newest root was believed")
+	}
+	mustCheck(t, s)
+	mustClose(t, s)
+	s, sent := r.mustRefill(t)
+	if lost, _ := r.held.on("disk0"); sent > lost+lost/10 {
+		t.Errorf("%d bytes were sent, the lost device held %d", sent, lost)
+	}
+	mustClose(t, s)
+}
+
+// resum makes the checksums of headers and records right, as far as there are any.
+func resum(image []byte) {
+	le := binary.LittleEndian
+	for at := 0; at+format.PageSize <= len(image); {
+		h := image[at : at+format.CommitHeaderSize]
+		if string(h[:8]) != "TWCOMMIT" {
+			return
+		}
+		if n := int64(le.Uint32(h[88:])); int64(at+format.CommitHeaderSize)+n <= int64(len(image)) {
+			le.PutUint32(h[100:], format.Checksum(image[at+format.CommitHeaderSize:][:n]))
+		}
+		le.PutUint32(h[124:], format.Checksum(h[:124]))
+		if at += max(int(roundUp(le.Uint32(h[52:]))), format.PageSize); at < 0 {
+			return
+		}
+	}
+}
+
+// FuzzSalvageSegment puts any bytes anywhere into segments of the log and of moved blocks, with the
+// checksums of headers and records made right again: nothing panics, and what is listed
+// is what its fingerprint says.
+func FuzzSalvageSegment(f *testing.F) {
+	r := newRig(f, 1, 24<<20)
+	s := r.start()
+	mustCreate(f, s, 1, 200)
+	fill(newClient(f, s), 1, new(Seq), 200, prose)
+	cleanAll(f, s)
+	cleanAll(f, s)
+	fill(newClient(f, s), 1, &[]Seq{4}[0], 48, noise)
+	f.Cleanup(func() { mustClose(f, s) })
+	var all []uint32
+	for n := range s.segs.all {
+		if s.segs.all[n].live > 0 {
+			all = append(all, uint32(n))
+		}
+	}
+	w := &walker{s: s, red: dedup.NewReducer(testKey), buf: device.AlignedBuffer(int(s.segs.bytes))}
+	f.Cleanup(func() { device.FreeAligned(w.buf) })
+	image := make([]byte, s.segs.bytes)
+	groups := 0
+	for i, n := range all {
+		for _, b := range w.segment(n).blocks {
+			if b.Encoding == dedup.ZstdGroup {
+				groups++
+			}
+		}
+		f.Add(uint8(i), uint32(140), []byte{1, 2, 3})
+		f.Add(uint8(i), uint32(160), []byte{255, 255, 255, 255, 255, 255, 255, 127})
+		f.Add(uint8(i), uint32(128), []byte{32, 0, 0, 0, 16, 0, 0, 0, 255, 255, 255, 255})
+	}
+	if groups == 0 || len(all) < 2 {
+		f.Fatalf("%d segments with %d members of groups", len(all), groups)
+	}
+	f.Fuzz(func(t *testing.T, which uint8, at uint32, patch []byte) {
+		n := all[int(which)%len(all)]
+		d, off := s.segs.locate(format.MakeAddr(n, 0))
+		if err := d.ReadAt(image, off); err != nil {
+			t.Fatal(err)
+		}
+		copy(image[at%uint32(len(image)):], patch)
+		resum(image)
+		copy(w.buf, image)
+		for _, b := range w.parse(n).blocks {
+			e := format.Entry{Fingerprint: b.Fingerprint, Addr: b.Addr, Sum: b.Sum, Len: b.Len, Encoding: b.Encoding, Index: b.Index}
+			p := &prover{s: s, red: w.red}
+			if !s.segs.valid(b.Addr, uint32(b.Len)) || b.Addr.Segment() != n || !storedOK(&e) {
+				t.Fatalf("%+v is listed", b)
+			}
+			if err := p.right(&e, image[b.Addr.Offset():][:b.Len]); err != nil {
+				t.Fatalf("%+v: %v", b, err)
+			}
+		}
+	})
 }
