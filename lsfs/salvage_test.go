@@ -565,3 +565,112 @@ func FuzzSalvageSegment(f *testing.F) {
 		}
 	})
 }
+
+// fillNoise writes volume 1 whole.
+func fillNoise(c *client, seq *Seq, blocks int, shift uint64) {
+	for at := 0; at < blocks; at += 32 {
+		var data []byte
+		for i := at; i < min(at+32, blocks); i++ {
+			data = append(data, noise(uint64(i)+shift)...)
+		}
+		*seq++
+		c.must(c.write(1, *seq, BlockNo(at), data))
+	}
+}
+
+// TestSalvageCapacity loses the flash of a pool, with log and maps: what had moved to capacity is kept.
+func TestSalvageCapacity(t *testing.T) {
+	r := &salvageRig{rig: newTiers(t, 32<<20, 32<<20)}
+	r.persist()
+	s := r.start()
+	const blocks = 3200
+	mustCreate(t, s, 1, blocks)
+	var seq Seq
+	fillNoise(newClient(t, s), &seq, blocks, 1)
+	for i := range uint64(blocks) {
+		r.models[0] = append(r.models[0], func(uint64) []byte { return noise(i + 1) })
+	}
+	s.cleaner.mu.Lock()
+	for range 20 {
+		if victim, _ := s.coldest(); victim != format.NoSegment {
+			s.demote(victim)
+		}
+	}
+	s.cleaner.mu.Unlock()
+	if err := s.checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	flash := deviceAt(t, s, "flash")
+	r.held = censusOf(t, s)
+	mustClose(t, s)
+	r.lose("flash")
+	report := r.salvage(t)
+	if report.Blocks < 500 {
+		t.Fatalf("%+v", report)
+	}
+	r.models[1], r.models[2] = r.models[0][:1], r.models[0][:1]
+	s, sent := r.mustRefill(t)
+	if lost, _ := r.held.on(flash.Path); sent > lost+lost/20 {
+		t.Errorf("%d bytes were sent, flash held %d", sent, lost)
+	}
+	r.mustClean(t, s)
+	r.mustHold(t, s)
+	mustClose(t, s)
+}
+
+// TestSalvageTight salvages a pool that is nearly full: some is let go, what is left has room for its
+// metadata, and with a new disk the volumes are whole again.
+func TestSalvageTight(t *testing.T) {
+	ctx := context.Background()
+	r := &salvageRig{rig: newRig(t, 4, 24<<20, 24<<20, 24<<20)}
+	r.opts = func(c *Config) { c.ScrubInterval, c.IndexBytes = -1, 1<<20 }
+	r.configure()
+	r.persist()
+	s := r.start()
+	c := newClient(t, s)
+	blocks := int(s.Room().Usable * 88 / 100 / (dedup.BlockSize + identityCost))
+	mustCreate(t, s, 1, uint64(blocks))
+	var seq Seq
+	fillNoise(c, &seq, blocks, 1<<20)
+	fillNoise(c, &seq, blocks, 1<<21) // free segments are full of what was
+	for i := range uint64(blocks) {
+		r.models[0] = append(r.models[0], func(uint64) []byte { return noise(i + 1<<21) })
+	}
+	r.models[1], r.models[2] = r.models[0][:1], r.models[0][:1]
+	r.held, r.ids = censusOf(t, s), s.Devices()
+	mustClose(t, s)
+	for _, lost := range r.ids {
+		x := r.copyOf()
+		x.lose(lost.Path)
+		report, err := Salvage(ctx, x.cfg, false, nil)
+		if errors.Is(err, ErrWhole) {
+			continue // no metadata stands there at this moment
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := x.start()
+		mustCheck(t, s)
+		if _, held := s.Salvaged(); !held {
+			t.Fatal("it is given up at once")
+		}
+		room := s.Room()
+		x.disks["spare"] = devicetest.New(99, 24<<20)
+		x.disks["spare"].SetPath("spare")
+		if _, err := s.AddDevice(ctx, "spare", NewDevice{}); err != nil {
+			t.Fatal(err)
+		}
+		mustClose(t, s)
+		s, sent := x.mustRefill(t)
+		gone, _ := r.held.on(lost.Path)
+		t.Logf("hint %v: %d of %d segments let go, %d bytes kept of %d usable; %d bytes were lost, %d sent", report.Hint, report.LetGo, report.Segments, report.Bytes, room.Usable, gone, sent)
+		if limit := gone + gone/10 + int64(report.LetGo)*int64(s.segs.bytes); sent > limit {
+			t.Errorf("%d bytes were sent, more than %d", sent, limit)
+		}
+		if err := s.EndSalvage(ctx); err != nil {
+			t.Fatal(err)
+		}
+		x.mustHold(t, s)
+		mustClose(t, s)
+	}
+}
