@@ -157,6 +157,27 @@ func (s *Store) stands(fp *dedup.Fingerprint) (yes bool, missing uint32) {
 	return false, missing
 }
 
+// Recall reads the pages that Pin, which does no I/O, needs to find salvaged blocks among
+// these. In a store that holds none it does nothing. What cannot be read Pin will not find.
+func (s *Store) Recall(ctx context.Context, fps []dedup.Fingerprint) {
+	if _, held := s.Salvaged(); !held {
+		return
+	}
+	for i := range fps {
+		if fps[i] == (dedup.Fingerprint{}) {
+			continue
+		}
+		for ctx.Err() == nil {
+			s.mu.RLock()
+			_, missing := s.stands(&fps[i])
+			s.mu.RUnlock()
+			if missing == 0 || s.fault(missing, false) != nil {
+				break
+			}
+		}
+	}
+}
+
 // Salvaged is the number of blocks that are held because a salvage kept them, those that
 // volumes map again among them. held says whether the hold goes on.
 func (s *Store) Salvaged() (blocks uint64, held bool) {

@@ -180,9 +180,13 @@ func (r *salvageRig) mustRefill(t testing.TB) (s *Store, sent int64) {
 		mustCreate(t, s, id, uint64(len(model)))
 		for at, seq := 0, Seq(1); at < len(model); at, seq = at+16, seq+1 {
 			var data []byte
+			var fps []dedup.Fingerprint
 			for i := at; i < min(at+16, len(model)); i++ {
 				data = append(data, model[i](0)...)
+				fps = append(fps, c.red.Fingerprint(model[i](0)))
 			}
+			evict(s) // a start has nothing in RAM
+			s.Recall(context.Background(), fps)
 			op := c.write(id, seq, BlockNo(at), data)
 			for i := range op.Blocks {
 				sent += int64(len(op.Blocks[i].Data))
