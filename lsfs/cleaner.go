@@ -45,6 +45,7 @@ type cleaner struct {
 	grouping bool // into groups
 	eager    bool // all that moves is cold, and groups need not win anything; of tests
 	packing  recompressor
+	coldness coldness
 
 	choice  []victim // best first
 	choices time.Time
@@ -123,6 +124,7 @@ func (s *Store) cleanLoop() {
 		if ticked && s.failure() == nil {
 			s.salvageStep()
 			s.cleanAhead()
+			s.packCold()
 		}
 	}
 }
@@ -353,7 +355,11 @@ func (c *cleaner) offer(v victim) {
 
 // cleanSegment moves what is live out of a sealed segment. A block that is
 // damaged stays where it is and is reported: it is never stored again as good.
-func (s *Store) cleanSegment(n uint32) {
+func (s *Store) cleanSegment(n uint32) { s.emptySegment(n, false) }
+
+// emptySegment is cleanSegment. To pack a segment is to compress its blocks anew, whatever
+// stream they come from; one that holds little that could get shorter stays as it is.
+func (s *Store) emptySegment(n uint32, pack bool) {
 	c := &s.cleaner
 	c.turn.Lock()
 	defer c.turn.Unlock()
@@ -368,12 +374,24 @@ func (s *Store) cleanSegment(n uint32) {
 		return
 	}
 	seg.readers.Add(1)
-	c.to = &c.out[s.coldStream(n)]
-	c.squeeze = c.eager || !s.low() && (seg.stream >= streamCold || s.toCapacity(n))
+	if c.to = &c.out[s.coldStream(n)]; pack && !s.toCapacity(n) {
+		c.to = &c.out[streamPacked-streamCold]
+	}
+	c.squeeze = c.eager || !s.low() && (pack || seg.stream >= streamCold || s.toCapacity(n))
 	s.mu.RUnlock()
 	_, done := s.ckpt.numbers()
 	c.grouping = c.eager || c.packing.from.Load() <= done
-	err := s.cleanContents(n)
+	err := s.readVictim(n)
+	if err == nil && pack && !s.worthPacking(n) {
+		s.mu.Lock()
+		seg.stream = streamPacked
+		s.mu.Unlock()
+		seg.readers.Add(-1)
+		return
+	}
+	if err == nil {
+		err = s.cleanContents(n)
+	}
 	clear(c.moves)
 	clear(c.placed)
 	c.moves, c.placed, c.filled = c.moves[:0], c.placed[:0], 0
@@ -410,9 +428,9 @@ func (s *Store) coldStream(n uint32) int {
 // how often they were moved.
 const smallPool = 128
 
-func (s *Store) cleanContents(n uint32) error {
+// readVictim reads a segment, in parts, so that reads of clients get in between.
+func (s *Store) readVictim(n uint32) error {
 	c := &s.cleaner
-	// In parts, so that reads of clients get in between.
 	for at := uint32(0); at < s.segs.bytes; at += fillPart {
 		end := min(at+fillPart, s.segs.bytes)
 		d, off := s.segs.locate(format.MakeAddr(n, at))
@@ -420,6 +438,22 @@ func (s *Store) cleanContents(n uint32) error {
 			return s.report(s.corrupt("commit", format.MakeAddr(n, at), 0, 0, err))
 		}
 	}
+	return nil
+}
+
+func (s *Store) cleanContents(n uint32) error {
+	if err := s.victimRecords(n, s.cleanRecord); err != nil {
+		return err
+	}
+	if err := s.stageAlone(); err != nil { // too few for a group
+		return err
+	}
+	return s.flushMoves()
+}
+
+// victimRecords calls f for all records of the segment that was read, with the address of their payload.
+func (s *Store) victimRecords(n uint32, f func(n uint32, payload format.Addr, r format.Record) error) error {
+	c := &s.cleaner
 	var h format.Commit
 	var generation uint64
 	for at := uint32(0); s.segs.bytes-at >= format.PageSize; at += h.Total {
@@ -439,15 +473,12 @@ func (s *Store) cleanContents(n uint32) error {
 				return err
 			}
 			rest = more
-			if err := s.cleanRecord(n, format.MakeAddr(n, at+h.PayloadOff), r); err != nil {
+			if err := f(n, format.MakeAddr(n, at+h.PayloadOff), r); err != nil {
 				return err
 			}
 		}
 	}
-	if err := s.stageAlone(); err != nil { // too few for a group
-		return err
-	}
-	return s.flushMoves()
+	return nil
 }
 
 func (s *Store) cleanRecord(n uint32, payload format.Addr, r format.Record) error {

@@ -29,6 +29,7 @@
 //	page.go budget.go            pages in RAM, and how much of it metadata takes
 //	checkpoint.go replay.go      how the state gets to a device and back
 //	cleaner.go trim.go stream.go how space is given back, and what is kept apart
+//	cold.go                      what nobody touches is moved, to be compressed anew
 //	recompress.go group.go       cold blocks are compressed once more on the way, eight at a time; reading those
 //	background.go duplicates.go merge.go  blocks that are stored twice become one
 //	catalogue.go                 the fingerprints of all blocks, to find them by
