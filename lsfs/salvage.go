@@ -290,7 +290,6 @@ func (x *salvager) begin(s *Store) error {
 	c.number, c.cuts, c.done, c.wanted = x.old.Checkpoint, x.old.Checkpoint, x.old.Checkpoint, x.old.Checkpoint
 	s.groupsFrom(x.old.Checkpoint + 2)
 	s.log.moveTo(pos)
-	s.log.clock.Store(pos.Seq)
 	s.flush.written = pos.Seq
 	s.flush.durable.Store(pos.Seq)
 	s.pool.Durable = pos.Seq

@@ -100,7 +100,7 @@ func newSalvageRig(t *testing.T, seed uint64, clean bool) *salvageRig {
 	// given out anew, free segments that are full of what was.
 	for range 6 {
 		write(120)
-		chill(s, 10)
+		chill(s, 10, false)
 		if err := s.checkpoint(); err != nil {
 			t.Fatal(err)
 		}
