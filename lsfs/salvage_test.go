@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -688,4 +689,59 @@ func TestSalvageTight(t *testing.T) {
 		x.mustHold(t, s)
 		mustClose(t, s)
 	}
+}
+
+// BenchmarkSalvage salvages 768 MiB on files, of blocks that do not compress and of some that do.
+func BenchmarkSalvage(b *testing.B) {
+	ctx := context.Background()
+	for name, content := range map[string]func(uint64) []byte{"noise": noise, "half": pattern} {
+		b.Run(name, func(b *testing.B) {
+			for range b.N {
+				b.StopTimer()
+				c := salvageFiles(b, content)
+				b.StartTimer()
+				report, err := Salvage(ctx, c, false, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.SetBytes(report.Read)
+			}
+		})
+	}
+}
+
+// salvageFiles makes a pool on three files, and loses the one that the root stands on.
+func salvageFiles(b *testing.B, content func(uint64) []byte) Config {
+	b.Helper()
+	ctx, dir := context.Background(), b.TempDir()
+	var paths []string
+	for i := range 3 {
+		paths = append(paths, fmt.Sprintf("%s/disk%d", dir, i))
+	}
+	if err := Format(ctx, FormatConfig{Pool: [16]byte{7}, Key: testKey, Devices: paths, Sizes: []int64{768 << 20, 768 << 20, 768 << 20}}); err != nil {
+		b.Fatal(err)
+	}
+	c := Config{Devices: paths, Key: testKey, ScrubInterval: -1}
+	s, err := Open(ctx, c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	const blocks = 768 << 8
+	mustCreate(b, s, 1, blocks)
+	w, seq := newClient(b, s), Seq(0)
+	for at := 0; at < blocks; at += 256 {
+		var data []byte
+		for i := range 256 {
+			data = append(data, content(uint64(at+i)+1<<40)...)
+		}
+		seq++
+		w.must(w.write(1, seq, BlockNo(at), data))
+	}
+	if err := s.checkpoint(); err != nil {
+		b.Fatal(err)
+	}
+	mustClose(b, s)
+	gone := s.devicePath(s.ckpt.rootAt[0].Addr.Segment())
+	c.Devices = slices.DeleteFunc(paths, func(p string) bool { return p == gone })
+	return c
 }
