@@ -99,7 +99,11 @@ func newSalvageRig(t *testing.T, seed uint64, clean bool) *salvageRig {
 	}
 	// Overwritten again and again, with cleaning between: stale copies, slots that are
 	// given out anew, free segments that are full of what was.
-	for range 6 {
+	rounds := 6
+	if raceEnabled {
+		rounds = 2
+	}
+	for range rounds {
 		write(120)
 		chill(s, 10, false)
 		if err := s.checkpoint(); err != nil {
@@ -139,6 +143,14 @@ func newSalvageRig(t *testing.T, seed uint64, clean bool) *salvageRig {
 	crashed.persist()
 	r.rig = crashed
 	return r
+}
+
+// notUnderRace leaves out what goes the same ways as TestSalvage, and would take minutes.
+func notUnderRace(t *testing.T) {
+	t.Helper()
+	if raceEnabled {
+		t.Skip("TestSalvage alone runs under the race detector")
+	}
 }
 
 // copyOf is the same pool on disks of its own.
@@ -254,8 +266,8 @@ func (r *salvageRig) mustHold(t testing.TB, s *Store) {
 func TestSalvage(t *testing.T) {
 	ctx := context.Background()
 	for seed, clean := range []bool{true, false, true, false} {
-		if testing.Short() && seed > 1 {
-			break
+		if testing.Short() && seed > 1 || raceEnabled && seed != 1 {
+			continue
 		}
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := newSalvageRig(t, uint64(seed+1), clean)
@@ -312,7 +324,7 @@ func TestSalvage(t *testing.T) {
 			if err := s.trimmer.wait(ctx, 0); err != nil {
 				t.Fatal(err)
 			}
-			until(t, "the salvage is gone", func() bool { return s.find(SalvageVolume) == nil })
+			until(t, "the salvage is gone", func() bool { return salvageGone(s) })
 			r.mustHold(t, s)
 			// All that is left is what volumes map.
 			named := map[dedup.Fingerprint]bool{}
@@ -351,6 +363,7 @@ func TestSalvage(t *testing.T) {
 // TestSalvageCut cuts the power at writes and flushes of a salvage, one after the other:
 // it can be run again, or it was through.
 func TestSalvageCut(t *testing.T) {
+	notUnderRace(t)
 	ctx := context.Background()
 	base := newSalvageRig(t, 7, false)
 	base.lose("disk0")
@@ -405,6 +418,7 @@ func TestSalvageCut(t *testing.T) {
 // TestSalvageRot damages bytes of the devices that are left: what is damaged is not kept, and
 // nothing that is kept is wrong.
 func TestSalvageRot(t *testing.T) {
+	notUnderRace(t)
 	base := newSalvageRig(t, 3, true)
 	base.lose("disk2")
 	clean := base.copyOf()
@@ -431,13 +445,13 @@ func TestSalvageRot(t *testing.T) {
 
 // TestSalvageShort fills a salvaged pool with other things: what was kept goes, writes do not fail.
 func TestSalvageShort(t *testing.T) {
+	notUnderRace(t)
 	r := newSalvageRig(t, 5, true)
 	r.lose("disk1")
 	r.salvage(t)
-	var events []string
 	ended := make(chan struct{})
 	r.cfg.Event = func(e Event) {
-		if events = append(events, e.Code); e.Code == "salvage-ended" {
+		if e.Code == "salvage-ended" {
 			close(ended)
 		}
 	}
@@ -460,7 +474,7 @@ func TestSalvageShort(t *testing.T) {
 		write()
 	}
 	<-ended
-	until(t, "the salvage is gone", func() bool { return s.find(SalvageVolume) == nil })
+	until(t, "the salvage is gone", func() bool { return salvageGone(s) })
 	if now := s.Room().Live; room.Usable*95/100 <= now {
 		t.Fatalf("%d bytes are live, %d when it was full", now, room.Usable)
 	}
@@ -471,6 +485,7 @@ func TestSalvageShort(t *testing.T) {
 
 // TestSalvageFallback damages the root that a salvage left: a start takes the one before.
 func TestSalvageFallback(t *testing.T) {
+	notUnderRace(t)
 	r := newSalvageRig(t, 6, false)
 	r.lose("disk0")
 	r.salvage(t)
@@ -579,6 +594,13 @@ func FuzzSalvageSegment(f *testing.F) {
 	})
 }
 
+// salvageGone says whether nothing is left of the hidden volume.
+func salvageGone(s *Store) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.volumes[SalvageVolume] == nil
+}
+
 // fillNoise writes volume 1 whole.
 func fillNoise(c *client, seq *Seq, blocks int, shift uint64) {
 	for at := 0; at < blocks; at += 32 {
@@ -634,6 +656,7 @@ func TestSalvageCapacity(t *testing.T) {
 // TestSalvageTight salvages a pool that is nearly full: some is let go, what is left has room for its
 // metadata, and with a new disk the volumes are whole again.
 func TestSalvageTight(t *testing.T) {
+	notUnderRace(t)
 	ctx := context.Background()
 	r := &salvageRig{rig: newRig(t, 4, 24<<20, 24<<20, 24<<20)}
 	r.opts = func(c *Config) { c.ScrubInterval, c.IndexBytes = -1, 1<<20 }
