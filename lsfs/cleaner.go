@@ -26,7 +26,7 @@ type cleaner struct {
 	ended bool
 	stuck atomic.Bool // many steps gave nothing back while space is short
 	fails int
-	best  int64 // free bytes at the last step that gave something back
+	best  int64 // unused bytes, without those for pages that are dirty, at the last step that gave something back
 	seen  int64 // operations then
 
 	// turn is held while a victim is chosen, and while it is cleaned, I/O included: one
@@ -136,7 +136,7 @@ func (s *Store) cleanStep() bool {
 	l := s.levels()
 	if ops := s.stats.ops.Load(); !s.short() || ops != c.seen {
 		// While operations get through, what a checkpoint frees may be gone before this looks.
-		c.seen, c.best, c.fails = ops, s.freeBytes(), 0
+		c.seen, c.best, c.fails = ops, s.unused()-s.unwritten(), 0
 	}
 	if !s.short() {
 		c.setStuck(s, false)
@@ -167,13 +167,18 @@ func (s *Store) cleanStep() bool {
 	}
 	c.counted = time.Time{}
 	s.wake()
-	if free := s.freeBytes(); free > c.best || !s.short() {
+	if left := s.unused() - s.unwritten(); left > c.best || !s.short() {
 		c.fails = 0
 		c.setStuck(s, false)
-		c.best = free
-	} else if c.fails++; c.fails >= roundsMax {
-		c.setStuck(s, true)
-		return false
+		c.best = left
+	} else {
+		if c.fails++; !s.reclaimable() {
+			c.fails += roundsPatient - 1
+		}
+		if c.fails >= roundsMax*roundsPatient {
+			c.setStuck(s, true)
+			return false
+		}
 	}
 	return true
 }
@@ -245,18 +250,18 @@ func (c *cleaner) setStuck(s *Store, v bool) {
 }
 
 // roundsMax is how many checkpoints without gain mean that there is nothing to gain.
-// A few may lose: the pages that moved blocks made dirty are written.
-const roundsMax = 8
+// A few may lose: the pages that moved blocks made dirty are written. As long as segments are on
+// their way to be free it takes roundsPatient times as many.
+const roundsMax, roundsPatient = 8, 8
 
-// roomToClean says whether the live bytes of a segment find room and checkpoints still
-// do after that. What is left of groups may take more than its shares, but with all else that
-// lives there not much more than the segment, for which there are the four.
+// roomToClean says whether the live bytes of a segment find room, and the pages that change with
+// them. What is left of groups may take more than its shares, but with all else that
+// lives there not much more than the segment, which is one of the three.
 func (s *Store) roomToClean(n uint32) bool {
 	s.mu.RLock()
-	need := int64(s.segs.all[n].live + s.segs.all[n].pages)
+	live, pages := int64(s.segs.all[n].live), int64(s.segs.all[n].pages)
 	s.mu.RUnlock()
-	need += (s.pg.nDirty.Load()+s.ckpt.pending.Load())*format.PageSize*9/8 + 4*int64(s.segs.bytes)
-	return need <= s.freeBytes()
+	return live+s.pieceBytes(live)+pageBytes(pages/format.PageSize)+s.unwritten()+cleanSegments*int64(s.segs.bytes) <= s.unused()
 }
 
 // freeBytes is what can be appended before the last free segment is full.
@@ -276,7 +281,7 @@ const (
 	usedMax, usedNeed = 0.9, 0.98
 )
 
-// victim chooses a segment. In need it is the one with the fewest live bytes; else the
+// victim chooses a segment. In need it is the one that takes the fewest bytes to clean; else the
 // one where the space gained, weighed with its age, pays best for the bytes moved: what
 // is old stays as it is, so its space is worth more. The age counts by its fourth root. With
 // its full weight (as log-structured file systems have it, with one stream) uniform overwriting
@@ -323,7 +328,7 @@ func (c *cleaner) choose(s *Store, need bool, done uint64) {
 				continue
 			}
 			used := float64(seg.live+seg.pages) / size
-			score := 1 - used
+			score := 1 - used - float64(pageBytes(s.movedPages(int64(seg.live))))/size
 			if need && used > usedNeed || !need && used > usedMax {
 				continue
 			}
@@ -402,11 +407,11 @@ func (s *Store) emptySegment(n uint32, pack bool) {
 	cuts, _ := s.ckpt.numbers()
 	s.mu.Lock()
 	seg.leaves = cuts + 1
-	if err != nil || seg.live != 0 && s.failure() == nil {
+	if err == nil && seg.live != 0 && s.failure() == nil || err != nil && !errors.Is(err, errNoRoom) {
 		seg.bad = true
 	}
 	s.mu.Unlock()
-	if err != nil && s.failure() == nil {
+	if err != nil && !errors.Is(err, errNoRoom) && s.failure() == nil {
 		s.logger.Warn("segment cannot be cleaned", "segment", n, "err", err)
 	}
 }
@@ -684,6 +689,9 @@ func (s *Store) logMoves() error {
 	c.placed = c.placed[:0]
 	return nil
 }
+
+// errNoRoom ends the cleaning of a segment, or other moves: what is left stays there for another time.
+var errNoRoom = errors.New("no room for the pages that change with the moves")
 
 // flushMoves moves what is staged.
 func (s *Store) flushMoves() error {
