@@ -35,6 +35,7 @@ type checkpointer struct {
 	running bool
 	closed  bool
 
+	apart      atomic.Bool // of a salvage that is not through: no superblocks are written
 	limitBytes int64
 	limitDirty func() bool
 	start      chan struct{}
@@ -352,7 +353,10 @@ func (s *Store) writeCheckpoint() error {
 	sb.Previous, sb.PreviousCheckpoint = sb.Root, sb.Checkpoint
 	sb.Checkpoint, sb.Root, sb.Durable = c.number, extents, durable
 	c.super.Lock()
-	if err = s.writeDevices(&sb); err == nil {
+	if !c.apart.Load() {
+		err = s.writeDevices(&sb)
+	}
+	if err == nil {
 		s.pool = sb
 	}
 	c.super.Unlock()

@@ -122,6 +122,7 @@ func (s *Store) cleanLoop() {
 			return
 		}
 		if ticked && s.failure() == nil {
+			s.salvageStep()
 			s.cleanAhead()
 			s.packCold()
 		}

@@ -81,6 +81,8 @@ type Config struct {
 	// version brings is not used before.
 	RootVersion uint32
 
+	salvage *salvager // not nil: the pool begins anew, see Salvage
+
 	divided bool // MetadataBytes is what MetadataRAM leaves
 
 	// CheckpointBytes of log start a checkpoint: they bound replay. Default the

@@ -38,6 +38,7 @@
 //	import.go superblocks.go     which devices the pool has, and finding them
 //	member.go devices.go drain.go  devices that come and go while the pool is in use
 //	tier.go lost.go              two classes of devices; a device that failed for good
+//	salvage.go adopt.go          a pool begun anew with the blocks of the devices that are left
 //	read.go volume.go extents.go what callers see
 //	fetch.go flight.go           from identities to bytes; one read for many who want a block
 //	readahead.go l2.go           streams; the cache on flash

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/twinsan/twinsan/dedup"
@@ -18,7 +17,7 @@ type Explanation struct {
 	Volumes   int64 // blocks that some volume maps, each once, as they are stored
 	Snapshots int64 // blocks that snapshots map and no volume does
 	Leaving   int64 // blocks of deleted volumes and snapshots: on their way back to free space
-	Unsettled int64 // blocks that no map names: they came while the others were counted, or go
+	Unsettled int64 // blocks that no map names: they came while the others were counted, or go, or a salvage kept them
 	Metadata  int64 // pages of maps, identities, directory and root
 	Garbage   int64 // in used segments, named by nothing
 	Returning int64 // was garbage, is free two checkpoints from now
@@ -220,7 +219,12 @@ func (x *explainer) window(ctx context.Context, low uint64) error {
 		return err
 	}
 	s.mu.RLock()
-	holders := slices.Collect(maps.Values(s.volumes))
+	holders := make([]*Volume, 0, len(s.volumes)+len(s.snapshots))
+	for id, v := range s.volumes {
+		if id != SalvageVolume || v.deleting {
+			holders = append(holders, v)
+		}
+	}
 	for _, n := range s.snapshots {
 		holders = append(holders, &n.content)
 	}

@@ -53,7 +53,7 @@ func (c *Config) giveUp(m *format.Member) bool {
 // explainLost adds to an error of a start what is behind it when a device was given up.
 func (s *Store) explainLost(err error) error {
 	if errors.Is(err, ErrLost) {
-		return fmt.Errorf("%w\n  metadata or the log stood on the device that was given up, so this pool cannot do without it: make the node's pool anew, and the other node fills it: twinsan store rebuild", err)
+		return fmt.Errorf("%w\n  metadata or the log stood on the device that was given up, so this pool cannot do without it: begin the node's pool anew, and the other node fills it.\n  twinsan store salvage keeps what the other devices hold, so that only the rest moves; twinsan store rebuild keeps nothing", err)
 	}
 	return err
 }

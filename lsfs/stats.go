@@ -89,20 +89,22 @@ type Stats struct {
 	Segments      map[string]int // by state
 	MappedBlocks  uint64         // of all volumes and their annexes
 	ReclaimBlocks uint64         // of them, of deleted volumes: on their way back to free space
-	UniqueBytes   int64          // stored bytes of blocks that are referenced
-	Pages         int64          // ids of metadata pages in use
-	IdentityPages int64          // of them, pages of block identities
-	SharedPages   int64          // of them, those that more than one place leads to
-	Snapshots     int
-	PagesResident int64
-	PagesDirty    int64
-	MetadataBytes int64 // RAM of frames, bytes
-	FixedBytes    int64 // RAM of the page directory and the segment table, bytes
-	L1            cache.Stats
-	L2            L2Stats
-	Ring          bool // reads go through io_uring
-	Index         dedup.IndexStats
-	Poisoned      error
+	// SalvagedBlocks are held because a salvage kept them, those that volumes map again among them.
+	SalvagedBlocks uint64
+	UniqueBytes    int64 // stored bytes of blocks that are referenced
+	Pages          int64 // ids of metadata pages in use
+	IdentityPages  int64 // of them, pages of block identities
+	SharedPages    int64 // of them, those that more than one place leads to
+	Snapshots      int
+	PagesResident  int64
+	PagesDirty     int64
+	MetadataBytes  int64 // RAM of frames, bytes
+	FixedBytes     int64 // RAM of the page directory and the segment table, bytes
+	L1             cache.Stats
+	L2             L2Stats
+	Ring           bool // reads go through io_uring
+	Index          dedup.IndexStats
+	Poisoned       error
 }
 
 // WriteAmplification is how many bytes were written to the devices for each byte of new
@@ -140,7 +142,10 @@ func (s *Store) Room() Room {
 func (s *Store) Taken() (mappedBlocks uint64, uniqueBytes int64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for _, v := range s.volumes {
+	for id, v := range s.volumes {
+		if id == SalvageVolume {
+			continue
+		}
 		mappedBlocks += v.mapped + v.annex
 	}
 	return mappedBlocks, s.segs.data.Load()
@@ -200,6 +205,7 @@ func (s *Store) Stats() Stats {
 		}
 	}
 	st.MappedBlocks, st.UniqueBytes = s.Taken()
+	st.SalvagedBlocks, _ = s.Salvaged()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, v := range s.volumes {

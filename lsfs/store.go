@@ -89,6 +89,7 @@ type Store struct {
 
 	// Only while opening.
 	replaying bool
+	adopting  bool // of the committing role of a salvage: a reference makes its identity
 	visited   []bool
 	scratch   []byte
 }
@@ -136,6 +137,15 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 			s.running.Go(s.aheadLoop)
 		}
 	}
+	if blocks, held := s.Salvaged(); held {
+		s.cfg.Event(Event{Code: "salvaged", Text: fmt.Sprintf("%d blocks that a salvage kept are held until the replicas of this node are filled again", blocks)})
+		// Whoever fills this store asks at once for what was kept.
+		select {
+		case <-s.filled:
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), s.Close())
+		}
+	}
 	if s.openL2(); s.l2 != nil && s.l2.flash != nil {
 		s.running.Go(s.l2Loop)
 	}
@@ -150,7 +160,11 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	members, sb, err := importDevices(&c)
+	find := importDevices
+	if c.salvage != nil {
+		find = c.salvage.importDevices
+	}
+	members, sb, err := find(&c)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +231,11 @@ func open(ctx context.Context, c Config) (s *Store, err error) {
 	// longer than a quarter of that would push out what was not used yet.
 	s.aheadMax = uint64(min(max(c.ReadAhead, 0), s.l1.Stats().Capacity/40) / dedup.BlockSize)
 	s.ahead = make(chan aheadJob, aheadJobs)
-	if err = s.recover(); err != nil {
+	load := s.recover
+	if c.salvage != nil {
+		load = func() error { return c.salvage.begin(s) }
+	}
+	if err = load(); err != nil {
 		return nil, fmt.Errorf("open pool %x: %w", sb.Pool, s.explainLost(err))
 	}
 	s.keepBudget(reserved)

@@ -25,6 +25,7 @@ const (
 	taskSeal
 	taskTurn
 	taskMerge
+	taskAdopt
 )
 
 // task is a change that is not an operation of a volume. It gets a commit of its own.
@@ -40,6 +41,8 @@ type task struct {
 	moves   []move
 	merges  []format.Merge
 	merged  merged // what became of them
+	adopt   []format.BlockEntry
+	adopted adopted // what became of them
 	// Of snapshots: whose they are, what they begin with, where they were taken.
 	of, base VolumeID
 	point    OpID
@@ -147,6 +150,8 @@ func (s *Store) runTask(t *task) error {
 		return s.runMoves(t.moves)
 	case taskMerge:
 		return s.runMerges(t)
+	case taskAdopt:
+		return s.runAdopt(t)
 	case taskTurn:
 		return s.turnLog()
 	default:

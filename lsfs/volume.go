@@ -169,7 +169,7 @@ func (s *Store) Volumes() []VolumeID {
 	defer s.mu.RUnlock()
 	ids := make([]VolumeID, 0, len(s.volumes))
 	for id, v := range s.volumes {
-		if !v.deleting {
+		if !v.deleting && id != SalvageVolume {
 			ids = append(ids, id)
 		}
 	}
@@ -180,7 +180,7 @@ func (s *Store) Volumes() []VolumeID {
 // CreateVolume makes an empty volume, durable on return. An id whose deletion is
 // still under way exists (ErrExists).
 func (s *Store) CreateVolume(ctx context.Context, id VolumeID, blocks uint64, replica [16]byte) (*Volume, error) {
-	if id == 0 || blocks == 0 || VolumeBlocksMax < blocks {
+	if id == 0 || id == SalvageVolume || blocks == 0 || VolumeBlocksMax < blocks {
 		return nil, fmt.Errorf("create volume %d of %d blocks: %w", id, blocks, ErrRange)
 	}
 	if err := s.do(ctx, &task{kind: taskCreate, volume: id, blocks: blocks, replica: replica}); err != nil {

@@ -274,6 +274,7 @@ func (v *Volume) compareChunk(ctx context.Context, c fingerprinted, blocks uint6
 	if err != nil {
 		return nil, err
 	}
+	v.node.pool.Recall(ctx, sc.Fingerprints)
 	var missing []uint32
 	for i := range sc.Fingerprints {
 		fp := &sc.Fingerprints[i]

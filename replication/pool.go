@@ -20,6 +20,8 @@ type Pool interface {
 	// that refers to it is appended and done, or Unpin.
 	Pin(fp *dedup.Fingerprint) (lsfs.BID, bool)
 	Unpin(id lsfs.BID)
+	// Recall does the I/O that Pin may need to find blocks that a salvage kept; nothing else.
+	Recall(ctx context.Context, fps []dedup.Fingerprint)
 	// ReadFingerprint reads the stored form of a block; Data lies in buf.
 	ReadFingerprint(ctx context.Context, fp *dedup.Fingerprint, buf []byte) (dedup.Block, error)
 	Room() lsfs.Room

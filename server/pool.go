@@ -38,6 +38,8 @@ type poolRecord struct {
 	Devices    []poolDevice `json:"devices"`
 	// Forget are the uuids of devices that failed for good.
 	Forget []string `json:"forget,omitempty"`
+	// Salvaging: a salvage has begun and is not through.
+	Salvaging bool `json:"salvaging,omitempty"`
 }
 
 type poolDevice struct {
@@ -117,13 +119,21 @@ func (k *poolKeeper) persist(generation uint64, devices []lsfs.DeviceInfo) error
 
 // store is the store's part of the configuration.
 func (c *Config) store() (lsfs.Config, error) {
+	record, err := readPool(c.DataDir)
+	if err != nil {
+		return lsfs.Config{}, err
+	}
+	return c.storeOf(record)
+}
+
+// storeOf is store with a record that was read.
+func (c *Config) storeOf(record *poolRecord) (lsfs.Config, error) {
 	key, err := cluster.ReadFingerprintKey(c.DataDir)
 	if err != nil {
 		return lsfs.Config{}, fmt.Errorf("this machine is no data node yet: %w", err)
 	}
-	record, err := readPool(c.DataDir)
-	if err != nil {
-		return lsfs.Config{}, err
+	if record.Salvaging {
+		return lsfs.Config{}, errSalvaging
 	}
 	var paths []string
 	for _, d := range record.Devices {

@@ -144,7 +144,10 @@ func (n *Node) startWorkers() {
 	n.history.Store(readHistory(n.config.DataDir))
 	n.notes = newWorker(historyEvery, func(context.Context) { n.note(time.Now()) })
 	st := &stewardState{}
-	n.steward = newWorker(stewardEvery, func(ctx context.Context) { n.stewardship(ctx, st) })
+	n.steward = newWorker(stewardEvery, func(ctx context.Context) {
+		n.stewardship(ctx, st)
+		n.endSalvage(ctx)
+	})
 }
 
 // redirect is where a login goes while this node is drained: a portal of a node

@@ -110,7 +110,7 @@ flags. The node must be stopped. Nothing is changed.`,
 	dump.Flags().BoolVar(&o.Segments, "segments", false, "list the segments that are in use")
 	dump.Flags().Int64Var(&segment, "segment", -1, "list the commits of this segment with their records")
 	dump.Flags().StringVar(&blocks, "map", "", "print where blocks of a volume stand: VOLUME:START:COUNT, a volume's number and blocks of 4 KiB")
-	return noun("store", "The store of this node, offline", nil, check, dump, a.storeForget(), a.storeRebuild())
+	return noun("store", "The store of this node, offline", nil, check, dump, a.storeForget(), a.storeSalvage(), a.storeRebuild())
 }
 
 // parseBlocks reads VOLUME:START:COUNT.

@@ -24,8 +24,8 @@ func (a *app) storeForget() *cobra.Command {
 		Long: `Give up a disk that failed for good, so that this node starts without it. DEVICE is
 its UUID, as the failed start has named it. That works for disks of class capacity,
 which hold cold data alone: what stood there is repaired from the other node as it is
-read or scrubbed. When metadata stood on the disk the start says so, and then the
-node's pool has to be made anew: twinsan store rebuild.`,
+read or scrubbed. When metadata stood on the disk it says so, and then the node's
+pool has to begin anew: twinsan store salvage.`,
 		Args: arguments("DEVICE"),
 		RunE: func(c *cobra.Command, args []string) error {
 			config, err := server.LoadConfig(a.configPath())
@@ -43,7 +43,12 @@ node's pool has to be made anew: twinsan store rebuild.`,
 			if err := server.ForgetDevice(config, args[0]); err != nil {
 				return err
 			}
-			a.nextServe()
+			if _, err := server.SalvageStore(c.Context(), config, true, nil); err == nil {
+				fmt.Fprintln(a.err, "Metadata stood on that device: the pool does not open without it. What the other devices hold can be kept.")
+				a.next("twinsan store salvage")
+			} else {
+				a.nextServe()
+			}
 			return a.print(&forgottenPage{v1Header, args[0]})
 		},
 	}

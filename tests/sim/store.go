@@ -441,6 +441,9 @@ func (s *store) do(ctx context.Context, task func(d *disk) error) error {
 	}
 }
 
+// Recall has nothing to read.
+func (s *store) Recall(context.Context, []dedup.Fingerprint) {}
+
 func (s *store) Pin(fp *dedup.Fingerprint) (lsfs.BID, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
