@@ -237,7 +237,7 @@ func (c *resyncCase) diskLimit(dir string, size int64) (lab.Rate, error) {
 const copyFlush = 8 << 20
 
 // fillVolume writes new content to all of volume 1.
-func fillVolume(b *testing.B, n *testNode, volume, entropy int) {
+func fillVolume(b testing.TB, n *testNode, volume, entropy int) {
 	b.Helper()
 	const piece = 1 << 20
 	var group sync.WaitGroup
