@@ -103,6 +103,8 @@ var scenarios = []scenario{
 	{name: "a snapshot is deleted while a replica is away", nodes: 2, play: (*world).snapshotDeleted},
 	{name: "a rollback under a command that reads", nodes: 2, play: (*world).rolledBackUnder},
 	{name: "groups of what is being written", nodes: 2, play: (*world).groupsOfWritten, volumes: 2},
+	{name: "dark while it is filled", nodes: 2, play: (*world).darkWhileFilled},
+	{name: "a candidate that hears the owner", nodes: 3, play: (*world).candidateHears},
 	{name: "clones of what is being written", nodes: 2, play: (*world).cloneOfWritten, volumes: 2},
 }
 

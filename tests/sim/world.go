@@ -108,6 +108,8 @@ type world struct {
 	lossy   [maxNodes + 1]map[lsfs.VolumeID]lsfs.Epoch // in which a node has lost something that it had acknowledged (W6)
 	last    [maxNodes + 1][]replication.Record         // what a node was told last
 
+	dark func(n int) int // of a scenario: how much of what is not flushed the power takes along, instead of n
+
 	stop      chan struct{} // closed at the end, or at the first failure
 	healing   chan struct{} // closed when all faults heal
 	open      sync.WaitGroup
