@@ -101,6 +101,8 @@ var mutants = []struct{ name, rule string }{
 	{"C4-followers", "clones are sent to replicas that may lack the source"},
 	{"C4-replica", "a replica clones from a source that it may not have"},
 	{"C4-hold", "a clone does not hold its source in another volume"},
+	{"C8-origin", "a copy of a volume that begins as a snapshot begins empty"},
+	{"C8-lacking", "an owner that lacks the snapshot begins empty"},
 	{"Y1-target-tail", "a resync leaves what only the replica has changed"},
 	{"Y2", "a replica that is being filled does not note that it is mixed"},
 	{"Y3", "a resync copies nothing"},
@@ -198,7 +200,7 @@ func (k killer) fails(rules string) (what string) {
 	if k.scenario != "" {
 		childScenario(k.scenario, rules, took)
 	} else {
-		child(batch{k.seed, 1, *lengthFlag}, rules, k.only, took)
+		child(batch{k.seed, 1, *lengthFlag, false}, rules, k.only, took)
 	}
 	what, _, _ = strings.Cut(what, "\n")
 	if rules != "" && (strings.Contains(what, wrongScenario) || strings.HasPrefix(what, "the process ended")) {

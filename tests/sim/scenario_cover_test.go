@@ -87,3 +87,56 @@ func (w *world) breakLinks() {
 		}
 	}
 }
+
+// beginsAsSnapshot: a volume begins as a snapshot that the node which is away has, too, and which
+// is deleted as soon as the owner has begun. With lost the owner finds no snapshot when it
+// makes its copy, so it must not serve.
+func (w *world) beginsAsSnapshot(lost bool) {
+	c := w.clients[0]
+	for _, reg := range c.regs[1] {
+		c.pinned(1, reg, time.Minute)
+	}
+	origin := w.court.pending(1)
+	if err := w.takeSnapshot(1, origin); err != nil {
+		w.fail("a snapshot ends with: %v", err)
+		return
+	}
+	w.court.taken(origin, true)
+	for _, reg := range c.regs[1][:runBlocks] {
+		c.pinned(1, reg, time.Minute)
+	}
+	w.procs[2].kill(false)
+	w.await("node 1 alone", func() bool { return len(w.court.record(1).InSync) == 1 })
+	if lost {
+		w.procs[1].kill(false)
+	}
+	if !w.bear(origin) {
+		w.fail("%s: a volume is born", wrongScenario)
+		return
+	}
+	if lost {
+		d := w.disks[1]
+		d.mu.Lock()
+		d.forget(d.snaps[origin])
+		d.mu.Unlock()
+		w.revive(1)
+		time.Sleep(20 * time.Second)
+		p, _ := w.processAt(1)
+		if n, ok := p.isServing(); ok && n.Volume(2) != nil && n.Volume(2).Serving() {
+			w.fail("C8: node 1 serves volume 2, which begins as a snapshot that node 1 does not have")
+		}
+		w.finish()
+		return
+	}
+	w.await("it has begun", func() bool { return !w.begins(origin) })
+	w.court.taken(origin, false)
+	for _, reg := range c.regs[2][runBlocks:] {
+		c.pinned(1, reg, time.Minute)
+	}
+	w.revive(2)
+	for _, reg := range c.regs[2] {
+		w.clients[1].readAt(1, reg, 10*time.Second)
+	}
+	w.mend(func() {})
+	w.unchanged()
+}
