@@ -25,6 +25,8 @@ type checkpointer struct {
 	changed atomic.Bool  // by operations since the last cut
 	pending atomic.Int64 // pages of the cut that are not written
 
+	rootBytes atomic.Int64 // of the newest root
+
 	mu      sync.Mutex
 	cond    sync.Cond
 	wanted  uint64 // a cut with this number is asked for
@@ -91,9 +93,11 @@ func (s *Store) admit() error {
 	return s.relieve(func() { s.cut(s.log.position(), 0) })
 }
 
-// relieve waits for checkpoints while too much of the metadata frames is dirty.
+// relieve waits for checkpoints while too much of the metadata frames is dirty, or so much that
+// the free segments might not take it.
 func (s *Store) relieve(cut func()) error {
-	for s.dirtyHard <= s.pg.nDirty.Load()+s.ckpt.pending.Load() {
+	most := int32(-1) // that was free
+	for futile := 0; s.tight() || s.dirtyHard <= s.pg.nDirty.Load()+s.ckpt.pending.Load(); {
 		if err := s.failure(); err != nil {
 			return err
 		}
@@ -103,7 +107,16 @@ func (s *Store) relieve(cut func()) error {
 			c.cond.Wait()
 		}
 		c.mu.Unlock()
-		if s.pg.nDirty.Load() < s.dirtySoft {
+		if s.tight() {
+			if s.pg.nDirty.Load() == 0 && !s.reclaimable() {
+				return nil // only the cleaner can help
+			}
+			if free := s.segs.nFree.Load(); free > most {
+				most, futile = free, 0
+			} else if futile++; futile > tightRounds {
+				return nil // a reader holds what was to be had
+			}
+		} else if s.pg.nDirty.Load() < s.dirtySoft {
 			return nil
 		}
 		cut()
@@ -321,6 +334,7 @@ func (s *Store) writeCheckpoint() error {
 	c.state.Version = s.rootVersion.Load()
 	c.root = format.AppendRoot(c.root[:0], &c.state)
 	c.root = format.AppendDirectory(c.root, c.pages, c.dirAt[:dirs])
+	c.rootBytes.Store(int64(len(c.root)))
 	extents, err := s.writeRoot()
 	if err != nil {
 		return err

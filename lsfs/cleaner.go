@@ -26,7 +26,7 @@ type cleaner struct {
 	ended bool
 	stuck atomic.Bool // many steps gave nothing back while space is short
 	fails int
-	best  int64 // free bytes at the last step that gave something back
+	best  int64 // unused bytes, without those for pages that are dirty, at the last step that gave something back
 	seen  int64 // operations then
 
 	// turn is held while a victim is chosen, and while it is cleaned, I/O included: one
@@ -45,6 +45,7 @@ type cleaner struct {
 	grouping bool // into groups
 	eager    bool // all that moves is cold, and groups need not win anything; of tests
 	packing  recompressor
+	coldness coldness
 
 	choice  []victim // best first
 	choices time.Time
@@ -122,6 +123,7 @@ func (s *Store) cleanLoop() {
 		}
 		if ticked && s.failure() == nil {
 			s.cleanAhead()
+			s.packCold()
 		}
 	}
 }
@@ -133,7 +135,7 @@ func (s *Store) cleanStep() bool {
 	l := s.levels()
 	if ops := s.stats.ops.Load(); !s.short() || ops != c.seen {
 		// While operations get through, what a checkpoint frees may be gone before this looks.
-		c.seen, c.best, c.fails = ops, s.freeBytes(), 0
+		c.seen, c.best, c.fails = ops, s.unused()-s.unwritten(), 0
 	}
 	if !s.short() {
 		c.setStuck(s, false)
@@ -164,13 +166,18 @@ func (s *Store) cleanStep() bool {
 	}
 	c.counted = time.Time{}
 	s.wake()
-	if free := s.freeBytes(); free > c.best || !s.short() {
+	if left := s.unused() - s.unwritten(); left > c.best || !s.short() {
 		c.fails = 0
 		c.setStuck(s, false)
-		c.best = free
-	} else if c.fails++; c.fails >= roundsMax {
-		c.setStuck(s, true)
-		return false
+		c.best = left
+	} else {
+		if c.fails++; !s.reclaimable() {
+			c.fails += roundsPatient - 1
+		}
+		if c.fails >= roundsMax*roundsPatient {
+			c.setStuck(s, true)
+			return false
+		}
 	}
 	return true
 }
@@ -242,18 +249,18 @@ func (c *cleaner) setStuck(s *Store, v bool) {
 }
 
 // roundsMax is how many checkpoints without gain mean that there is nothing to gain.
-// A few may lose: the pages that moved blocks made dirty are written.
-const roundsMax = 8
+// A few may lose: the pages that moved blocks made dirty are written. As long as segments are on
+// their way to be free it takes roundsPatient times as many.
+const roundsMax, roundsPatient = 8, 8
 
-// roomToClean says whether the live bytes of a segment find room and checkpoints still
-// do after that. What is left of groups may take more than its shares, but with all else that
-// lives there not much more than the segment, for which there are the four.
+// roomToClean says whether the live bytes of a segment find room, and the pages that change with
+// them. What is left of groups may take more than its shares, but with all else that
+// lives there not much more than the segment, which is one of the three.
 func (s *Store) roomToClean(n uint32) bool {
 	s.mu.RLock()
-	need := int64(s.segs.all[n].live + s.segs.all[n].pages)
+	live, pages := int64(s.segs.all[n].live), int64(s.segs.all[n].pages)
 	s.mu.RUnlock()
-	need += (s.pg.nDirty.Load()+s.ckpt.pending.Load())*format.PageSize*9/8 + 4*int64(s.segs.bytes)
-	return need <= s.freeBytes()
+	return live+s.pieceBytes(live)+pageBytes(pages/format.PageSize)+s.unwritten()+cleanSegments*int64(s.segs.bytes) <= s.unused()
 }
 
 // freeBytes is what can be appended before the last free segment is full.
@@ -273,7 +280,7 @@ const (
 	usedMax, usedNeed = 0.9, 0.98
 )
 
-// victim chooses a segment. In need it is the one with the fewest live bytes; else the
+// victim chooses a segment. In need it is the one that takes the fewest bytes to clean; else the
 // one where the space gained, weighed with its age, pays best for the bytes moved: what
 // is old stays as it is, so its space is worth more. The age counts by its fourth root. With
 // its full weight (as log-structured file systems have it, with one stream) uniform overwriting
@@ -320,7 +327,7 @@ func (c *cleaner) choose(s *Store, need bool, done uint64) {
 				continue
 			}
 			used := float64(seg.live+seg.pages) / size
-			score := 1 - used
+			score := 1 - used - float64(pageBytes(s.movedPages(int64(seg.live))))/size
 			if need && used > usedNeed || !need && used > usedMax {
 				continue
 			}
@@ -352,7 +359,11 @@ func (c *cleaner) offer(v victim) {
 
 // cleanSegment moves what is live out of a sealed segment. A block that is
 // damaged stays where it is and is reported: it is never stored again as good.
-func (s *Store) cleanSegment(n uint32) {
+func (s *Store) cleanSegment(n uint32) { s.emptySegment(n, false) }
+
+// emptySegment is cleanSegment. To pack a segment is to compress its blocks anew, whatever
+// stream they come from; one that holds little that could get shorter stays as it is.
+func (s *Store) emptySegment(n uint32, pack bool) {
 	c := &s.cleaner
 	c.turn.Lock()
 	defer c.turn.Unlock()
@@ -367,12 +378,24 @@ func (s *Store) cleanSegment(n uint32) {
 		return
 	}
 	seg.readers.Add(1)
-	c.to = &c.out[s.coldStream(n)]
-	c.squeeze = c.eager || !s.low() && (seg.stream >= streamCold || s.toCapacity(n))
+	if c.to = &c.out[s.coldStream(n)]; pack && !s.toCapacity(n) {
+		c.to = &c.out[streamPacked-streamCold]
+	}
+	c.squeeze = c.eager || !s.low() && (pack || seg.stream >= streamCold || s.toCapacity(n))
 	s.mu.RUnlock()
 	_, done := s.ckpt.numbers()
 	c.grouping = c.eager || c.packing.from.Load() <= done
-	err := s.cleanContents(n)
+	err := s.readVictim(n)
+	if err == nil && pack && !s.worthPacking(n) {
+		s.mu.Lock()
+		seg.stream = streamPacked
+		s.mu.Unlock()
+		seg.readers.Add(-1)
+		return
+	}
+	if err == nil {
+		err = s.cleanContents(n)
+	}
 	clear(c.moves)
 	clear(c.placed)
 	c.moves, c.placed, c.filled = c.moves[:0], c.placed[:0], 0
@@ -383,11 +406,11 @@ func (s *Store) cleanSegment(n uint32) {
 	cuts, _ := s.ckpt.numbers()
 	s.mu.Lock()
 	seg.leaves = cuts + 1
-	if err != nil || seg.live != 0 && s.failure() == nil {
+	if err == nil && seg.live != 0 && s.failure() == nil || err != nil && !errors.Is(err, errNoRoom) {
 		seg.bad = true
 	}
 	s.mu.Unlock()
-	if err != nil && s.failure() == nil {
+	if err != nil && !errors.Is(err, errNoRoom) && s.failure() == nil {
 		s.logger.Warn("segment cannot be cleaned", "segment", n, "err", err)
 	}
 }
@@ -409,9 +432,9 @@ func (s *Store) coldStream(n uint32) int {
 // how often they were moved.
 const smallPool = 128
 
-func (s *Store) cleanContents(n uint32) error {
+// readVictim reads a segment, in parts, so that reads of clients get in between.
+func (s *Store) readVictim(n uint32) error {
 	c := &s.cleaner
-	// In parts, so that reads of clients get in between.
 	for at := uint32(0); at < s.segs.bytes; at += fillPart {
 		end := min(at+fillPart, s.segs.bytes)
 		d, off := s.segs.locate(format.MakeAddr(n, at))
@@ -419,6 +442,22 @@ func (s *Store) cleanContents(n uint32) error {
 			return s.report(s.corrupt("commit", format.MakeAddr(n, at), 0, 0, err))
 		}
 	}
+	return nil
+}
+
+func (s *Store) cleanContents(n uint32) error {
+	if err := s.victimRecords(n, s.cleanRecord); err != nil {
+		return err
+	}
+	if err := s.stageAlone(); err != nil { // too few for a group
+		return err
+	}
+	return s.flushMoves()
+}
+
+// victimRecords calls f for all records of the segment that was read, with the address of their payload.
+func (s *Store) victimRecords(n uint32, f func(n uint32, payload format.Addr, r format.Record) error) error {
+	c := &s.cleaner
 	var h format.Commit
 	var generation uint64
 	for at := uint32(0); s.segs.bytes-at >= format.PageSize; at += h.Total {
@@ -438,15 +477,12 @@ func (s *Store) cleanContents(n uint32) error {
 				return err
 			}
 			rest = more
-			if err := s.cleanRecord(n, format.MakeAddr(n, at+h.PayloadOff), r); err != nil {
+			if err := f(n, format.MakeAddr(n, at+h.PayloadOff), r); err != nil {
 				return err
 			}
 		}
 	}
-	if err := s.stageAlone(); err != nil { // too few for a group
-		return err
-	}
-	return s.flushMoves()
+	return nil
 }
 
 func (s *Store) cleanRecord(n uint32, payload format.Addr, r format.Record) error {
@@ -652,6 +688,9 @@ func (s *Store) logMoves() error {
 	c.placed = c.placed[:0]
 	return nil
 }
+
+// errNoRoom ends the cleaning of a segment, or other moves: what is left stays there for another time.
+var errNoRoom = errors.New("no room for the pages that change with the moves")
 
 // flushMoves moves what is staged.
 func (s *Store) flushMoves() error {

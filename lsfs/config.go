@@ -71,6 +71,11 @@ type Config struct {
 	// one hour; negative: only StartMerge does.
 	MergeInterval time.Duration
 
+	// ColdAfter is how long a segment is neither written nor much read until its blocks are cold, and
+	// are compressed anew while the store has little else to do. Default 24 hours; negative: that
+	// is done only to blocks that the cleaner moves anyhow.
+	ColdAfter time.Duration
+
 	// RootVersion is the version in which roots are written until RaiseRoot says otherwise, or was
 	// read in a newer one: format.OldestRootVersion to format.RootVersion, the default. What a newer
 	// version brings is not used before.
@@ -162,6 +167,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.MergeInterval == 0 {
 		c.MergeInterval = MergeInterval
+	}
+	if c.ColdAfter == 0 {
+		c.ColdAfter = ColdAfter
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -411,7 +411,7 @@ func TestDevicesModel(t *testing.T) {
 				if err := s.post(&task{kind: taskTurn}); err != nil {
 					t.Fatal(err)
 				}
-				chill(s, 100)
+				chill(s, 100, rng.IntN(2) == 0)
 			}
 			var err error
 			switch k := rng.IntN(9); {

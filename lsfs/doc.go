@@ -29,10 +29,11 @@
 //	page.go budget.go            pages in RAM, and how much of it metadata takes
 //	checkpoint.go replay.go      how the state gets to a device and back
 //	cleaner.go trim.go stream.go how space is given back, and what is kept apart
+//	cold.go                      what nobody touches is moved, to be compressed anew
 //	recompress.go group.go       cold blocks are compressed once more on the way, eight at a time; reading those
 //	background.go duplicates.go merge.go  blocks that are stored twice become one
 //	catalogue.go                 the fingerprints of all blocks, to find them by
-//	pace.go allot.go             how operations wait for that; where identities come from
+//	pace.go allot.go             how operations wait for that, who leaves room for whom; where identities come from
 //	fault.go fill.go             pages read many at once; the index after a start
 //	import.go superblocks.go     which devices the pool has, and finding them
 //	member.go devices.go drain.go  devices that come and go while the pool is in use

@@ -338,7 +338,7 @@ func (d *driver) checkpoint() error {
 func (d *driver) clean(need bool) error {
 	if d.cold && !need {
 		d.alone(func() { _ = d.s.turnLog() })
-		chill(d.s, 4)
+		chill(d.s, 4, len(d.done)%2 == 0)
 		return d.s.failure()
 	}
 	if n, ok := d.s.victim(need); ok {

@@ -30,7 +30,7 @@ func aged(t *testing.T, seed uint64) (r *rig, sb *format.Superblock, h *history)
 		}
 		if rng.IntN(10) == 0 {
 			if n, ok := s.victim(true); r.cold != nil {
-				chill(s, 4)
+				chill(s, 4, rng.IntN(2) == 0)
 			} else if ok {
 				s.enter()
 				s.leave()

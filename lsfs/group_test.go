@@ -42,9 +42,9 @@ func (c *coldStores) add(s *Store) {
 	c.mu.Unlock()
 }
 
-// chill cleans up to most sealed segments that hold blocks, whatever it gains, and seals what was written, so that
+// chill cleans up to most sealed segments that hold blocks, whatever it gains, or packs them, and seals what was written, so that
 // it is cleaned by the next call.
-func chill(s *Store, most int) {
+func chill(s *Store, most int, pack bool) {
 	var full []uint32
 	s.mu.RLock()
 	for n := range s.segs.all {
@@ -54,7 +54,7 @@ func chill(s *Store, most int) {
 	}
 	s.mu.RUnlock()
 	for _, n := range full {
-		s.cleanSegment(n)
+		s.emptySegment(n, pack)
 	}
 	s.cleaner.turn.Lock()
 	s.mu.Lock()

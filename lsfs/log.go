@@ -58,6 +58,7 @@ func (l *logWriter) position() format.Position {
 
 func (l *logWriter) moveTo(p format.Position) {
 	l.segment, l.generation, l.offset, l.next, l.seq, l.hash = p.Segment, p.Generation, p.Offset, p.Next, p.Seq, p.Hash
+	l.clock.Store(p.Seq)
 }
 
 // chain is the hash of a commit's header and records, keyed so that no client

@@ -175,7 +175,7 @@ func TestModel(t *testing.T) {
 					if err := s.post(&task{kind: taskTurn}); err != nil {
 						t.Fatal(err)
 					}
-					chill(s, 4)
+					chill(s, 4, rng.IntN(2) == 0)
 				} else if ok {
 					s.cleaner.mu.Lock() // the cleaner itself is idle: the pool is far from full
 					s.cleanSegment(n)

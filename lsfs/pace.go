@@ -91,11 +91,92 @@ func (s *Store) levels() levels {
 	return l
 }
 
-// reserve is the number of segments that operations leave alone: twice what the
+// Where each page that changes is written anew, space that is to be given back takes space first. Who
+// needs it stops one after the other, so that there is some for those that come later, and a checkpoint,
+// without which nothing is ever given back, never finds none:
+//
+//	operations   reserve
+//	sheds, trims roomToShed: what is deleted makes garbage, which the cleaner must be able to clean
+//	moves        tight: the pages that are dirty are written before others get dirty, and where
+//	             that does not help the rest of the segment stays for now
+//	the cleaner  roomToClean
+//	checkpoints
+//
+// All of it goes by the pages that a piece of work makes dirty at worst: another one for each block.
+
+// reserve is the number of segments that operations leave alone: what the next piece of work takes, and twice what the
 // pages that are dirty now need, because while they are written others become dirty.
 func (s *Store) reserve() int32 {
 	pages := s.pg.nDirty.Load() + s.ckpt.pending.Load()
-	return int32(reserveSegments + 2*((pages+pages/64)*format.PageSize/int64(s.segs.bytes)))
+	size := int64(s.segs.bytes)
+	return int32(reserveSegments + (pageBytes(min(pieceMost, s.pg.nAlive.Load()))+2*(pages+pages/64)*format.PageSize)/size)
+}
+
+// movedPages is how many pages of identities change when live bytes of blocks move.
+func (s *Store) movedPages(live int64) int64 {
+	blocks := int64(float64(live) * float64(s.stored.Load()) / float64(max(s.segs.data.Load(), 1)))
+	return min(blocks, s.pg.nAlive.Load())
+}
+
+// pieceBytes is what the pages take that the next piece of work makes dirty, when live bytes are to move.
+func (s *Store) pieceBytes(live int64) int64 { return pageBytes(min(s.movedPages(live), pieceMost)) }
+
+// pageBytes is what writing so many pages takes.
+func pageBytes(pages int64) int64 { return pages * format.PageSize * 9 / 8 }
+
+// unwritten is what the next checkpoint writes, as things are, and two small ones after it.
+func (s *Store) unwritten() int64 {
+	return pageBytes(s.pg.nDirty.Load()+s.ckpt.pending.Load()) + 2*s.ckpt.rootBytes.Load()
+}
+
+// unused is the bytes of free segments.
+func (s *Store) unused() int64 { return int64(s.segs.nFree.Load()) * int64(s.segs.bytes) }
+
+const (
+	// pieceMost is the pages that a piece of work makes dirty that cannot be made smaller: an operation of
+	// one block on a leaf that is shared, a leaf that is shed, moves.
+	pieceMost = max(movesPerTask, format.WordsPerPage)
+	// cleanSegments are what else is taken while a segment is cleaned: by the log, by the streams, and by
+	// the small parts of checkpoints. tightSegments leave so many for cleaning one that holds pages.
+	cleanSegments, tightSegments = 3, 6
+	// tightRounds is how many checkpoints a segment takes from its last live byte until it is free.
+	tightRounds = 2
+)
+
+// tight says whether there might be no room for the pages that are dirty and those that one more piece
+// of work makes dirty. Who has the role then waits for checkpoints (relieve).
+func (s *Store) tight() bool {
+	return s.unused() < s.unwritten()+pageBytes(min(pieceMost, s.pg.nAlive.Load()))+tightSegments*int64(s.segs.bytes)
+}
+
+// roomForPages is how many pages operations may make dirty before the next look at the room.
+func (s *Store) roomForPages() int64 {
+	return (s.unused() - s.unwritten() - tightSegments*int64(s.segs.bytes)) * 8 / 9 / format.PageSize
+}
+
+// reclaimable says whether checkpoints alone give space back.
+func (s *Store) reclaimable() (yes bool) {
+	s.eachSegments(func(part []segment) {
+		for i := range part {
+			seg := &part[i]
+			yes = yes || seg.state == segmentQuarantine || seg.state == segmentSealed && seg.live+seg.pages == 0
+		}
+	})
+	return yes
+}
+
+// roomToShed is the leaves of maps, each with as many identities in as many pages, that can be taken
+// away with the room that there is, at most most.
+func (s *Store) roomToShed(most int64) int64 {
+	spare := int64(tightSegments + 1)
+	if s.cleaner.stuck.Load() {
+		spare /= 2 // this is what can help now
+	}
+	room := s.unused() - s.unwritten() - spare*int64(s.segs.bytes)
+	if pageBytes(s.pg.nAlive.Load()) <= room {
+		return most
+	}
+	return max(0, min(most, room/pageBytes(format.WordsPerPage)))
 }
 
 // short says whether operations must wait for the cleaner.

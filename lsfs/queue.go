@@ -225,6 +225,7 @@ func (s *Store) take() {
 	written := min(s.commitMax, commitTarget, int64(s.segs.bytes)/8)
 	limit := max(written, min(s.commitMax, copyTarget, int64(s.segs.bytes)/4)) // of copies alone
 	blocks := 0
+	changed, room := int64(0), s.roomForPages()
 	for op := q.head; op != nil; op = q.head {
 		n := int64(op.recordBytes) + int64(op.payloadBytes)
 		alone := op.alone()
@@ -232,11 +233,13 @@ func (s *Store) take() {
 		if op.Kind == OpClone {
 			work *= 2 // identities of two ranges
 		}
+		// Where a leaf is shared, at the edges too, the identities of all its blocks change.
+		changed += min(int64(work)+2*format.WordsPerPage, s.pg.nAlive.Load())
 		if op.Kind != OpCopy {
 			limit = written
 		}
 		if len(b.ops) > 0 && (alone || limit < size+n || left > int64(s.segs.bytes)/minTail && left < roundUp(size+n) ||
-			batchBlocks < blocks+work || batchOps <= len(b.ops)) {
+			batchBlocks < blocks+work || room < changed || batchOps <= len(b.ops)) {
 			break
 		}
 		q.head = op.next

@@ -38,7 +38,7 @@ func cleanAll(tb testing.TB, s *Store) {
 	if err := s.post(&task{kind: taskTurn}); err != nil {
 		tb.Fatal(err)
 	}
-	chill(s, math.MaxInt)
+	chill(s, math.MaxInt, false)
 	for range 3 {
 		if err := s.checkpoint(); err != nil {
 			tb.Fatal(err)

@@ -21,8 +21,8 @@ const (
 	// shedLeaf is what a leaf of the map costs of a slice's budget, beside one for a
 	// word of a page above: at worst it ends 512 identities on as many pages.
 	shedLeaf = 64
-	// shedBudget is that of one slice: eight leaves, as for an unmap.
-	shedBudget = 8 * shedLeaf
+	// shedLeaves is those of one slice, as for an unmap, where there is room enough.
+	shedLeaves = 8
 )
 
 // applyShed does one slice.

@@ -287,7 +287,11 @@ func (s *Store) snapshotRecord(t *task, v *Volume, buf []byte) ([]byte, error) {
 		if v == nil || len(v.old) == 0 && (!v.deleting || v.mapTree.top == 0 && v.versions.top == 0) {
 			return buf, nil
 		}
-		return format.AppendVolume(buf, format.RecordShed, uint64(t.volume), shedBudget), nil
+		leaves := s.roomToShed(shedLeaves)
+		if leaves == 0 {
+			return buf, nil // the trimmer will wait
+		}
+		return format.AppendVolume(buf, format.RecordShed, uint64(t.volume), uint64(leaves*shedLeaf)), nil
 	case taskForget:
 		if v == nil || !v.bare || v.deleting || t.of != 0 && !v.forging || t.of == 0 && v.forging {
 			return none()

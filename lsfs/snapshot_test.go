@@ -614,7 +614,7 @@ func TestSnapshotModel(t *testing.T) {
 				}
 			case k == 30:
 				if n, ok := s.victim(rng.IntN(2) == 0); r.cold != nil {
-					chill(s, 8)
+					chill(s, 8, rng.IntN(2) == 0)
 				} else if ok {
 					s.cleaner.mu.Lock()
 					s.cleanSegment(n)

@@ -72,6 +72,7 @@ type Stats struct {
 	PinHits, PinMisses int64
 
 	SegmentsCleaned, CleanerBytes, CleanerPages int64
+	ColdSegments                                int64 // that were left alone until their blocks were packed
 	Recompressed                                int64 // cold blocks that the cleaner stored again with zstd, in groups or alone
 	RecompressedWon                             int64 // bytes that this won
 	Checkpoints, CheckpointPages                int64
@@ -175,6 +176,7 @@ func (s *Store) Stats() Stats {
 		BlocksZero: c.blocksZero.Load(), StoredBytes: c.storedBytes.Load(),
 		PinHits: c.pinHits.Load(), PinMisses: c.pinMisses.Load(),
 		SegmentsCleaned: c.cleaned.Load(), CleanerBytes: c.cleanedBytes.Load(), CleanerPages: c.cleanedPages.Load(),
+		ColdSegments: s.cleaner.coldness.packed.Load(),
 		Recompressed: s.cleaner.packing.blocks.Load(), RecompressedWon: s.cleaner.packing.won.Load(),
 		Checkpoints: c.checkpoints.Load(), CheckpointPages: c.checkpointPages.Load(),
 		PageReads: c.pageReads.Load(), BlockReads: c.blockReads.Load(), DeviceReads: c.deviceReads.Load(), GroupReads: c.groupReads.Load(),

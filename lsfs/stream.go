@@ -26,6 +26,8 @@ const (
 	streamPages = 1
 	streamCold  = 2 // moved once; the last one takes all that was moved more often
 	coldStreams = 3
+	// streamPacked, the last one, takes what was packed because it was not written for long, too.
+	streamPacked = streamCold + coldStreams - 1
 	// streamCapacity is what was moved to devices of class capacity.
 	streamCapacity = streamCold + coldStreams
 )

@@ -127,6 +127,9 @@ func (s *Store) runTask(t *task) error {
 		}
 		buf = format.AppendMetaRecord(buf, uint64(t.volume), &f)
 	case taskTrim:
+		if s.roomToShed(shedLeaves) < shedLeaves {
+			return nil // the trimmer will wait
+		}
 		// A rollback since then has brought another map, with a tail of its own.
 		if v == nil || t.start < size || tail < t.end || v.floor != t.floor {
 			return nil
@@ -138,6 +141,9 @@ func (s *Store) runTask(t *task) error {
 		}
 		buf = format.AppendVolume(buf, format.RecordGone, uint64(t.volume))
 	case taskMove:
+		if len(t.moves) > 1 && s.tight() { // one is a repair
+			return errNoRoom
+		}
 		return s.runMoves(t.moves)
 	case taskMerge:
 		return s.runMerges(t)

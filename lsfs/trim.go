@@ -129,6 +129,13 @@ func (s *Store) trim(v *Volume) error {
 			return nil
 		}
 		shed, gone, stale := s.nextTrim(v)
+		leaves := int64(1)
+		if !shed && !stale {
+			leaves = shedLeaves
+		}
+		if !gone && !s.waitToShed(leaves) {
+			return nil
+		}
 		switch {
 		case stale:
 			if err := s.post(&task{kind: taskForget, volume: v.id, of: v.id}); err != nil {
@@ -156,6 +163,28 @@ func (s *Store) trim(v *Volume) error {
 		// While clients are at work, half of the time is theirs.
 		ops = s.yield(time.Since(began), ops, s.stop)
 	}
+}
+
+// waitToShed waits until there is room for the pages that change when so many leaves are given back. It says whether
+// the store goes on.
+func (s *Store) waitToShed(leaves int64) bool {
+	if s.roomToShed(leaves) >= leaves {
+		return true
+	}
+	tick := time.NewTicker(cleanTick / 10)
+	defer tick.Stop()
+	for s.roomToShed(leaves) < leaves && s.failure() == nil {
+		if s.pg.nDirty.Load() > 0 || s.reclaimable() {
+			s.askCheckpoint()
+		}
+		s.cleaner.kick()
+		select {
+		case <-tick.C:
+		case <-s.stop:
+			return false
+		}
+	}
+	return true
 }
 
 // nextTail finds the last slice of the tail that holds anything. When nothing is

@@ -63,6 +63,9 @@ type StoreConfig struct {
 	// MergeMinutes is how often duplicates that the index forgot are looked for in the
 	// background, if anything was stored, 1 to 10080; 0: never.
 	MergeMinutes int `toml:"merge-minutes"`
+	// ColdMinutes is how long a part of the pool is neither written nor much read until its blocks
+	// are compressed anew in quiet hours, 1 to 43200; 0: only when they move anyhow.
+	ColdMinutes int `toml:"cold-minutes"`
 	// ScrubDays is how many days a scrub of the whole pool may take, and how often
 	// one begins, 1 to 365; 0: none begins by itself.
 	ScrubDays int `toml:"scrub-days"`
@@ -134,7 +137,7 @@ const (
 func DefaultConfig() *Config {
 	return &Config{
 		DataDir: DefaultDataDir,
-		Store:   StoreConfig{Cache: 1 << 30, MergeMinutes: 60, ScrubDays: 14, FlushMilliseconds: 200},
+		Store:   StoreConfig{Cache: 1 << 30, MergeMinutes: 60, ColdMinutes: 1440, ScrubDays: 14, FlushMilliseconds: 200},
 		API:     APIConfig{Socket: DefaultSocket},
 		Log:     LogConfig{Level: "info"},
 	}
@@ -274,6 +277,9 @@ func (c *Config) complete(path string, text []byte) error {
 	}
 	if c.Store.MergeMinutes < 0 || 10080 < c.Store.MergeMinutes {
 		wrong("store.merge-minutes", "%d, want 0 to 10080", c.Store.MergeMinutes)
+	}
+	if c.Store.ColdMinutes < 0 || 43200 < c.Store.ColdMinutes {
+		wrong("store.cold-minutes", "%d, want 0 to 43200", c.Store.ColdMinutes)
 	}
 	if c.Store.Metadata != 0 {
 		between("store.metadata", c.Store.Metadata, 16<<20, 4<<40)

@@ -26,7 +26,7 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	want := &Config{
 		Name: "a", DataDir: "/var/lib/twinsan",
-		Store:   StoreConfig{Devices: []string{"/dev/sdb"}, Cache: 1 << 30, MetadataRAM: 1 << 30, MergeMinutes: 60, ScrubDays: 14, FlushMilliseconds: 200},
+		Store:   StoreConfig{Devices: []string{"/dev/sdb"}, Cache: 1 << 30, MetadataRAM: 1 << 30, MergeMinutes: 60, ColdMinutes: 1440, ScrubDays: 14, FlushMilliseconds: 200},
 		Sync:    SyncConfig{Address: "10.0.1.11:7400"},
 		ISCSI:   ISCSIConfig{Portals: []string{"10.0.2.11:3260", "[fd00::1]:3261"}},
 		API:     APIConfig{Socket: "/run/twinsan/api.sock", Address: "10.0.1.11:7443"},

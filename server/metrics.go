@@ -117,6 +117,7 @@ var (
 	descMerging     = description("pool_merge_progress", "Part of the running pass that looks for duplicates, 0 while none runs.")
 	descCatalogue   = description("pool_catalogue_bytes", "Size of the catalogue of fingerprints on the node's file system.")
 	descPacked      = description("pool_recompressed_blocks_total", "Cold blocks that were compressed once more when they moved.")
+	descCold        = description("pool_cold_segments_total", "Segments whose blocks were compressed once more, where that pays, because they were cold.")
 	descPackedWon   = description("pool_recompressed_won_bytes_total", "Stored bytes that recompression has won.")
 	descToReclaim   = description("pool_reclaim_bytes", "Mapped bytes of deleted volumes, not yet given back.")
 	descAmp         = description("pool_write_amplification", "Bytes written to the devices for each byte of new blocks, since the start.")
@@ -404,6 +405,7 @@ func (m metricSink) store(s lsfs.Stats, r lsfs.Room) {
 	m.gauge(descAmp, s.WriteAmplification())
 	m.count(descPacked, float64(s.Recompressed))
 	m.count(descPackedWon, float64(s.RecompressedWon))
+	m.count(descCold, float64(s.ColdSegments))
 	m.gauge(descPoolMapped, mapped)
 	m.gauge(descPoolStored, stored)
 	if stored > 0 {

@@ -147,6 +147,10 @@ func (c *Config) store() (lsfs.Config, error) {
 	if interval == 0 {
 		interval = -1
 	}
+	cold := time.Duration(c.Store.ColdMinutes) * time.Minute
+	if cold == 0 {
+		cold = -1
+	}
 	catalogue := ""
 	if c.Store.MergeMinutes > 0 {
 		catalogue = filepath.Join(c.DataDir, catalogueDir)
@@ -154,7 +158,7 @@ func (c *Config) store() (lsfs.Config, error) {
 	return lsfs.Config{
 		RootVersion:   format.OldestRootVersion, // until the cluster's feature level says otherwise
 		ScrubInterval: interval, FlushInterval: time.Duration(c.Store.FlushMilliseconds) * time.Millisecond,
-		Catalogue: catalogue, MergeInterval: time.Duration(c.Store.MergeMinutes) * time.Minute,
+		Catalogue: catalogue, MergeInterval: time.Duration(c.Store.MergeMinutes) * time.Minute, ColdAfter: cold,
 		Devices: paths, Key: key, Pool: record.Pool, Generation: record.Generation, Persist: k.persist, Forget: forget,
 		Search:  func() []string { return searchDevices(record.Pool, paths) },
 		L1Bytes: int64(c.Store.Cache), L2: c.Store.L2, L2Bytes: int64(c.Store.L2Size), MetadataRAM: int64(c.Store.MetadataRAM), MetadataBytes: int64(c.Store.Metadata), IndexBytes: int64(c.Store.Index),

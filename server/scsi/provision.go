@@ -65,29 +65,46 @@ func (t *Task) rejectParameter(s *Server, field uint16) {
 	s.finish(t)
 }
 
-// unmapNext submits the next range that has blocks, or ends the command. After
-// the last range the command ends without the sequencer.
+// unmapNext submits the next range, or ends the command. Descriptors whose blocks follow on
+// one another are one range, so that a list of many small pieces is as fast as one large one
+// and pieces of a 4 KiB block are unmapped as a whole. After the last range the command ends
+// without the sequencer.
 func (t *Task) unmapNext(s *Server) {
 	st := &t.state
+	start, end := st.nextDescriptor()
+	if start == end {
+		s.conclude(t, nil)
+		return
+	}
+	st.step = nil
+	for {
+		lba, last := st.nextDescriptor()
+		if lba == last {
+			break
+		}
+		if lba < start || end < lba {
+			st.index-- // of another range
+			st.step = stepUnmap
+			break
+		}
+		end = max(end, last)
+	}
+	t.Req.FUA = false
+	t.Req.Borrowed = false
+	t.submit(OpUnmap, start<<st.unit.shift, (end-start)<<st.unit.shift, nil)
+}
+
+// nextDescriptor takes the next descriptor that has blocks; start and end are equal when
+// there is none.
+func (st *taskState) nextDescriptor() (start, end uint64) {
 	for st.index < st.list.Len() {
 		lba, blocks := st.list.At(st.index)
 		st.index++
-		if blocks == 0 {
-			continue
+		if blocks > 0 {
+			return lba, lba + uint64(blocks)
 		}
-		st.step = nil
-		for i := st.index; i < st.list.Len(); i++ {
-			if _, more := st.list.At(i); more != 0 {
-				st.step = stepUnmap
-				break
-			}
-		}
-		t.Req.FUA = false
-		t.Req.Borrowed = false
-		t.submit(OpUnmap, lba<<st.unit.shift, uint64(blocks)<<st.unit.shift, nil)
-		return
 	}
-	s.conclude(t, nil)
+	return 0, 0
 }
 
 func stepUnmap(s *Server, t *Task) {

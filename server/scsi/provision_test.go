@@ -16,7 +16,7 @@ func TestUnmap(t *testing.T) {
 		return r.write(unmapCDB(len(b)), b)
 	}
 	r.good(r.write(rw10(cdb.Write10, 0, 0, 64), pattern(64*512, 1)))
-	r.good(unmap([2]uint64{0, 8}, [2]uint64{100, 0}, [2]uint64{16, 3}, [2]uint64{17, 8}))
+	r.good(unmap([2]uint64{16, 3}, [2]uint64{0, 8}, [2]uint64{100, 0}, [2]uint64{17, 8}))
 	if n := r.lu.Count(scsi.OpUnmap); n != 3 {
 		t.Errorf("%d requests, want 3", n)
 	}
@@ -40,7 +40,12 @@ func TestUnmap(t *testing.T) {
 	for i := range many {
 		many[i] = [2]uint64{uint64(i), 1}
 	}
+	n = r.lu.Count(scsi.OpUnmap)
 	r.good(unmap(many[:256]...))
+	r.good(unmap([2]uint64{0, 8}, [2]uint64{8, 1}, [2]uint64{9, 0}, [2]uint64{4, 8}, [2]uint64{13, 2}, [2]uint64{15, 1}))
+	if n = r.lu.Count(scsi.OpUnmap) - n; n != 3 {
+		t.Errorf("ranges that follow on one another took %d requests, want 1 + 2", n)
+	}
 	if res := r.refused(unmap(many...), badParam); !res.sense.InData {
 		t.Error("field pointer is not into the list")
 	}
@@ -71,7 +76,7 @@ func TestUnmapFails(t *testing.T) {
 		}
 		return nil
 	})
-	b := cdb.AppendUnmap(nil, [2]uint64{0, 8}, [2]uint64{8, 8}, [2]uint64{16, 8})
+	b := cdb.AppendUnmap(nil, [2]uint64{0, 8}, [2]uint64{16, 8}, [2]uint64{32, 8})
 	r.refused(r.write(unmapCDB(len(b)), b), code{7, 0x27, 7})
 	if n != 2 {
 		t.Errorf("%d requests after the failure of the second", n)
