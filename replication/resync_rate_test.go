@@ -52,9 +52,6 @@ func TestResyncRate(t *testing.T) {
 
 func (c *resyncCase) rate(t *testing.T, dir string) {
 	volume := 256 << 20
-	if c.line == gigabit || c.line == 0 && c.disk <= 200<<20 {
-		volume /= 2
-	}
 	line := &lab.Line{}
 	limit := 0.0
 	if c.line > 0 {
