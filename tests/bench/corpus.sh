@@ -149,6 +149,19 @@ measure() {
 	stored=$was
 	mapped=$(number "$dir/pool.json" 'd["pools"][0]["mapped_bytes"]')
 	metadata=$(number "$dir/pool.json" 'd["pools"][0]["metadata_bytes"]')
+	# What a quiet day makes of it, with a minute for the day.
+	"$twinsan" demo down --dir "$demo" >/dev/null 2>&1
+	sed -i 's/^cold-minutes = .*/cold-minutes = 1/' "$demo"/[ab]/twinsan.toml
+	"$twinsan" demo up --detach --dir "$demo" >>"$dir/demo.out" 2>&1
+	sleep 90
+	cold=0 still=0
+	while ((still < 6)); do
+		sleep 10
+		"$twinsan" pool explain a --exact -o json >"$dir/cold.json" 2>/dev/null
+		now=$(number "$dir/cold.json" 'd["pools"][0]["volumes_bytes"]')
+		((still = now == cold ? still + 1 : 0)) || true
+		cold=$now
+	done
 	"$twinsan" demo clean --dir "$demo" >/dev/null 2>&1
 	trap - EXIT
 	(measure_btrfs) >"$dir/btrfs" || true
@@ -165,6 +178,8 @@ measure() {
 	while read -r how bytes; do row "btrfs zstd:3, $how" "$bytes"; done <"$dir/btrfs"
 	row "twinsan: blocks" "$stored"
 	row "twinsan: blocks and metadata" "$((stored + metadata))"
+	row "twinsan: blocks, after a quiet day" "$cold"
+	row "twinsan: blocks and metadata, after a quiet day" "$((cold + metadata))"
 	echo
 	echo "twinsan maps $(mib "$mapped") MiB."
 	echo

@@ -107,7 +107,8 @@ func soak(args []string) error {
 // residentMax is what the pool's budgets (openPool) come to, and what a process takes besides.
 const residentMax = (16+128+8)<<20 + 64<<20
 
-// life is what the killed process says of itself each second.
+// life is what the killed process says of itself each second: operations and waits are of that second, the
+// rest is of its whole life.
 type life struct {
 	Ops        float64
 	Worst      float64
@@ -213,7 +214,7 @@ func soaked(args []string) error {
 	l.wait()
 	fmt.Println("serving")
 	rng := rand.New(rand.NewPCG(*seed, 4))
-	before, started := p.Stats(), time.Now()
+	begin, started := p.Stats(), time.Now()
 	l.lats = l.lats[:0]
 	taken, seconds := 0, 0
 	for {
@@ -232,7 +233,7 @@ func soaked(args []string) error {
 			var m runtime.MemStats
 			runtime.ReadMemStats(&m)
 			line, err := json.Marshal(life{Ops: float64(len(l.lats)) / took.Seconds(), Worst: ms(l.percentile(1)),
-				Amp:      float64(now.LogBytes-before.LogBytes) / float64(max(now.StoredBytes-before.StoredBytes, 1)),
+				Amp:      float64(now.LogBytes-begin.LogBytes) / float64(max(now.StoredBytes-begin.StoredBytes, 1)),
 				Resident: resident(), Goroutines: runtime.NumGoroutine(), Refused: l.refused,
 				Taken: taken, Kept: len(p.Snapshots(1))})
 			if err != nil {
@@ -248,7 +249,7 @@ func soaked(args []string) error {
 				return l.failed
 			}
 			fmt.Println(string(line))
-			before, started = now, time.Now()
+			started = time.Now()
 			l.lats = l.lats[:0]
 		}
 	}
