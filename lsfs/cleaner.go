@@ -31,7 +31,7 @@ type cleaner struct {
 
 	// turn is held while a victim is chosen, and while it is cleaned, I/O included: one
 	// segment at a time. What follows belongs to its holder.
-	turn   sync.Mutex
+	turn   ioLock
 	buf    []byte                  // the victim's content
 	out    [coldStreams + 1]outlet // the last one is on capacity
 	cold   bool                    // what is moved goes there

@@ -26,7 +26,7 @@ import (
 type flusher struct {
 	// turn is held while devices flush: one flush at a time, because a device tells of an
 	// error once, and whoever comes second must see that the store has failed.
-	turn sync.Mutex
+	turn ioLock
 
 	mu      sync.Mutex
 	devices []device.Device // written to since their last flush; in a pool mostly one

@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,7 +35,7 @@ const (
 // I/O, because holding it is what "in flight" means. Everything below it belongs
 // to the holder.
 type logWriter struct {
-	turn sync.Mutex
+	turn ioLock
 
 	segment    uint32 // open one; NoSegment before the first commit after Open
 	generation uint64

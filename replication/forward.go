@@ -482,7 +482,9 @@ func (n *Node) serveForward(l *link, h wire.Header, meta, data []byte) error {
 	}
 	v := n.Volume(lsfs.VolumeID(h.Volume))
 	if v == nil {
-		r.Err = ErrDeleted
+		// It is gone, and whoever sent this will learn that as well, or it is new and this
+		// node has not heard of it: then it must not be called gone.
+		r.Err = ErrBusy
 		done.done(r)
 		return nil
 	}

@@ -103,6 +103,9 @@ type bench struct {
 	told    func(id NodeID, code, text string) // is called with each event, or nil
 	// wire is put on each connection that a node dials, or nil.
 	wire func(from NodeID, c net.Conn) net.Conn
+	// memory are the listeners of nodes that talk inside of the process; nil: by TCP.
+	memory map[NodeID]*memoryListener
+	clock  func() Instant // nil: the system's
 }
 
 // eventsOf lists the codes of the events of a node.
@@ -141,12 +144,18 @@ type tcp struct {
 
 func (d tcp) Dial(ctx context.Context, n NodeID) (net.Conn, error) {
 	d.b.mu.Lock()
-	addr := d.b.addrs[n]
+	addr, memory := d.b.addrs[n], d.b.memory[n]
 	d.b.mu.Unlock()
 	if addr == "" {
 		return nil, errors.New("no such node yet")
 	}
-	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	var c net.Conn
+	var err error
+	if memory != nil {
+		c, err = memory.dial()
+	} else {
+		c, err = (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -188,8 +197,14 @@ func (b *bench) startWith(id NodeID, c lsfs.Config) *testNode {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	var ln net.Listener
+	if b.memory != nil {
+		m := &memoryListener{make(chan net.Conn), make(chan struct{})}
+		b.mu.Lock()
+		b.memory[id] = m
+		b.mu.Unlock()
+		ln = m
+	} else if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		b.t.Fatal(err)
 	}
 	b.mu.Lock()
@@ -206,7 +221,7 @@ func (b *bench) startWith(id NodeID, c lsfs.Config) *testNode {
 		log = slog.New(slog.NewTextHandler(b.t.Output(), nil)).With("node", id)
 	}
 	n.Node = NewNode(Config{
-		Self: id, Incarnation: inc, Pool: n.faults, Key: b.key, Control: seat{b.court, id}, Transport: tcp{b, id}, Logger: log, Timing: b.timing,
+		Self: id, Incarnation: inc, Pool: n.faults, Key: b.key, Control: seat{b.court, id}, Transport: tcp{b, id}, Logger: log, Timing: b.timing, Clock: b.clock,
 		Event: func(_ slog.Level, code, text string) {
 			if b.told != nil {
 				b.told(id, code, text)

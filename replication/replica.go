@@ -261,7 +261,10 @@ func (v *Volume) hush(f func(c Copy) error) error {
 		v.still.Wait()
 	}
 	v.frozen = true
-	err := v.drain()
+	var err error
+	if v.g.role != Activating || !mutant("M3-stored") {
+		err = v.drain()
+	}
 	v.mu.Unlock()
 	c := v.copy()
 	if c == nil && err == nil {

@@ -267,9 +267,9 @@ func (v *Volume) prepareCopy(rec Record) bool {
 // empty. Without that snapshot only a replica that is filled anyway can be made.
 func (v *Volume) createCopy(rec Record, id ReplicaID, inSync bool) (Copy, error) {
 	blocks := rec.SizeBytes / blockSize
-	if rec.Origin != 0 {
+	if rec.Origin != 0 && !mutant("C8-origin") {
 		c, err := v.node.pool.CreateCopyFrom(v.node.ctx, v.id, blocks, id, rec.Origin)
-		if inSync || !errors.Is(err, lsfs.ErrNoVolume) {
+		if inSync && !mutant("C8-lacking") || !errors.Is(err, lsfs.ErrNoVolume) {
 			return c, err
 		}
 	}

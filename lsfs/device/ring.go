@@ -92,6 +92,7 @@ type ring struct {
 	pending    uint32 // in the queue, not submitted
 	submitting bool
 	broken     bool // takes no more
+	completes  bool // the goroutine of completions was started, by the first read
 }
 
 // ringFile is a device whose reads the kernel can be given directly.
@@ -147,7 +148,6 @@ func newRing(pool *ReadPool) (_ *ring, err error) {
 	if _, _, e := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), ringRegisterEvent, uintptr(unsafe.Pointer(&number)), 1, 0, 0); e != 0 {
 		return nil, fmt.Errorf("io_uring: register eventfd: %w", e)
 	}
-	go r.complete()
 	return r, nil
 }
 
@@ -202,6 +202,10 @@ func (r *ring) take(reads []*Read) (left []*Read) {
 		return left
 	}
 	r.submitting = true
+	if !r.completes {
+		r.completes = true
+		go r.complete()
+	}
 	if r.flying.Load() > 1 {
 		// Others that are about to read join this call: one for many.
 		r.mu.Unlock()
@@ -297,6 +301,9 @@ func (r *ring) close() {
 	r.broken = true
 	for r.flying.Load() > 0 {
 		r.still.Wait()
+	}
+	if !r.completes {
+		close(r.ended)
 	}
 	r.mu.Unlock()
 	_ = r.event.Close()

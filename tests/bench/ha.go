@@ -127,7 +127,7 @@ func (b *bench) haTable(ctx context.Context) (string, error) {
 		if disk, err = lab.DiskLimit(b.dir, part); err != nil {
 			return "", err
 		}
-		if link, err = lab.LinkLimit(part, replication.Records); err != nil {
+		if link, err = lab.LinkLimit(part, nil, replication.Records); err != nil {
 			return "", err
 		}
 		b.say("resync: %s; the disk gives %s, a link %s", r.name, disk, link)

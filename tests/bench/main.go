@@ -9,6 +9,7 @@
 //	go run ./tests/bench -rows mirror       two nodes beside one
 //	go run ./tests/bench -rows large        1 MiB commands by depth, data, nodes and reduction
 //	go run ./tests/bench -rows ha           what resyncs move, and how fast
+//	go run ./tests/bench -rows ha-links     the same over links of 1 and 2.5 Gbit/s (root)
 //	go run ./tests/bench -rows policy       the write policies beside each other
 //	go run ./tests/bench -profile           CPU profiles of the owner for each row
 //
@@ -95,8 +96,10 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	m := describeMachine(b.dir)
 	defer func() { err = errors.Join(err, b.tearDown()) }()
-	if err := b.setUp(ctx, m); err != nil {
-		return err
+	if b.rows != linkRows { // these have a cluster of their own
+		if err := b.setUp(ctx, m); err != nil {
+			return err
+		}
 	}
 	for _, r := range rows(b.sizeMiB << 20) {
 		if !strings.Contains(r.name(), b.rows) {
@@ -133,6 +136,13 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	if !b.noOurs && (b.rows == "" || strings.Contains("ha", b.rows)) {
 		table, err := b.haTable(ctx)
+		if err != nil {
+			return err
+		}
+		text += table
+	}
+	if !b.noOurs && (b.rows == "" || strings.Contains(linkRows, b.rows)) {
+		table, err := b.linkTable(ctx)
 		if err != nil {
 			return err
 		}

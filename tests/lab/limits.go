@@ -95,19 +95,30 @@ func openDirect(path string, size int64) (fd int, err error) {
 	return fd, unix.Fallocate(fd, 0, 0, size)
 }
 
-// LinkLimit is what a TLS connection over loopback gives, both ends in this process: so
-// many bytes are sent in pieces of 1 MiB, and thrown away. socket makes of a socket what
-// TLS is put on, as nodes do it.
-func LinkLimit(size int64, socket func(net.Conn) net.Conn) (Rate, error) {
-	conf, err := mutualTLS()
-	if err != nil {
-		return Rate{}, err
-	}
+// LinkLimit is what a TLS connection over loopback gives, or over a line if there is one,
+// both ends in this process: so many bytes are sent in pieces of 1 MiB, and thrown away.
+// socket makes of a socket what TLS is put on, as nodes do it.
+func LinkLimit(size int64, line *Line, socket func(net.Conn) net.Conn) (Rate, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return Rate{}, err
 	}
 	defer ln.Close()
+	return StreamLimit(size, ln, func() (net.Conn, error) {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err == nil && line != nil {
+			c = line.Put(c)
+		}
+		return c, err
+	}, socket)
+}
+
+// StreamLimit is LinkLimit between a listener and what dials it.
+func StreamLimit(size int64, ln net.Listener, dial func() (net.Conn, error), socket func(net.Conn) net.Conn) (Rate, error) {
+	conf, err := mutualTLS()
+	if err != nil {
+		return Rate{}, err
+	}
 	return measure(size, func() error {
 		var g errgroup.Group
 		g.Go(func() error {
@@ -127,7 +138,7 @@ func LinkLimit(size int64, socket func(net.Conn) net.Conn) (Rate, error) {
 			return nil
 		})
 		g.Go(func() error {
-			c, err := net.Dial("tcp", ln.Addr().String())
+			c, err := dial()
 			if err != nil {
 				ln.Close()
 				return err

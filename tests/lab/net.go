@@ -346,7 +346,7 @@ func (n *Network) Slow(ctx context.Context, name string, rate int) error {
 	m := n.members[name]
 	for _, w := range n.wires(m.witness) {
 		args := []string{"netns", "exec", m.ns, "tc", "qdisc", "replace", "dev", w.device(), "root", "tbf",
-			"rate", fmt.Sprintf("%dbit", 8*rate), "burst", "64kb", "latency", "400ms"}
+			"rate", fmt.Sprintf("%dbit", 8*rate), "burst", fmt.Sprint(max(64<<10, rate/1000)), "latency", "400ms"} // a packet before its segmentation fits in
 		if rate == 0 {
 			args = []string{"netns", "exec", m.ns, "tc", "qdisc", "del", "dev", w.device(), "root"}
 		}
@@ -366,7 +366,12 @@ func (n *Network) Inside(program string) (string, error) {
 
 // Do runs f where the initiators are: sockets that f opens itself, on no goroutine of its
 // own, are in that network for as long as they live.
-func (n *Network) Do(f func()) error {
+func (n *Network) Do(f func()) error { return n.within(n.hub, f) }
+
+// DoOn is Do on the machine of a member.
+func (n *Network) DoOn(name string, f func()) error { return n.within(n.members[name].ns, f) }
+
+func (n *Network) within(ns string, f func()) error {
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -374,10 +379,10 @@ func (n *Network) Do(f func()) error {
 		return err
 	}
 	defer home.Close()
-	hub, err := os.Open(filepath.Join("/run/netns", n.hub))
+	there, err := os.Open(filepath.Join("/run/netns", ns))
 	if err == nil {
-		err = unix.Setns(int(hub.Fd()), unix.CLONE_NEWNET)
-		hub.Close()
+		err = unix.Setns(int(there.Fd()), unix.CLONE_NEWNET)
+		there.Close()
 	}
 	if err == nil {
 		f()

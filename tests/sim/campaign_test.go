@@ -25,6 +25,7 @@ type batch struct {
 	first  uint64
 	count  int
 	length time.Duration
+	plain  bool
 }
 
 // child runs a batch in a process of its own and reports each result. A process that
@@ -39,6 +40,9 @@ func child(b batch, mutant, only string, report func(Result)) {
 		args = append(args, "-sim.only="+only)
 	}
 	args = append(args, fmt.Sprintf("-sim.twice=%d", *twiceFlag))
+	if b.plain {
+		args = append(args, "-sim.plain")
+	}
 	if *hardFlag {
 		args = append(args, "-sim.hard")
 	}
@@ -110,11 +114,12 @@ func past(t *testing.T, file string) (list []batch) {
 			continue
 		}
 		seed, err := strconv.ParseUint(f[0], 10, 64)
-		length, err2 := time.ParseDuration(f[1])
+		text, births := strings.CutSuffix(f[1], "+")
+		length, err2 := time.ParseDuration(text)
 		if err != nil || err2 != nil {
 			t.Fatalf("%s: %q", file, line)
 		}
-		list = append(list, batch{seed, 1, length})
+		list = append(list, batch{seed, 1, length, !births})
 	}
 	return list
 }
@@ -140,13 +145,13 @@ func TestCampaign(t *testing.T) {
 			if *limitFlag > 0 && time.Since(began) > *limitFlag {
 				return
 			}
-			work <- batch{first + uint64(i), min(size, *seedsFlag-i), *lengthFlag}
+			work <- batch{first + uint64(i), min(size, *seedsFlag-i), *lengthFlag, *plainFlag}
 		}
 	}()
 	var mu sync.Mutex
 	var virtual time.Duration
 	seeds, fresh, good, reads, failed, twice, unequal := 0, 0, 0, 0, 0, 0, 0
-	report := func(r Result, length time.Duration) {
+	report := func(r Result, b batch) {
 		mu.Lock()
 		defer mu.Unlock()
 		if seeds++; r.Seed >= first && r.Seed < first+uint64(*seedsFlag) {
@@ -167,14 +172,14 @@ func TestCampaign(t *testing.T) {
 		if r.Err != "" {
 			failed++
 			fmt.Printf("FAILED seed %d: %s\n", r.Seed, r.Err)
-			t.Errorf("seed %d: %s\nto repeat it: make sim SEED=%d SEEDS=1 LENGTH=%v STORY=1", r.Seed, r.Err, r.Seed, length)
+			t.Errorf("seed %d: %s\nto repeat it: tests/sim.sh story -sim.seed=%d -sim.seeds=1 -sim.length=%v -sim.plain=%v", r.Seed, r.Err, r.Seed, b.length, b.plain)
 		}
 	}
 	var jobs sync.WaitGroup
 	for range *jobsFlag {
 		jobs.Go(func() {
 			for b := range work {
-				child(b, "", *onlyFlag, func(r Result) { report(r, b.length) })
+				child(b, "", *onlyFlag, func(r Result) { report(r, b) })
 			}
 		})
 	}

@@ -43,9 +43,9 @@ type target struct {
 }
 
 func newClient(w *world, id int) *client {
-	c := &client{w: w, id: id, r: newRandom(w.seed, 100+uint64(id)), regs: make([][]*register, w.volumes+1), done: make([]atomic.Int64, w.volumes+1), lockDead: map[uint64]bool{}}
+	c := &client{w: w, id: id, r: newRandom(w.seed, 100+uint64(id)), regs: make([][]*register, birthsMax+1), done: make([]atomic.Int64, birthsMax+1), lockDead: map[uint64]bool{}}
 	c.path = replication.NodeID(1 + c.r.n(w.nodes))
-	for v := 1; v <= w.volumes; v++ {
+	for v := 1; v <= w.volumes(); v++ {
 		for _, first := range hostRuns(id) {
 			for i := range runBlocks {
 				c.regs[v] = append(c.regs[v], newRegister(lsfs.VolumeID(v), first+lsfs.BlockNo(i), id))
@@ -135,7 +135,7 @@ func (c *client) run() {
 // what it has seen once must stay (I9, R2).
 func (c *client) watch() {
 	for !c.w.over() {
-		c.observe(1 + c.r.n(c.w.volumes))
+		c.observe(1 + c.r.n(c.w.volumes()))
 		select {
 		case <-time.After(c.r.exp(c.w.think)):
 		case <-c.w.stop:
@@ -148,7 +148,7 @@ func (c *client) step() {
 	if c.w.over() {
 		return
 	}
-	v := 1 + c.r.n(c.w.volumes)
+	v := 1 + c.r.n(c.w.volumes())
 	if c.w.ram[v] {
 		c.stepRelaxed(v)
 		return
@@ -425,7 +425,7 @@ func (c *client) compare(v int) {
 
 // clone copies a run by reference, inside a volume or from another.
 func (c *client) clone(v int) {
-	from := 1 + c.r.n(c.w.volumes)
+	from := 1 + c.r.n(c.w.volumes())
 	src, dst := c.some(from), c.some(v)
 	n := min(len(src), len(dst))
 	src, dst = src[:n], dst[:n]

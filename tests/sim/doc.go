@@ -28,6 +28,7 @@
 //	            and is the same on every node (ORDERED, I7, snapshot.go); each copy has those
 //	            that are recorded; a rollback is whole (C6, C7, rollback.go); those of a group
 //	            are of one moment (group.go)
+//	births      a volume that begins as a snapshot holds what that held (C8, birth.go)
 //	copies      that come and go are filled, and freed (M8, placing.go)
 //	power       what is only written may go with it, from the end, and nothing else (W6,
 //	            unflushed.go)

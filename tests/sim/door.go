@@ -115,6 +115,10 @@ func (p *process) drop(reason string) {
 func (p *process) watch() {
 	for _, v := range p.node.Volumes() {
 		id := v.ID()
+		if p.watched[id] {
+			continue
+		}
+		p.watched[id] = true
 		v.Watch(func(name replication.StateID, value []byte, _ bool) {
 			p.mu.Lock()
 			p.stated[id] = doorState{name, fencedIn(value)}

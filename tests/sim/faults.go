@@ -126,7 +126,7 @@ var kinds = []fault{
 		return func() { set(-by) }, w.span(15 * time.Second)
 	}},
 	{"move", 4, func(w *world) (func(), time.Duration) {
-		vol := lsfs.VolumeID(1 + w.faultRandom.n(w.volumes))
+		vol := lsfs.VolumeID(1 + w.faultRandom.n(w.volumes()))
 		rec := w.court.record(vol)
 		to := rec.InSync[w.faultRandom.n(len(rec.InSync))]
 		p, _ := w.processAt(rec.Owner)
@@ -185,7 +185,7 @@ var kinds = []fault{
 
 func (w *world) anyNode() replication.NodeID {
 	if w.faultRandom.chance(0.5) { // the owner of something
-		return w.court.record(lsfs.VolumeID(1 + w.faultRandom.n(w.volumes))).Owner
+		return w.court.record(lsfs.VolumeID(1 + w.faultRandom.n(w.volumes()))).Owner
 	}
 	return replication.NodeID(1 + w.faultRandom.n(w.nodes))
 }
@@ -330,7 +330,7 @@ func (w *world) faultDisk(old bool) (func(), time.Duration) {
 	w.revive(id)
 	w.eventually(time.Now().Add(30*time.Second), func() bool { // it is struck (B4)
 		now := w.court.all()
-		for i := range now {
+		for i := range before {
 			if now[i].Epoch == before[i].Epoch && copyOn(&now[i], id) >= 0 {
 				return false
 			}

@@ -58,6 +58,7 @@ var mutants = []struct{ name, rule string }{
 	{"M2-wait", "a candidate does not wait for its grants to run out"},
 	{"M3-retest", "the grants are not looked at again before activation"},
 	{"M3-promise", "replicas do not promise the new epoch"},
+	{"M3-stored", "a new owner does not wait for what its store still has to do of the old one's stream"},
 	{"M3-level", "replicas are not made equal before the owner serves"},
 	{"M3-target-tail", "levelling leaves the replica's own tail"},
 	{"M3-longest", "the new owner's log wins although another is longer"},
@@ -100,6 +101,8 @@ var mutants = []struct{ name, rule string }{
 	{"C4-followers", "clones are sent to replicas that may lack the source"},
 	{"C4-replica", "a replica clones from a source that it may not have"},
 	{"C4-hold", "a clone does not hold its source in another volume"},
+	{"C8-origin", "a copy of a volume that begins as a snapshot begins empty"},
+	{"C8-lacking", "an owner that lacks the snapshot begins empty"},
 	{"Y1-target-tail", "a resync leaves what only the replica has changed"},
 	{"Y2", "a replica that is being filled does not note that it is mixed"},
 	{"Y3", "a resync copies nothing"},
@@ -107,6 +110,7 @@ var mutants = []struct{ name, rule string }{
 	{"Y4", "a resync copies chunks without a lock"},
 	{"Y5", "the digests of what a resync copied are not compared"},
 	{"Y8", "a resync ends although a block could not be copied"},
+	{"Y9-last", "each record of a chunk brings the owner's version, not only the last one"},
 	{"S-hollow", "a replica that is being filled takes the snapshots of the stream"},
 	{"S-forge", "a resync brings no snapshots"},
 	{"S-strangers", "a replica keeps snapshots of another history"},
@@ -196,7 +200,7 @@ func (k killer) fails(rules string) (what string) {
 	if k.scenario != "" {
 		childScenario(k.scenario, rules, took)
 	} else {
-		child(batch{k.seed, 1, *lengthFlag}, rules, k.only, took)
+		child(batch{k.seed, 1, *lengthFlag, false}, rules, k.only, took)
 	}
 	what, _, _ = strings.Cut(what, "\n")
 	if rules != "" && (strings.Contains(what, wrongScenario) || strings.HasPrefix(what, "the process ended")) {
@@ -367,7 +371,8 @@ type argument struct {
 var argued = map[string]argument{
 	"W2-beacon":      {why: "a deposed owner is not the recorded one, so it gets no grant (L1-owner). Besides, a reign's lease needs the grants of all members of its set, and who takes over is one of them", with: "L1-owner", scenario: "the beacons of a deposed owner"},
 	"L1-owner":       {why: "whoever asks without being the owner asks for an epoch below the promise (W2-beacon)", with: "W2-beacon", scenario: "the beacons of a deposed owner"},
-	"M2-stop-acking": {why: "what a candidate acknowledges is in its log, and the activation waits for what its store still has to do before it looks where the log ends (M3)"},
+	"M2-stop-acking": {why: "what a candidate acknowledges is in its log, and the activation waits for what its store still has to do before it looks where the log ends (M3-stored), and once more when it writes its promise down (W2-durable)", with: "M3-stored+W2-durable", scenario: "a candidate that hears the owner"},
+	"M3-stored":      {why: "a candidate has taken nothing for seconds (M2-stop-acking), and the promise is written behind what the store still has to do (W2-durable)", with: "M2-stop-acking+W2-durable", scenario: "a candidate that hears the owner"},
 	"M4-stream":      {why: "a link that breaks, and a replica that takes nothing, end the resync as well (linkDown and mirrorsStuck cancel it); the second look closes a window in which no time passes"},
 	"Z1-link":        {why: "who forwarded a command ends it when it has greeted anew, which waits until the old link is drained, when the volume has moved, or after five seconds; all of these come later than what was read from a link before it failed, or that is refused as too old (Z3). Operations of a stream are numbered and belong to an epoch (W2, W3)"},
 	"B1":             {why: "a node that believes an older record has to change it before it serves, and that fails (M5)", with: "M5", scenario: "a node believes what it knew before it was killed"},

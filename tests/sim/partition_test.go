@@ -160,7 +160,8 @@ func runPartition(t *testing.T, c partition) (o outcome) {
 	runtimeSeed(seed)
 	synctest.Test(t, func(t *testing.T) {
 		w = newWorld(Options{Seed: seed, Only: []string{}})
-		w.nodes, w.volumes, w.oneNetwork, w.calm = 2, 1, true, true
+		w.nodes, w.oneNetwork, w.calm = 2, true, true
+		w.count.Store(1)
 		w.rates = [maxNodes + 1]float64{1, 1, 1, 1}
 		w.net.delay, w.net.rate, w.flush, w.follow = 100*time.Microsecond, 1<<30, 500*time.Microsecond, 2*time.Millisecond
 		w.inspectAcks = 1

@@ -89,7 +89,7 @@ func (w *world) arrange() {
 	}
 	for !w.over() && !w.isHealing() {
 		wait(r.exp(6 * time.Second))
-		vol, id := lsfs.VolumeID(1+r.n(w.volumes)), replication.NodeID(1+r.n(w.nodes))
+		vol, id := lsfs.VolumeID(1+r.n(w.volumes())), replication.NodeID(1+r.n(w.nodes))
 		if !may() {
 			continue
 		}

@@ -35,11 +35,13 @@ type process struct {
 	frozen   replication.Instant
 	sessions []*session
 	stated   map[lsfs.VolumeID]doorState
+
+	watched map[lsfs.VolumeID]bool // of run
 }
 
 // start begins a new life of a node.
 func (w *world) start(id replication.NodeID) *process {
-	p := &process{w: w, id: id, ended: make(chan struct{}), stated: map[lsfs.VolumeID]doorState{}}
+	p := &process{w: w, id: id, ended: make(chan struct{}), stated: map[lsfs.VolumeID]doorState{}, watched: map[lsfs.VolumeID]bool{}}
 	w.mu.Lock()
 	p.store = newStore(w, p, w.disks[id])
 	w.procs[id], w.hostUp[id] = p, true
@@ -129,6 +131,7 @@ func (p *process) run() {
 		p.w.tell(p.id, records)
 		node.Update(records, ids)
 		node.ReconcileSnapshots(snaps)
+		p.watch() // what was born
 	}
 }
 

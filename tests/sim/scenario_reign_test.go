@@ -109,13 +109,7 @@ func (w *world) writeCutOff() {
 func (w *world) brokenLinks() {
 	w.clients[0].pinned(1, w.clients[0].regs[1][0], time.Minute)
 	epoch := w.court.record(1).Epoch
-	w.net.mu.Lock()
-	for _, c := range w.net.conns {
-		for _, e := range c.ends {
-			e.timeOut()
-		}
-	}
-	w.net.mu.Unlock()
+	w.breakLinks()
 	time.Sleep(3 * time.Second)
 	if rec := w.court.record(1); rec.Epoch != epoch {
 		w.fail("L5: links broke, nobody died, and the record has changed from epoch %d to %d", epoch, rec.Epoch)

@@ -103,6 +103,10 @@ var scenarios = []scenario{
 	{name: "a snapshot is deleted while a replica is away", nodes: 2, play: (*world).snapshotDeleted},
 	{name: "a rollback under a command that reads", nodes: 2, play: (*world).rolledBackUnder},
 	{name: "groups of what is being written", nodes: 2, play: (*world).groupsOfWritten, volumes: 2},
+	{name: "dark while it is filled", nodes: 2, play: (*world).darkWhileFilled},
+	{name: "a volume that begins as a snapshot", nodes: 2, play: func(w *world) { w.beginsAsSnapshot(false) }},
+	{name: "a volume whose origin its owner has lost", nodes: 2, play: func(w *world) { w.beginsAsSnapshot(true) }},
+	{name: "a candidate that hears the owner", nodes: 3, play: (*world).candidateHears},
 	{name: "clones of what is being written", nodes: 2, play: (*world).cloneOfWritten, volumes: 2},
 }
 
@@ -425,8 +429,8 @@ func TestScenarios(t *testing.T) {
 				opt.Verbose = os.Stdout
 			}
 			w = newWorld(opt)
-			w.nodes, w.volumes, w.oneNetwork, w.calm = c.nodes, max(c.volumes, 1), false, true
-			w.lockOf = make([]lockState, w.volumes+1)
+			w.nodes, w.oneNetwork, w.calm = c.nodes, false, true
+			w.count.Store(int32(max(c.volumes, 1)))
 			if c.timing != nil {
 				w.impatient = true
 				c.timing(&w.timing)

@@ -22,6 +22,7 @@ var (
 	childFlag  = flag.Bool("sim.child", false, "results as JSON, for a campaign")
 	mutantFlag = flag.String("sim.mutant", "", "the rule to switch off (build tag mutants)")
 	hardFlag   = flag.Bool("sim.hard", false, "many faults and busy hosts")
+	plainFlag  = flag.Bool("sim.plain", false, "no volume begins as a snapshot, as seeds were at first")
 	twiceFlag  = flag.Uint64("sim.twice", 50, "every so many-th seed is run twice, and the two must be the same")
 	onlyFlag   = flag.String("sim.only", "", "kinds of faults, separated by commas, instead of what the seed chooses")
 )
@@ -57,7 +58,7 @@ func TestSeeds(t *testing.T) {
 	}
 	var story bytes.Buffer
 	for i := range *seedsFlag {
-		opt := Options{Seed: first + uint64(i), Length: *lengthFlag, Hard: *hardFlag}
+		opt := Options{Seed: first + uint64(i), Length: *lengthFlag, Hard: *hardFlag, Plain: *plainFlag}
 		if *onlyFlag != "" {
 			opt.Only = strings.Split(*onlyFlag, ",")
 		}

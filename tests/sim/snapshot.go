@@ -160,11 +160,6 @@ func (s *store) ForgeSnapshot(ctx context.Context, id, of, base lsfs.VolumeID, b
 	})
 }
 
-// CreateCopyFrom makes nothing: no volume of the simulator begins as a snapshot.
-func (s *store) CreateCopyFrom(context.Context, lsfs.VolumeID, uint64, replication.ReplicaID, lsfs.VolumeID) (replication.Copy, error) {
-	return nil, lsfs.ErrNoVolume
-}
-
 // localSnapshot is a snapshot of a store; it is read as a copy is.
 type localSnapshot struct {
 	localCopy
@@ -201,16 +196,19 @@ func (w *world) keep() {
 		ready := w.court.listed(true)
 		switch {
 		case w.isHealing() || w.amnesia.Load():
+		case w.births && w.born == nil && len(ready) > 0 && r.chance(0.5):
+			w.bear(ready[r.n(len(ready))])
 		case w.rollbacks && len(ready) > 0 && r.chance(0.3):
 			w.rollBack(ready[r.n(len(ready))])
 		case w.rollbacks && len(ready) > 0 && r.chance(0.3):
-			id := ready[r.n(len(ready))]
-			w.note("delete", uint64(id))
-			w.court.taken(id, false)
-		case w.groups && r.chance(0.5) && w.court.ids < w.volumes*snapshotsMax:
+			if id := ready[r.n(len(ready))]; !w.begins(id) {
+				w.note("delete", uint64(id))
+				w.court.taken(id, false)
+			}
+		case w.groups && r.chance(0.5) && w.court.ids < w.volumes()*snapshotsMax:
 			w.takeGroup()
-		case w.court.ids < w.volumes*snapshotsMax:
-			w.take(lsfs.VolumeID(1 + r.n(w.volumes)))
+		case w.court.ids < w.volumes()*snapshotsMax:
+			w.take(lsfs.VolumeID(1 + r.n(w.volumes())))
 		}
 	}
 }

@@ -112,6 +112,11 @@ func (s *store) flushLater() {
 // with mu.
 func (s *store) blackout(r *random) (nothing bool) {
 	n := r.n(len(s.disk.loose) + 1)
+	s.w.mu.Lock()
+	if s.w.dark != nil {
+		n = s.w.dark(n)
+	}
+	s.w.mu.Unlock()
 	for range n {
 		s.w.lost(s.p.id, s.disk.undo())
 	}

@@ -25,6 +25,7 @@ type Options struct {
 	Length  time.Duration // of the phase with faults, virtual
 	Verbose io.Writer     // the whole story, or nil
 	Only    []string      // kinds of faults; nil: a random subset
+	Plain   bool          // no volume begins as a snapshot: what seeds were before that
 	Hard    bool          // many faults and busy hosts: to find a known bug soon
 }
 
@@ -42,13 +43,13 @@ type Result struct {
 
 // world is one run: a cluster, its hosts and what happens to them.
 type world struct {
-	seed    uint64
-	opt     Options
-	began   time.Time
-	nodes   int
-	volumes int
-	timing  replication.Timing
-	key     dedup.Key
+	seed   uint64
+	opt    Options
+	began  time.Time
+	nodes  int
+	count  atomic.Int32 // of volumes; it rises when one is born
+	timing replication.Timing
+	key    dedup.Key
 
 	faultRandom, netRandom, storeRandom, courtRandom, clientRandom, checkRandom *random
 
@@ -80,16 +81,17 @@ type world struct {
 	rollbacks   bool // and snapshots are deleted
 	groups      bool // and of two volumes at one moment
 	hosts       *quiet
-	placing     bool          // copies come and go
-	ram         [3]bool       // by volume: mirrored-ram
-	unflushed   time.Duration // how long what is only written waits for its flush
+	placing     bool                // copies come and go
+	births      bool                // a volume begins as a snapshot of another one
+	ram         [birthsMax + 1]bool // by volume: mirrored-ram
+	unflushed   time.Duration       // how long what is only written waits for its flush
 	rot         bool
 	rotten      replication.NodeID
 	rates       [maxNodes + 1]float64
 
-	amnesia atomic.Bool    // a disk has lost its memory: copies are not looked into
-	restore [3]atomic.Bool // by volume: blocks of it are lost for good and have to be written again
-	faulty  atomic.Int32   // open faults
+	amnesia atomic.Bool                // a disk has lost its memory: copies are not looked into
+	restore [birthsMax + 1]atomic.Bool // by volume: blocks of it are lost for good and have to be written again
+	faulty  atomic.Int32               // open faults
 
 	mu      sync.Mutex
 	disks   [maxNodes + 1]*disk
@@ -103,10 +105,13 @@ type world struct {
 	good    int
 	reads   int
 	err     string
+	born    *born                                      // or nil
 	frozen  map[lsfs.VolumeID]uint64                   // what every snapshot holds
 	named   map[operation]uint64                       // what every number that was given stands for (ORDERED)
 	lossy   [maxNodes + 1]map[lsfs.VolumeID]lsfs.Epoch // in which a node has lost something that it had acknowledged (W6)
 	last    [maxNodes + 1][]replication.Record         // what a node was told last
+
+	dark func(n int) int // of a scenario: how much of what is not flushed the power takes along, instead of n
 
 	stop      chan struct{} // closed at the end, or at the first failure
 	healing   chan struct{} // closed when all faults heal
@@ -153,7 +158,8 @@ func newWorld(opt Options) *world {
 	}
 	r := newRandom(seed, 7)
 	binary.LittleEndian.PutUint64(w.key[:], seed)
-	w.nodes, w.volumes = 2, 1+r.n(2)
+	w.nodes = 2
+	w.count.Store(int32(1 + r.n(2)))
 	if r.chance(0.2) {
 		w.nodes = 3
 	}
@@ -202,7 +208,7 @@ func newWorld(opt Options) *world {
 			w.placing, w.nodes = true, 3
 		}
 		if r.chance(0.15) {
-			w.ram = [3]bool{1: r.chance(0.7), 2: r.chance(0.7)}
+			w.ram = [birthsMax + 1]bool{1: r.chance(0.7), 2: r.chance(0.7)}
 			if opt.Only == nil { // that is what it is about
 				w.enabled["power"], w.enabled["kill-all"] = true, true
 			}
@@ -210,14 +216,15 @@ func newWorld(opt Options) *world {
 			w.clones = w.clones && !w.ram[1] && !w.ram[2] // nobody knows for certain what is cloned
 		}
 	}
-	w.groups = w.snapshots && !w.rollbacks && w.volumes == 2 && w.ram == [3]bool{} && snaps.chance(0.5)
+	w.groups = w.snapshots && !w.rollbacks && w.volumes() == 2 && w.ram == [birthsMax + 1]bool{} && snaps.chance(0.5)
+	w.births = w.snapshots && !opt.Plain && newRandom(seed, 12).chance(0.5)
 	w.net = &network{w: w, delay: pick(50*time.Microsecond, 300*time.Microsecond, 3*time.Millisecond), rate: []int64{1 << 30, 100 << 20, 10 << 20}[r.n(3)]}
 	w.court = newCourt(w)
 	for i := range 6 {
 		w.shared = append(w.shared, stamp(seed+uint64(i), i%2 == 0))
 	}
 	w.shared = append(w.shared, hole)
-	w.lockOf = make([]lockState, w.volumes+1)
+	w.lockOf = make([]lockState, birthsMax+1)
 	return w
 }
 
@@ -227,7 +234,7 @@ func (w *world) prepare() {
 		w.disks[id] = newDisk()
 		w.lossy[id] = map[lsfs.VolumeID]lsfs.Epoch{}
 	}
-	for v := lsfs.VolumeID(1); int(v) <= w.volumes; v++ {
+	for v := lsfs.VolumeID(1); int(v) <= w.volumes(); v++ {
 		owner := replication.NodeID(1 + (int(v)-1)%w.nodes)
 		away := replication.NodeID(0)
 		if w.placing {
@@ -311,9 +318,13 @@ func (w *world) play() {
 	w.pause(w.faultRandom.between(time.Second, 3*time.Second)) // what was under way ends
 	if w.failure() == "" {
 		w.compare()
+		w.unchanged()
 	}
 	w.shut()
 }
+
+// volumes is how many there are. Their ids are one and up.
+func (w *world) volumes() int { return int(w.count.Load()) }
 
 // liveWithin bounds the time to full health: grace and boot waits, one conversation of
 // a host given up, and the copying.
@@ -365,7 +376,7 @@ func (w *world) waitHealthy(limit time.Duration) bool {
 // served says that every client has written to every volume since.
 func (w *world) served(since time.Time) bool {
 	for _, c := range w.clients {
-		for v := 1; v <= w.volumes; v++ {
+		for v := 1; v <= w.volumes(); v++ {
 			if c.done[v].Load() <= since.UnixNano() {
 				return false
 			}
@@ -391,7 +402,7 @@ func (w *world) state(since time.Time) string {
 		}
 	}
 	for _, c := range w.clients {
-		for v := 1; v <= w.volumes; v++ {
+		for v := 1; v <= w.volumes(); v++ {
 			if c.done[v].Load() <= since.UnixNano() {
 				fmt.Fprintf(&b, " client %d has not written to volume %d;", c.id, v)
 			}
@@ -405,7 +416,7 @@ func (w *world) inspect(done chan struct{}) {
 	defer close(done)
 	for !w.over() {
 		time.Sleep(w.checkRandom.between(20*time.Millisecond, 80*time.Millisecond))
-		for v := lsfs.VolumeID(1); int(v) <= w.volumes; v++ {
+		for v := lsfs.VolumeID(1); int(v) <= w.volumes(); v++ {
 			serving := replication.NodeID(0)
 			for id := replication.NodeID(1); int(id) <= w.nodes; id++ {
 				p, _ := w.processAt(id)
@@ -497,8 +508,8 @@ func (w *world) compare() {
 // answer was lost may still be on its way: then another one may fail because of it.
 func (w *world) fence() {
 	c := newClient(w, clientCount)
-	issued, floor := make([]uint64, w.volumes+1), make([]uint64, w.volumes+1)
-	lost := make([]bool, w.volumes+1)
+	issued, floor := make([]uint64, birthsMax+1), make([]uint64, birthsMax+1)
+	lost := make([]bool, birthsMax+1)
 	last := lsfs.VolumeID(1)
 	look := func(v lsfs.VolumeID) (id replication.StateID, count, mask uint64, ok bool) {
 		was := floor[v]
@@ -521,9 +532,9 @@ func (w *world) fence() {
 		case <-w.stop:
 			return
 		}
-		v := lsfs.VolumeID(1 + c.r.n(w.volumes))
+		v := lsfs.VolumeID(1 + c.r.n(w.volumes()))
 		if w.isHealing() {
-			v = last%lsfs.VolumeID(w.volumes) + 1 // each in its turn
+			v = last%lsfs.VolumeID(w.volumes()) + 1 // each in its turn
 		}
 		last = v
 		id, count, was, ok := look(v)
