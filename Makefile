@@ -157,7 +157,7 @@ bench-ha:
 	$(GO) run ./tests/bench -no-peer -rows mirror $(BENCH)
 	$(GO) test ./replication -run '^$$' -bench '^BenchmarkMirror$$' -benchtime 3s -count 3 -timeout 20m
 	$(GO) test ./replication -run '^$$' -bench '^BenchmarkResync$$' -benchtime 1x -timeout 20m
-	$(GO) test ./replication -run '^TestResyncRate$$' -v -timeout 20m | grep -v level=
+	$(GO) test ./replication -run '^TestResyncRate$$' -resync.rates -v -timeout 20m | grep -v level=
 
 ## bench-space: throughput, stalls and write amplification of a store by how full it is
 bench-space:

@@ -16,7 +16,7 @@ import (
 // a checkpoint is always left: one that finds none stops the store.
 func TestCheckpointFits(t *testing.T) {
 	for _, size := range []int{480, 1200} {
-		t.Run(fmt.Sprint(size), func(t *testing.T) { checkpointsFit(t, size/8, 600) })
+		t.Run(fmt.Sprint(size), func(t *testing.T) { checkpointsFit(t, size/8, 400) })
 	}
 }
 

@@ -375,12 +375,12 @@ func TestSalvageCut(t *testing.T) {
 	report := whole.salvage(t)
 	writes := whole.disks["disk1"].Counts(devicetest.Write) - base.disks["disk1"].Counts(devicetest.Write)
 	before, after := 0, 0
-	step := max(writes/8, 1)
+	step := max(writes/3, 1)
 	if testing.Short() {
 		step = writes
 	}
 	for n := 1; n <= writes+1; n++ {
-		if n > 2 && n < writes-9 && n%step != 0 {
+		if n > 1 && n < writes-3 && n%step != 0 {
 			continue
 		}
 		r := base.copyOf()

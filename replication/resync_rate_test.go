@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,8 @@ import (
 	"github.com/twinsan/twinsan/lsfs/device/devicetest"
 	"github.com/twinsan/twinsan/tests/lab"
 )
+
+var allRates = flag.Bool("resync.rates", false, "all links and disks of TestResyncRate, not two")
 
 // TestResyncRate fills a replica over links and from and to disks of all speeds, in
 // virtual time: what processors do takes none, so what is measured is what the protocol
@@ -40,7 +43,7 @@ func TestResyncRate(t *testing.T) {
 		{name: "200 MiB/s, flushes of 10 ms", disk: 200 << 20, flush: 10 * time.Millisecond},
 		{name: "1 GiB/s", disk: 1 << 30, flush: 100 * time.Microsecond},
 	} {
-		if i >= 2 && testing.Short() {
+		if i >= 2 && !*allRates {
 			break
 		}
 		t.Run(c.name, func(t *testing.T) {
