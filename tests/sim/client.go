@@ -150,6 +150,10 @@ func (c *client) step() {
 	}
 	v := 1 + c.r.n(c.w.volumes())
 	if c.w.ram[v] {
+		if c.w.restore[v].Load() && c.r.chance(0.5) {
+			c.rewrite(v)
+			return
+		}
 		c.stepRelaxed(v)
 		return
 	}
