@@ -52,7 +52,7 @@ func TestPackCold(t *testing.T) {
 	for n := range s.segs.all {
 		if seg := &s.segs.all[n]; seg.state == segmentSealed && seg.live > 0 && seg.stream == streamLog {
 			read = uint32(n)
-			seg.heat.Store(1 << 31) // halved once a tick that is too much for the whole test
+			seg.heat.Store(1 << 31)
 			break
 		}
 	}
@@ -63,6 +63,7 @@ func TestPackCold(t *testing.T) {
 	eventually(t, "the cold segments are packed", func() bool {
 		s.mu.RLock()
 		defer s.mu.RUnlock()
+		s.segs.all[read].heat.Store(1 << 31) // it is halved all the time
 		before := s.log.clock.Load()
 		for n := range s.segs.all {
 			if uint32(n) != read && s.cold(uint32(n), before, 1<<62) {

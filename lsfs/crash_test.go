@@ -157,7 +157,7 @@ func TestCrashAtEveryWrite(t *testing.T) {
 					if err := s.post(&task{kind: taskTurn}); err != nil {
 						t.Fatal(err)
 					}
-					chill(s, 4, rng.IntN(2) == 0)
+					chill(s, 4, false)
 				} else if ok {
 					s.cleanSegment(n)
 				}

@@ -54,7 +54,10 @@ func chill(s *Store, most int, pack bool) {
 	}
 	s.mu.RUnlock()
 	for _, n := range full {
-		s.emptySegment(n, pack)
+		if pack {
+			s.emptySegment(n, true)
+		}
+		s.cleanSegment(n) // what was not worth packing
 	}
 	s.cleaner.turn.Lock()
 	s.mu.Lock()
